@@ -1,0 +1,75 @@
+"""Every error this project raises on purpose, in one tree.
+
+    RestnetError
+      BundleError          a bundle is damaged, hostile, newer than this reader, or inconsistent
+      CompileError         a route could not be compiled or loaded on this device
+      UnitError            a quantity or a budget could not be read
+      InfeasibleError      no route fits the budget, and the operator chose to refuse rather than overrun
+      RequestError         what a client sent cannot be used
+        ImageError           an image that cannot be decoded
+        InputError           an array of the wrong shape, type or value
+      ExportError          the exporter cannot go on
+        SpecError            an anchor or data specification that cannot be read or loaded
+        CutError             an anchor that cannot be cut as asked
+        RuleError            a stitching rule that does not apply to these anchors
+        ParityError          a segment or a route that does not compute what torch computes
+
+A message names the offender, its value and what is allowed.
+"""
+
+
+class RestnetError(Exception):
+    """Base of all errors raised on purpose by `restnet_runtime` and `restnet_export`."""
+
+
+class BundleError(RestnetError):
+    """A bundle that must not be used. The message names the file and the reason."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where = where
+        self.reason = reason
+
+
+class CompileError(RestnetError):
+    """A route that ONNX Runtime could not compile or load here."""
+
+
+class UnitError(RestnetError):
+    """A quantity or a budget that cannot be read."""
+
+
+class InfeasibleError(RestnetError):
+    """No route fits the budget, and running one anyway was ruled out."""
+
+
+class RequestError(RestnetError):
+    """A request that cannot be answered because of what it carries."""
+
+
+class ImageError(RequestError):
+    """An image that cannot be decoded."""
+
+
+class InputError(RequestError):
+    """An input array of the wrong shape, type or value."""
+
+
+class ExportError(RestnetError):
+    """The exporter cannot go on."""
+
+
+class SpecError(ExportError):
+    """An anchor or data specification that cannot be read or loaded."""
+
+
+class CutError(ExportError):
+    """An anchor that cannot be cut as asked."""
+
+
+class RuleError(ExportError):
+    """A stitching rule that does not apply to the anchors it was given."""
+
+
+class ParityError(ExportError):
+    """A segment or a route whose output differs from torch's by more than is allowed."""

@@ -1,0 +1,23 @@
+"""A reading: one sample of the device's state. What could not be read is `None`, never guessed."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One sample. Units are in the names; every field may be missing.
+
+    memory_available_bytes:  what this process could still take: the least of the host's available memory and the headroom of each memory cgroup it is in
+    own_memory_bytes:        proportional set size (PSS) of this process; unique or resident size where the kernel has no PSS
+    cpu_percent:             use of all cores since the last sample, 0..100
+    load_1m:                 1-minute load average
+    cpu_quota_cores:         CPU time that the cgroup grants, in cores (0.5 = half a core); `None` when unlimited or unknown
+    slowdown:                recent measured latency over the profiled latency of the routes that served it (EWMA), 1.0 = as profiled
+    """
+
+    memory_available_bytes: int | None = None
+    own_memory_bytes: int | None = None
+    cpu_percent: float | None = None
+    load_1m: float | None = None
+    cpu_quota_cores: float | None = None
+    slowdown: float | None = None
