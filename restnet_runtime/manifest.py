@@ -48,7 +48,7 @@ class Preprocessing(_Model):
     mode: Literal["L", "RGB"]
     resize: Annotated[
         Literal["squash", "shortest"],
-        Field(description="squash: to the input size whatever the aspect; shortest: shorter side to input size / crop_pct, then centre crop"),
+        Field(description="squash: to the input size, whatever the aspect; shortest: shorter side to size / crop_pct, then centre crop"),
     ] = "squash"
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class Reading:
     """One sample. Units are in the names; every field may be missing.
 
-    memory_available_bytes:  what this process could still take: the least of the host's available memory and the headroom of each memory cgroup it is in
+    memory_available_bytes:  what this process could still take: the least of the host's available memory and the headroom
+                             of each memory cgroup that it is in
     own_memory_bytes:        proportional set size (PSS) of this process; unique or resident size where the kernel has no PSS
     cpu_percent:             use of all cores since the last sample, 0..100
     load_1m:                 1-minute load average

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from restnet_runtime.manifest import Precision
+
 
 class Part(NamedTuple):
     """Blocks `first`..`last` (inclusive; 0 is the stem, the highest is the head) of one anchor."""
@@ -28,7 +30,7 @@ class Route:
 
     name: str
     segments: tuple[str, ...]
-    precisions: tuple[str, ...]
+    precisions: tuple[Precision, ...]
     macs: int
     params: int
     weight_bytes: int

@@ -1,0 +1,36 @@
+"""Activations: what an anchor computes at each of its cuts, one batch at a time and without gradients."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from restnet_runtime.errors import ExportError
+
+from .cuts import CutAnchor
+
+
+def cut_activations(anchor: CutAnchor, images: Tensor) -> list[Tensor]:
+    """The output of every block but the head, in order.
+
+    images: float32 (B, *anchor.input_shape).
+    Returns one tensor per cut, (B, *cut.shape), all of them held at once: the batch size bounds the memory.
+    Raises `ExportError` for images of another shape.
+    """
+    if tuple(images.shape[1:]) != tuple(anchor.input_shape):
+        raise ExportError(
+            f"{anchor.name} takes images of shape (batch, {', '.join(map(str, anchor.input_shape))}), not {tuple(images.shape)}"
+        )
+    outputs = []
+    with torch.no_grad():
+        x = images
+        for block in anchor.blocks[:-1]:
+            x = block(x)
+            outputs.append(x)
+    return outputs
+
+
+def stream_activations(anchor: CutAnchor, batches: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """`cut_activations` of each batch in turn; nothing of a batch is kept once the next is asked for."""
+    for images in batches:
+        yield cut_activations(anchor, images)

@@ -1,0 +1,151 @@
+"""Images to fit, tune and score on: `imagefolder:DIR`, `npz:FILE`, `digits`.
+
+Images are prepared by the very code that the device runs (`restnet_runtime.preprocess`), so what is scored is what serves.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from restnet_runtime.errors import RequestError, SpecError
+from restnet_runtime.manifest import Preprocessing
+from restnet_runtime.preprocess import FORMATS, Preprocessor
+from restnet_runtime.settings import ServeSettings
+
+ALLOWED = "imagefolder:DIR, npz:FILE (arrays x uint8 NHWC, y int64), digits, digits:train or digits:val"
+DIGITS_TRAIN = 1000
+"""Of the 1,797 digits, this many are for training; the others are held out."""
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images, decoded when they are asked for.
+
+    labels:   (N,) int64
+    classes:  names by label, where the data has them
+    source:   encoded file or uint8 pixels (H, W, C) of image i
+    """
+
+    name: str
+    labels: np.ndarray
+    classes: tuple[str, ...] | None
+    source: Callable[[int], Path | np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: np.ndarray) -> "Images":
+        """The images at `indices`, in that order."""
+        source = self.source
+        return replace(self, labels=self.labels[indices], source=lambda index: source(int(indices[index])))
+
+    def shuffled(self, seed: int) -> "Images":
+        """The same images in an order that depends on `seed` alone."""
+        return self.subset(np.random.default_rng(seed).permutation(len(self)))
+
+    def split(self, share: float, seed: int) -> tuple["Images", "Images"]:
+        """(rest, held out): `share` of each class is held out, at least one image of every class that has two."""
+        rng = np.random.default_rng(seed)
+        held: list[np.ndarray] = []
+        for label in np.unique(self.labels):
+            members = rng.permutation(np.flatnonzero(self.labels == label))
+            held.append(members[: max(1, round(share * len(members)))] if len(members) > 1 else members[:0])
+        out = np.sort(np.concatenate(held))
+        return self.subset(np.setdiff1d(np.arange(len(self)), out)), self.subset(out)
+
+
+class Batches:
+    """Prepared batches of `images`: iterating gives (x float32 (B, C, H, W), y int64 (B,)), again and again."""
+
+    def __init__(self, images: Images, preprocessing: Preprocessing, input_shape: tuple[int, int, int], size: int = 64) -> None:
+        self.images, self.size = images, size
+        self._preprocessor = Preprocessor(preprocessing, input_shape, ServeSettings())
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self.images), self.size):
+            indices = range(start, min(start + self.size, len(self.images)))
+            yield torch.from_numpy(self._prepared(indices)), torch.from_numpy(self.images.labels[start : start + self.size])
+
+    def _prepared(self, indices: range) -> np.ndarray:
+        loaded = [self.images.source(index) for index in indices]
+        try:
+            if all(isinstance(item, np.ndarray) for item in loaded):
+                return self._preprocessor.from_pixels(np.stack([item for item in loaded if isinstance(item, np.ndarray)]))
+            return self._preprocessor.from_files([item.read_bytes() for item in loaded if isinstance(item, Path)])
+        except (RequestError, OSError) as error:
+            raise SpecError(f"data {self.images.name!r}, images {indices[0]} to {indices[-1]}: {error}") from error
+
+
+def load_images(spec: str) -> Images:
+    """The images that `spec` names. Raises `SpecError` saying what is allowed."""
+    kind, _, rest = spec.partition(":")
+    if kind == "digits" and rest in ("", "train", "val"):
+        return _digits(rest)
+    if kind == "npz" and rest:
+        return _npz(Path(rest))
+    if kind == "imagefolder" and rest:
+        return _folder(Path(rest))
+    raise SpecError(f"data {spec!r} is not one of: {ALLOWED}")
+
+
+def load_split(data: str, val: str | None, seed: int) -> tuple[Images, Images]:
+    """(to fit and tune on, to score on). Without `val` a fifth of each class of `data` is held out; digits has a split of its own."""
+    if val is not None:
+        return load_images(data), load_images(val)
+    if data == "digits":
+        return load_images("digits:train"), load_images("digits:val")
+    return load_images(data).split(0.2, seed)
+
+
+def _digits(part: str) -> Images:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise SpecError("data 'digits' needs scikit-learn: pip install 'restnet-runtime[export]'") from error
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # light ink on dark, 8x8, ink 0..16
+    labels = digits.target.astype(np.int64)
+    images = Images("digits", labels, tuple("0123456789"), lambda index: pixels[index])
+    if not part:
+        return images
+    order = np.random.default_rng(0).permutation(len(labels))
+    return replace(images.subset(order[:DIGITS_TRAIN] if part == "train" else order[DIGITS_TRAIN:]), name=f"digits:{part}")
+
+
+def _npz(path: Path) -> Images:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            pixels, labels = arrays["x"], arrays["y"]
+    except (OSError, KeyError, ValueError) as error:
+        raise SpecError(f"data npz:{path} cannot be read: {error}; it needs the arrays x (uint8, NHWC) and y (int64)") from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or labels.shape != (len(pixels),) or not len(pixels):
+        raise SpecError(f"data npz:{path} has x {pixels.dtype}{pixels.shape} and y {labels.shape}; give uint8 (N, H, W, C) and (N,), N > 0")
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise SpecError(f"data npz:{path} has labels of {labels.dtype} from {labels.min()}; they must be integers from 0")
+    return Images(f"npz:{path.name}", labels.astype(np.int64), None, lambda index: pixels[index])
+
+
+def _folder(root: Path) -> Images:
+    """One directory per class, in sorted order, as torchvision's ImageFolder reads them."""
+    if not root.is_dir():
+        raise SpecError(f"data imagefolder:{root} is not a directory")
+    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((root / name).rglob("*"))
+        if path.suffix.lower() in _SUFFIXES and path.is_file()
+    ]
+    if not files:
+        raise SpecError(f"data imagefolder:{root} has no images: it needs one directory per class with {', '.join(FORMATS)} files in it")
+    labels = np.array([label for _, label in files], np.int64)
+    return Images(f"imagefolder:{root.name}", labels, tuple(classes), lambda index: files[index][0])

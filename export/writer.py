@@ -1,0 +1,242 @@
+"""The one writer of a bundle: segments, routes and what goes with them -> a directory that `open_bundle` accepts.
+
+Specified in docs/bundle.md. Everything is written to a temporary directory beside the target, opened and checked by
+the reader, and only then renamed: a crash leaves the old bundle or none.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from restnet_runtime.bundle import Bundle, file_sha256, open_bundle
+from restnet_runtime.compose import check_graphs, external_extent
+from restnet_runtime.errors import BundleError, ExportError
+from restnet_runtime.manifest import (
+    MANIFEST_FILE,
+    PAGE_BYTES,
+    WEIGHTS_FILE,
+    Anchor,
+    FileEntry,
+    Graph,
+    Input,
+    Manifest,
+    Precision,
+    Preprocessing,
+    Provenance,
+    RouteEntry,
+    Segment,
+)
+from restnet_runtime.routes import pareto_front
+
+INLINE_BELOW_BYTES = 1024
+"""Smaller tensors stay in the graph: a page of weights.bin for each would cost more than it shares."""
+
+
+@dataclass(frozen=True)
+class SegmentSource:
+    """A segment to be written.
+
+    model: input `x` (batch, *input_shape), output `y` (batch, *output_shape), float32, its weights inside
+    """
+
+    name: str
+    kind: str
+    anchor: str | None
+    module: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    macs: int
+    params: int
+    model: onnx.ModelProto
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True)
+class RouteSource:
+    """A route to be written: its segments in order and its top-1 accuracy (0..1) on held-out data."""
+
+    name: str
+    segments: tuple[str, ...]
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class BundleSource:
+    """All that a bundle is made of. reports: files for people, by path (`report/...`)."""
+
+    name: str
+    classes: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    preprocessing: Preprocessing
+    anchors: tuple[Anchor, ...]
+    segments: tuple[SegmentSource, ...]
+    routes: tuple[RouteSource, ...]
+    provenance: Provenance
+    reports: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def write_bundle(source: BundleSource, out: str | Path) -> Bundle:
+    """Write `source` to the directory `out`, replacing an older bundle there.
+
+    Raises `ExportError` if something that is not a bundle is in the way, `BundleError` if what was written would be refused.
+    """
+    target = Path(out)
+    check_target(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        _write(source, scratch)
+        check_graphs(open_bundle(scratch))
+        _replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return open_bundle(target)
+
+
+def check_target(target: Path) -> None:
+    """Raise `ExportError` unless `target` can become a bundle: absent, an empty directory, or an older bundle."""
+    if not target.exists():
+        return
+    if target.is_dir() and (not any(target.iterdir()) or (target / MANIFEST_FILE).is_file()):
+        return
+    raise ExportError(f"{target} is in the way: it is not a bundle, so it is not replaced")
+
+
+def _write(source: BundleSource, root: Path) -> None:
+    (root / "segments").mkdir(parents=True)
+    segments: list[Segment] = []
+    extents: dict[str, set[tuple[int, int]]] = {}
+    with (root / WEIGHTS_FILE).open("wb") as file:
+        weights = _Weights(file)
+        for part in source.segments:
+            model = weights.externalise(part.model)
+            path = f"segments/{part.name}.{part.precision}.onnx"
+            (root / path).write_bytes(model.SerializeToString(deterministic=True))
+            extents[part.name] = {external_extent(tensor) for tensor in model.graph.initializer} - {(0, 0)}
+            segments.append(
+                Segment.model_validate(
+                    {
+                        "name": part.name,
+                        "kind": part.kind,
+                        "anchor": part.anchor,
+                        "module": part.module,
+                        "input_shape": part.input_shape,
+                        "output_shape": part.output_shape,
+                        "macs": part.macs,
+                        "params": part.params,
+                        "graphs": {part.precision: Graph(file=path, weight_bytes=_bytes(extents[part.name]))},
+                    }
+                )
+            )
+    for path, data in source.reports.items():
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_bytes(data)
+    manifest = Manifest(
+        format="restnet-bundle",
+        version=1,
+        name=source.name,
+        task="classification",
+        classes=source.classes,
+        input=Input(shape=source.input_shape),
+        preprocessing=source.preprocessing,
+        anchors=source.anchors,
+        segments=tuple(segments),
+        routes=_routes(source, segments, extents),
+        files={
+            path.relative_to(root).as_posix(): FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
+            for path in sorted(root.rglob("*"))
+            if path.is_file()
+        },
+        provenance=source.provenance,
+    )
+    (root / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1, exclude_defaults=False) + "\n")
+    for written in root.rglob("*"):
+        _sync(written)
+    _sync(root)
+
+
+def _routes(source: BundleSource, segments: Sequence[Segment], extents: Mapping[str, set[tuple[int, int]]]) -> tuple[RouteEntry, ...]:
+    by_name = {segment.name: segment for segment in segments}
+    precisions = {part.name: part.precision for part in source.segments}
+    for route in source.routes:
+        if unknown := [name for name in route.segments if name not in by_name]:
+            raise BundleError(MANIFEST_FILE, f"route {route.name!r} names {unknown[0]!r}, which is not among the segments")
+    costs = [sum(by_name[name].macs for name in route.segments) for route in source.routes]
+    front = pareto_front((macs, route.accuracy) for macs, route in zip(costs, source.routes, strict=True))
+    return tuple(
+        RouteEntry(
+            name=route.name,
+            segments=route.segments,
+            precisions=tuple(precisions[name] for name in route.segments),
+            macs=macs,
+            params=sum(by_name[name].params for name in route.segments),
+            weight_bytes=_bytes(set().union(*(extents[name] for name in route.segments))),
+            accuracy=route.accuracy,
+            on_front=on_front,
+        )
+        for route, macs, on_front in zip(source.routes, costs, front, strict=True)
+    )
+
+
+class _Weights:
+    """weights.bin while it is written: every tensor once, by content, at a page of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._offsets: dict[str, int] = {}
+        self._end = 0
+
+    def externalise(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """A copy of `model` whose tensors of `INLINE_BELOW_BYTES` and more lie in weights.bin."""
+        moved = onnx.ModelProto()
+        moved.CopyFrom(model)
+        for tensor in moved.graph.initializer:
+            data = np.ascontiguousarray(numpy_helper.to_array(tensor)).tobytes()
+            if len(data) < INLINE_BELOW_BYTES:
+                continue
+            offset = self._place(data)
+            for part in ("raw_data", "float_data", "int64_data", "int32_data", "double_data"):
+                tensor.ClearField(part)
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", WEIGHTS_FILE), ("offset", str(offset)), ("length", str(len(data)))):
+                tensor.external_data.add(key=key, value=value)
+        return moved
+
+    def _place(self, data: bytes) -> int:
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self._offsets:
+            offset = -(-self._end // PAGE_BYTES) * PAGE_BYTES
+            self._file.write(b"\0" * (offset - self._end) + data)
+            self._offsets[digest], self._end = offset, offset + len(data)
+        return self._offsets[digest]
+
+
+def _bytes(extents: set[tuple[int, int]]) -> int:
+    return sum(length for _, length in extents)
+
+
+def _replace(scratch: Path, target: Path) -> None:
+    """Put `scratch` where `target` is."""
+    old = target.with_name(f".{target.name}.old-{secrets.token_hex(4)}")
+    if target.exists():
+        target.rename(old)
+    scratch.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

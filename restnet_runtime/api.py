@@ -1,0 +1,243 @@
+"""The HTTP interface: paths, status codes and documentation. What they answer comes from `service.py` and the controller."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
+
+from restnet_runtime import __version__
+from restnet_runtime.api_docs import BUDGET_BODY, PREDICT_BODY, PREDICT_PARAMETERS
+from restnet_runtime.budget import Budget
+from restnet_runtime.errors import InfeasibleError, InputError, RequestError, RestnetError, UnitError
+from restnet_runtime.npy import MAGIC
+from restnet_runtime.payload import BodyKind, parse_top_k
+from restnet_runtime.preprocess import looks_like_image
+from restnet_runtime.schemas import (
+    BatchAnswer,
+    BudgetAnswer,
+    BudgetRequest,
+    ErrorAnswer,
+    HealthAnswer,
+    PredictAnswer,
+    QueueAnswer,
+    RoutesAnswer,
+    StatusAnswer,
+    read_json,
+)
+from restnet_runtime.service import ControllerLike, ExecutorLike, PredictService
+from restnet_runtime.settings import ServeSettings
+from restnet_runtime.status import describe_budget, describe_routes, describe_server
+
+BUDGET_HEADER = "X-Restnet-Budget"
+STATUS_OF: dict[type[Exception], int] = {
+    RequestError: 400,  # ImageError too: bytes that cannot be read
+    InputError: 422,  # read, but not what this bundle takes
+    UnitError: 422,
+    InfeasibleError: 503,
+    RestnetError: 500,
+}
+_MEDIA_KINDS: dict[str, BodyKind] = {"multipart/form-data": "form", "application/json": "json", "application/x-npy": "npy"}
+_UNTOLD_MEDIA = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+_ALLOWED_MEDIA = "multipart/form-data, image/*, application/json, application/x-npy, or application/octet-stream with an image or .npy file"
+_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 413, 415, 422, 500, 503)}
+
+T = TypeVar("T")
+
+
+def create_app(executor: ExecutorLike, controller: ControllerLike, settings: ServeSettings) -> FastAPI:
+    """The application. It neither starts nor stops `executor` and `controller`: whoever wires them does."""
+    service = PredictService(executor, controller, settings)
+    pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
+    in_flight = 0
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        pool.shutdown()
+
+    app = FastAPI(
+        title="ReStNet Runtime",
+        summary="The best accuracy that this device can afford right now.",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        # The interactive pages load scripts from elsewhere, and a device may have no way there.
+        docs_url=None,
+        redoc_url=None,
+        **_without_telemetry(),
+    )
+    _answer_errors(app)
+
+    @app.post(
+        "/predict",
+        responses={200: {"model": PredictAnswer | BatchAnswer}, **_ERRORS},
+        openapi_extra={"requestBody": PREDICT_BODY, "parameters": PREDICT_PARAMETERS},
+    )
+    async def predict(request: Request) -> Response:
+        """Classify an image, or a batch of inputs."""
+        nonlocal in_flight
+        if in_flight >= settings.max_in_flight:
+            raise HTTPException(503, f"{in_flight} requests are in flight, which is the limit: try again", {"Retry-After": "1"})
+        in_flight += 1
+        try:
+            top_k, budget = _wishes(request)
+            content_type = request.headers.get("content-type", "")
+            body = await read_body(request, settings.max_body_bytes)
+            kind = body_kind(content_type, body)
+            work = partial(service.predict, kind, content_type, body, top_k=top_k, budget=budget)
+            answer = await asyncio.get_running_loop().run_in_executor(pool, work)
+        finally:
+            in_flight -= 1
+        return _json(answer, exclude_none=True)
+
+    @app.get("/budget", responses={200: {"model": BudgetAnswer}})
+    def get_budget() -> Response:
+        """The standing budget, and what was decided under it."""
+        return _json(describe_budget(controller))
+
+    @app.put("/budget", responses={200: {"model": BudgetAnswer}, **_ERRORS}, openapi_extra={"requestBody": BUDGET_BODY})
+    async def put_budget(request: Request) -> Response:
+        """Replace the standing budget; the next requests are served under it."""
+        limits = read_json(BudgetRequest, await read_body(request, settings.max_body_bytes)).limits()
+
+        def replace() -> BudgetAnswer:
+            controller.budget = limits
+            return describe_budget(controller)
+
+        return _json(await _off_loop(replace))
+
+    @app.get("/routes", responses={200: {"model": RoutesAnswer}})
+    def get_routes() -> Response:
+        """The routes of the bundle, cheapest first."""
+        return _json(describe_routes(executor))
+
+    @app.get("/status", responses={200: {"model": StatusAnswer}})
+    def get_status() -> Response:
+        """What is served, under which budget, and how the device is doing."""
+        queue = QueueAnswer(in_flight=in_flight, max_in_flight=settings.max_in_flight, workers=settings.workers)
+        return _json(describe_server(executor, controller, queue))
+
+    @app.api_route("/healthz", methods=["GET", "HEAD"], responses={200: {"model": HealthAnswer}}, operation_id="healthz")
+    async def healthz() -> Response:
+        """The process answers."""
+        return _json(HealthAnswer(status="ok"))
+
+    @app.api_route("/readyz", methods=["GET", "HEAD"], responses={200: {"model": HealthAnswer}, 503: {"model": ErrorAnswer}})
+    async def readyz() -> Response:
+        """A route is loaded, so that predictions can be answered."""
+        if not executor.loaded:
+            raise HTTPException(503, "no route is loaded yet")
+        return _json(HealthAnswer(status="ready"))
+
+    return app
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body.
+
+    Raises HTTP 413 as soon as it is known to exceed `limit` bytes, whatever Content-Length says, and 415 when it is compressed.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise HTTPException(415, f"Content-Encoding {encoding[:60]!r} is not taken here: send the body as it is")
+    too_large = f"the body exceeds {limit} bytes, which is the limit"
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
+        raise HTTPException(413, too_large)
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise HTTPException(413, too_large)
+    except ClientDisconnect as gone:
+        raise HTTPException(400, "the client went away before the body was complete") from gone
+    return bytes(body)
+
+
+def body_kind(content_type: str, body: bytes) -> BodyKind:
+    """What the body is by its content type, or by its first bytes where the type does not tell. Raises HTTP 415."""
+    media = content_type.partition(";")[0].strip().lower()
+    if media in _MEDIA_KINDS:
+        return _MEDIA_KINDS[media]
+    if media.startswith("image/"):
+        return "image"
+    if media in _UNTOLD_MEDIA and body.startswith(MAGIC):
+        return "npy"
+    if media in _UNTOLD_MEDIA and looks_like_image(body):
+        return "image"
+    what = f"Content-Type {media[:60]!r}" if media else "a body without Content-Type"
+    raise HTTPException(415, f"{what} starting {body[:8]!r} is not taken here: send {_ALLOWED_MEDIA}")
+
+
+def _wishes(request: Request) -> tuple[int | None, Budget]:
+    """`top_k` and the limits that came in the query and the header."""
+    top_k, budget = None, Budget()
+    for name, value in request.query_params.multi_items():
+        if name == "top_k":
+            top_k = parse_top_k(value)
+        elif name == "budget":
+            budget = budget.narrowed(Budget.parse(value))
+        else:
+            raise InputError(f"unknown query parameter {name[:60]!r}: allowed are top_k, budget")
+    for value in request.headers.getlist(BUDGET_HEADER):
+        budget = budget.narrowed(Budget.parse(value))
+    return top_k, budget
+
+
+def _json(answer: BaseModel, *, exclude_none: bool = False) -> Response:
+    return Response(answer.model_dump_json(by_alias=True, exclude_none=exclude_none), media_type="application/json")
+
+
+async def _off_loop(work: Callable[[], T]) -> T:
+    """Run what may block beside the prediction workers, so that it does not wait for them."""
+    return await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": message}, status, headers)
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Make every error an `ErrorAnswer`."""
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, StarletteHTTPException)
+        headers, path = dict(error.headers or {}), request.url.path[:100]
+        message = error.detail
+        if error.status_code == 404:
+            message = f"there is no {path!r} here: /openapi.json lists what there is"
+        elif error.status_code == 405:
+            message = f"{request.method} is not allowed on {path!r}: allowed is {headers.get('Allow', 'another method')}"
+        return _error(error.status_code, message, headers)
+
+    def on_kind(status: int) -> Callable[[Request, Exception], Any]:
+        async def answer(_: Request, error: Exception) -> Response:
+            return _error(status, str(error))
+
+        return answer
+
+    async def on_bug(_: Request, error: Exception) -> Response:
+        return _error(500, f"internal error ({type(error).__name__}): the server's log has the details")
+
+    app.add_exception_handler(StarletteHTTPException, on_http)
+    for kind, status in STATUS_OF.items():
+        app.add_exception_handler(kind, on_kind(status))
+    app.add_exception_handler(Exception, on_bug)
+
+
+def _without_telemetry() -> dict[str, Any]:
+    """Newer versions of FastAPI can report to elsewhere when the environment says so. This server reports nothing to anyone."""
+    if "telemetry" not in inspect.signature(FastAPI.__init__).parameters:
+        return {}
+    parts = ("tracing", "metrics", "logs", "operation_spans", "auto_configure")
+    return {"telemetry": dict.fromkeys(parts, False)}

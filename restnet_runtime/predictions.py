@@ -1,0 +1,38 @@
+"""Predictions: from logits to the most probable classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from restnet_runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One class with its probability, 0..1."""
+
+    name: str
+    index: int
+    probability: float
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Probabilities over the last axis, in float64. Raises `InputError` when a logit is not finite."""
+    if not np.isfinite(logits).all():
+        raise InputError("the network does not give finite numbers for this input: are its values on the scale that preprocessing makes?")
+    wide = logits.astype(np.float64)
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    probabilities: npt.NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def best_classes(logits: npt.NDArray[np.float32], classes: Sequence[str], top_k: int) -> list[list[Scored]]:
+    """For each row of `logits`, shape (B, classes), the `top_k` most probable classes, best first; of equals the first.
+
+    Lists all classes when there are fewer than `top_k`. Raises `InputError` when a logit is not finite.
+    """
+    probabilities = softmax(logits)
+    order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top_k]
+    return [[Scored(classes[i], int(i), float(row[i])) for i in best] for row, best in zip(probabilities, order, strict=True)]

@@ -1,0 +1,207 @@
+"""What HTTP requests and answers look like, as JSON."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from restnet_runtime.budget import Budget
+from restnet_runtime.errors import InputError, RequestError
+
+BUDGET_EXAMPLE = "200MFLOPs,30ms,150MB"
+_SHOWN_CHARACTERS = 60
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+
+_RequestT = TypeVar("_RequestT", bound=_Request)
+
+
+class PredictRequest(_Request):
+    """JSON body of POST /predict: exactly one of image, images and inputs."""
+
+    image: Annotated[str | None, Field(description="an image file in base64, also as a data URL")] = None
+    images: Annotated[list[str] | None, Field(description="a batch of image files in base64")] = None
+    inputs: Annotated[
+        list[Any] | None,
+        Field(description="preprocessed numbers, nested lists of shape (channels, height, width) or (batch, channels, height, width)"),
+    ] = None
+    top_k: Annotated[int | None, Field(ge=1, description="how many classes to list")] = None
+    budget: Annotated[str | None, Field(description="narrows the standing budget for this request only", examples=[BUDGET_EXAMPLE])] = None
+
+
+class BudgetRequest(_Request):
+    """JSON body of PUT /budget: the new standing budget, either as text or limit by limit. What is left out is not limited."""
+
+    budget: Annotated[str | None, Field(description="limits separated by commas, or none", examples=[BUDGET_EXAMPLE])] = None
+    macs: Annotated[int | None, Field(description="multiply-accumulates per input", examples=[200_000_000])] = None
+    latency_ms: Annotated[float | None, Field(description="milliseconds per request", examples=[30.0])] = None
+    memory_bytes: Annotated[int | None, Field(description="memory of the process (PSS)", examples=[150_000_000])] = None
+
+    def limits(self) -> Budget:
+        """As a `Budget`. Raises `InputError` for an empty or doubled one, `UnitError` for limits that cannot be read."""
+        numbers = self.model_fields_set - {"budget"}
+        if self.budget is not None:
+            if numbers:
+                raise InputError(f"both budget and {', '.join(sorted(numbers))} are given: give either the text or the numbers")
+            return Budget.parse(self.budget)
+        if not numbers:
+            raise InputError(
+                "the body sets no limit: give budget (the text none removes every limit), or any of macs, latency_ms, memory_bytes"
+            )
+        return Budget(self.macs, self.latency_ms, self.memory_bytes)
+
+
+class ErrorAnswer(_Answer):
+    """Every answer that is not a success."""
+
+    error: str
+
+
+class ClassScore(_Answer):
+    """One class and its probability."""
+
+    name: Annotated[str, Field(alias="class")]
+    index: int
+    probability: float
+
+
+class Prediction(ClassScore):
+    """The most probable class, and the runners-up."""
+
+    top: list[ClassScore]
+
+
+class _Served(_Answer):
+    route: Annotated[str, Field(description="which route answered, named by what it is made of")]
+    macs: Annotated[int, Field(description="multiply-accumulates of the route, per input")]
+    latency_ms: Annotated[float, Field(description="time in the network, without decoding and transport")]
+    budget_met: Annotated[
+        bool, Field(description="the route was chosen within the budget, and the time per input was within its latency limit")
+    ]
+    budget: Annotated[str | None, Field(description="the limits in force; only when they were not met")] = None
+    reason: Annotated[str | None, Field(description="why not; only when the budget was not met")] = None
+
+
+class PredictAnswer(_Served, Prediction):
+    """Answer to one input."""
+
+
+class BatchAnswer(_Served):
+    """Answer to a batch, in the order of the inputs."""
+
+    predictions: list[Prediction]
+
+
+class BudgetLimits(_Answer):
+    """A budget; null is no limit."""
+
+    text: str
+    macs: int | None
+    latency_ms: float | None
+    memory_bytes: int | None
+
+    @classmethod
+    def of(cls, budget: Budget) -> "BudgetLimits":
+        return cls(text=str(budget), macs=budget.macs, latency_ms=budget.latency_ms, memory_bytes=budget.memory_bytes)
+
+
+class DecisionAnswer(_Answer):
+    """What the policy decided: the route, whether it fits, and why."""
+
+    route: str
+    feasible: bool
+    reason: str
+    limits: BudgetLimits
+
+
+class BudgetAnswer(_Answer):
+    """The standing budget and what was decided under it."""
+
+    budget: BudgetLimits
+    decision: DecisionAnswer | None
+
+
+class RouteAnswer(_Answer):
+    """One route of the bundle."""
+
+    name: str
+    macs: int
+    params: int
+    weight_bytes: int
+    accuracy: float | None
+    on_front: bool
+    loaded: bool
+    current: bool
+
+
+class RoutesAnswer(_Answer):
+    """The routes of the bundle, cheapest first."""
+
+    routes: list[RouteAnswer]
+
+
+class BundleAnswer(_Answer):
+    """What is being served."""
+
+    name: str
+    digest: str
+    task: str
+    classes: int
+    input_shape: tuple[int, int, int]
+
+
+class RouteCounts(_Answer):
+    """How many routes there are, and which of them can be switched to now."""
+
+    known: int
+    loaded: list[str]
+
+
+class QueueAnswer(_Answer):
+    """Requests being decoded, waiting or running."""
+
+    in_flight: int
+    max_in_flight: int
+    workers: int
+
+
+class StatusAnswer(_Answer):
+    """Everything that an operator asks first."""
+
+    version: str
+    bundle: BundleAnswer
+    routes: RouteCounts
+    current: str | None
+    budget: BudgetLimits
+    decision: DecisionAnswer | None
+    controller: Annotated[dict[str, Any], Field(description="reading of the device, and the last decisions")]
+    queue: QueueAnswer
+    versions: dict[str, str]
+
+
+class HealthAnswer(_Answer):
+    """The process answers; `ready`: it has a route to answer with."""
+
+    status: Literal["ok", "ready"]
+
+
+def read_json(model: type[_RequestT], body: bytes) -> _RequestT:
+    """`body` as `model`. Raises `RequestError` when it is not JSON, `InputError` naming what does not fit the model."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "json_invalid":
+            raise RequestError(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}") from error
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"unknown field {name[:_SHOWN_CHARACTERS]!r}: allowed are {', '.join(model.model_fields)}") from error
+        shown = repr(first["input"])[:_SHOWN_CHARACTERS]
+        where = f"field {name}" if name else "the body"
+        raise InputError(f"{where} is {shown}: {first['msg']}") from error

@@ -1,0 +1,93 @@
+"""Sensors: take one reading of the device and of one process. What cannot be read is `None`; reading never raises for it."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from restnet_runtime.cgroups import CgroupLimits, read_limits
+from restnet_runtime.reading import Reading
+
+_Value = TypeVar("_Value")
+
+
+class Sensors:
+    """Reads the host through psutil and the process's own memory and cgroups from `/proc` and the cgroup mounts.
+
+    root:  where `/proc` and the cgroup mounts are looked up; psutil's samples are of the running machine whatever it is
+    pid:   the process whose memory and cgroups are read; default: this one
+
+    Not for use by several threads at once: `cpu_percent` is the use since the previous `read`.
+    """
+
+    def __init__(self, root: Path = Path("/"), pid: int | None = None) -> None:
+        self._root = root
+        self._pid = os.getpid() if pid is None else pid
+        self._cpu = _or_none(_cpu_seconds)
+
+    def read(self) -> Reading:
+        """One sample; about a millisecond. `slowdown` is left `None`: whoever sees the requests fills it in."""
+        limits = self.cgroup_limits()
+        host = _or_none(_host_available_bytes)
+        left = [value for value in (host, limits.headroom_bytes) if value is not None]
+        return Reading(
+            memory_available_bytes=min(left, default=None),
+            own_memory_bytes=self._own_memory_bytes(),
+            cpu_percent=self._cpu_percent(),
+            load_1m=_or_none(_load_1m),
+            cpu_quota_cores=limits.quota_cores,
+        )
+
+    def cgroup_limits(self) -> CgroupLimits:
+        """What the process's cgroups allow, also for reports: a device with the memory cgroup off shows no limit here."""
+        return read_limits(self._root, self._pid)
+
+    def _own_memory_bytes(self) -> int | None:
+        rollup = _or_none(lambda: (self._root / "proc" / str(self._pid) / "smaps_rollup").read_bytes())
+        match = re.search(rb"^Pss:\s+([0-9]{1,15}) kB$", rollup or b"", re.MULTILINE)
+        return int(match[1]) * 1024 if match else _or_none(lambda: _process_bytes(self._pid))
+
+    def _cpu_percent(self) -> float | None:
+        before, self._cpu = self._cpu, _or_none(_cpu_seconds)
+        if before is None or self._cpu is None:
+            return None
+        busy, total = self._cpu[0] - before[0], self._cpu[1] - before[1]
+        # Counters of single cores may step back a little.
+        return min(100.0, max(0.0, 100.0 * busy / total)) if total > 0 else None
+
+
+def _or_none(read: Callable[[], _Value]) -> _Value | None:
+    """psutil raises its own errors, and OSError, AttributeError or other kinds where a platform or a sandbox lacks a file or a field."""
+    try:
+        return read()
+    except (psutil.Error, OSError, ValueError, AttributeError, LookupError, NotImplementedError):
+        return None
+
+
+def _host_available_bytes() -> int:
+    return int(psutil.virtual_memory().available)
+
+
+def _load_1m() -> float:
+    return float(psutil.getloadavg()[0])
+
+
+def _process_bytes(pid: int) -> int:
+    """Proportional, else unique, else resident set size; the first two cost milliseconds, so they come after smaps_rollup."""
+    process = psutil.Process(pid)
+    full = _or_none(process.memory_full_info)
+    for field in ("pss", "uss"):
+        value = getattr(full, field, 0)
+        if value:
+            return int(value)
+    return int(process.memory_info().rss)
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """(busy, total) seconds of all cores since boot. Linux counts guests within user and nice already."""
+    times = psutil.cpu_times()
+    total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return total - times.idle - getattr(times, "iowait", 0.0), total

@@ -1,0 +1,150 @@
+"""A small family of convolutional networks as a bundle, made without torch, so that these tests run on a device too."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from restnet_export.writer import BundleSource, RouteSource, SegmentSource, write_bundle
+from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.compile import Compiler
+from restnet_runtime.executor import Executor
+from restnet_runtime.manifest import Anchor, Preprocessing, Provenance
+from restnet_runtime.sessions import SessionSettings
+
+CLASSES = ("circle", "cross", "square")
+INPUT_SHAPE = (1, 8, 8)
+
+
+def segment_graph(nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray], in_shape, out_shape) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "segment",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *in_shape])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", *out_shape])],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def conv(name: str, rng: np.random.Generator, cin: int, cout: int, kernel: int, anchor: str | None) -> SegmentSource:
+    """Convolution and, in blocks, ReLU: (cin, 8, 8) -> (cout, 8, 8)."""
+    pad = kernel // 2
+    weight = (rng.standard_normal((cout, cin, kernel, kernel)) / kernel / cin**0.5).astype(np.float32)
+    bias = rng.standard_normal(cout).astype(np.float32)
+    out = "y" if anchor is None else "conv"
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], [out], "conv", pads=[pad] * 4)]
+    if anchor is not None:
+        nodes.append(helper.make_node("Relu", ["conv"], ["y"], "relu"))
+    return SegmentSource(
+        name=name,
+        kind="stitch" if anchor is None else "block",
+        anchor=anchor,
+        module="",
+        input_shape=(cin, 8, 8),
+        output_shape=(cout, 8, 8),
+        macs=64 * weight.size,
+        params=weight.size + bias.size,
+        model=segment_graph(nodes, {"w": weight, "b": bias}, (cin, 8, 8), (cout, 8, 8)),
+    )
+
+
+def head(name: str, rng: np.random.Generator, cin: int, anchor: str) -> SegmentSource:
+    weight = rng.standard_normal((len(CLASSES), cin)).astype(np.float32)
+    bias = np.zeros(len(CLASSES), np.float32)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["pooled"], "pool"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], "flatten"),
+        helper.make_node("Gemm", ["flat", "w", "b"], ["y"], "gemm", transB=1),
+    ]
+    return SegmentSource(
+        name=name,
+        kind="block",
+        anchor=anchor,
+        module="head",
+        input_shape=(cin, 8, 8),
+        output_shape=(len(CLASSES),),
+        macs=weight.size,
+        params=weight.size + bias.size,
+        model=segment_graph(nodes, {"w": weight, "b": bias}, (cin, 8, 8), (len(CLASSES),)),
+    )
+
+
+def family() -> BundleSource:
+    """Anchors `small` (4 channels, 1 block) and `large` (24 channels, 3 blocks), and two routes that join them."""
+    rng = np.random.default_rng(0)
+    segments = [
+        conv("small.0", rng, 1, 4, 3, "small"),
+        conv("small.1", rng, 4, 4, 3, "small"),
+        head("small.2", rng, 4, "small"),
+        conv("large.0", rng, 1, 24, 3, "large"),
+        conv("large.1", rng, 24, 24, 3, "large"),
+        conv("large.2", rng, 24, 24, 3, "large"),
+        conv("large.3", rng, 24, 24, 3, "large"),
+        head("large.4", rng, 24, "large"),
+        conv("small.1~large.2", rng, 4, 24, 1, None),
+        conv("small.1~large.3", rng, 4, 24, 1, None),
+    ]
+    small = tuple(f"small.{i}" for i in range(3))
+    large = tuple(f"large.{i}" for i in range(5))
+    return BundleSource(
+        name="shapes",
+        classes=CLASSES,
+        input_shape=INPUT_SHAPE,
+        preprocessing=Preprocessing(mode="L", mean=(0.0,), std=(1.0,)),
+        anchors=(Anchor(name="small", segments=small), Anchor(name="large", segments=large)),
+        segments=tuple(segments),
+        routes=(
+            RouteSource("small", small, 0.80),
+            RouteSource("small[0-1]>large[3-4]", (*small[:2], "small.1~large.3", *large[3:]), 0.85),
+            RouteSource("small[0-1]>large[2-4]", (*small[:2], "small.1~large.2", *large[2:]), 0.90),
+            RouteSource("large", large, 0.95),
+        ),
+        provenance=Provenance(tool="tests"),
+        reports={"report/report.html": b"<p>none</p>"},
+    )
+
+
+@pytest.fixture(scope="session")
+def family_source() -> BundleSource:
+    return family()
+
+
+@pytest.fixture(scope="session")
+def family_path(family_source: BundleSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that tests only read."""
+    return write_bundle(family_source, tmp_path_factory.mktemp("bundles") / "shapes").path
+
+
+@pytest.fixture(scope="session")
+def family_bundle(family_path: Path) -> Bundle:
+    return open_bundle(family_path)
+
+
+@pytest.fixture
+def own_family(family_source: BundleSource, tmp_path: Path) -> Callable[..., Path]:
+    """A factory of bundles that a test may damage; keywords replace parts of the source."""
+
+    def make(**changes: object) -> Path:
+        return write_bundle(dataclasses.replace(family_source, **changes), tmp_path / "bundle").path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compiled cache that tests share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def executor(family_bundle: Bundle, cache_root: Path):
+    """All routes of the family loaded; the current one is the cheapest."""
+    executor = Executor(family_bundle, Compiler.for_bundle(family_bundle, cache_root), SessionSettings(threads=1))
+    for route in family_bundle.routes:
+        executor.load(route.name)
+    yield executor
+    executor.close()
