@@ -60,20 +60,24 @@ class Images:
         return self.subset(np.setdiff1d(np.arange(len(self)), out)), self.subset(out)
 
 
-class Batches:
-    """Prepared batches of `images`: iterating gives (x float32 (B, C, H, W), y int64 (B,)), again and again."""
+class Samples:
+    """Prepared images one by one: `samples[i]` is (x float32 (C, H, W), label); what tuning draws from."""
 
-    def __init__(self, images: Images, preprocessing: Preprocessing, input_shape: tuple[int, int, int], size: int = 64) -> None:
-        self.images, self.size = images, size
+    def __init__(self, images: Images, preprocessing: Preprocessing, input_shape: tuple[int, int, int]) -> None:
+        self.images = images
         self._preprocessor = Preprocessor(preprocessing, input_shape, ServeSettings())
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.size)
+        return len(self.images)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self.images), self.size):
-            indices = range(start, min(start + self.size, len(self.images)))
-            yield torch.from_numpy(self._prepared(indices)), torch.from_numpy(self.images.labels[start : start + self.size])
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.from_numpy(self._prepared(range(index, index + 1))[0]), int(self.images.labels[index])
+
+    def batches(self, size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x float32 (B, C, H, W), y int64 (B,)) in order; the last batch may be smaller. Raises `SpecError` for a bad image."""
+        for start in range(0, len(self), size):
+            indices = range(start, min(start + size, len(self)))
+            yield torch.from_numpy(self._prepared(indices)), torch.from_numpy(self.images.labels[start : indices.stop])
 
     def _prepared(self, indices: range) -> np.ndarray:
         loaded = [self.images.source(index) for index in indices]

@@ -8,7 +8,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -84,9 +84,10 @@ class BundleSource:
     reports: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def write_bundle(source: BundleSource, out: str | Path) -> Bundle:
+def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle], None] | None = None) -> Bundle:
     """Write `source` to the directory `out`, replacing an older bundle there.
 
+    check: a last look at what was written, before it takes its place; what it raises leaves the old bundle where it was.
     Raises `ExportError` if something that is not a bundle is in the way, `BundleError` if what was written would be refused.
     """
     target = Path(out)
@@ -95,7 +96,10 @@ def write_bundle(source: BundleSource, out: str | Path) -> Bundle:
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         _write(source, scratch)
-        check_graphs(open_bundle(scratch))
+        written = open_bundle(scratch)
+        check_graphs(written)
+        if check is not None:
+            check(written)
         _replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -17,7 +17,9 @@ from starlette.requests import ClientDisconnect
 from restnet_runtime import __version__
 from restnet_runtime.api_docs import BUDGET_BODY, PREDICT_BODY, PREDICT_PARAMETERS
 from restnet_runtime.budget import Budget
+from restnet_runtime.controller import Controller
 from restnet_runtime.errors import InfeasibleError, InputError, RequestError, RestnetError, UnitError
+from restnet_runtime.executor import Executor
 from restnet_runtime.npy import MAGIC
 from restnet_runtime.payload import BodyKind, parse_top_k
 from restnet_runtime.preprocess import looks_like_image
@@ -33,7 +35,7 @@ from restnet_runtime.schemas import (
     StatusAnswer,
     read_json,
 )
-from restnet_runtime.service import ControllerLike, ExecutorLike, PredictService
+from restnet_runtime.service import PredictService
 from restnet_runtime.settings import ServeSettings
 from restnet_runtime.status import describe_budget, describe_routes, describe_server
 
@@ -53,7 +55,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for cod
 T = TypeVar("T")
 
 
-def create_app(executor: ExecutorLike, controller: ControllerLike, settings: ServeSettings) -> FastAPI:
+def create_app(executor: Executor, controller: Controller, settings: ServeSettings) -> FastAPI:
     """The application. It neither starts nor stops `executor` and `controller`: whoever wires them does."""
     service = PredictService(executor, controller, settings)
     pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
@@ -126,12 +128,14 @@ def create_app(executor: ExecutorLike, controller: ControllerLike, settings: Ser
         queue = QueueAnswer(in_flight=in_flight, max_in_flight=settings.max_in_flight, workers=settings.workers)
         return _json(describe_server(executor, controller, queue))
 
-    @app.api_route("/healthz", methods=["GET", "HEAD"], responses={200: {"model": HealthAnswer}}, operation_id="healthz")
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz", responses={200: {"model": HealthAnswer}})
     async def healthz() -> Response:
         """The process answers."""
         return _json(HealthAnswer(status="ok"))
 
-    @app.api_route("/readyz", methods=["GET", "HEAD"], responses={200: {"model": HealthAnswer}, 503: {"model": ErrorAnswer}})
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz", responses={200: {"model": HealthAnswer}, 503: {"model": ErrorAnswer}})
     async def readyz() -> Response:
         """A route is loaded, so that predictions can be answered."""
         if not executor.loaded:
@@ -165,7 +169,9 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def body_kind(content_type: str, body: bytes) -> BodyKind:
-    """What the body is by its content type, or by its first bytes where the type does not tell. Raises HTTP 415."""
+    """What the body is by its content type, or by its first bytes where the type does not tell. Raises HTTP 400 and 415."""
+    if not body:
+        raise HTTPException(400, f"the body is empty: send {_ALLOWED_MEDIA}")
     media = content_type.partition(";")[0].strip().lower()
     if media in _MEDIA_KINDS:
         return _MEDIA_KINDS[media]
@@ -217,7 +223,8 @@ def _answer_errors(app: FastAPI) -> None:
         if error.status_code == 404:
             message = f"there is no {path!r} here: /openapi.json lists what there is"
         elif error.status_code == 405:
-            message = f"{request.method} is not allowed on {path!r}: allowed is {headers.get('Allow', 'another method')}"
+            headers["Allow"] = _methods(app, request.url.path)
+            message = f"{request.method} is not allowed on {path!r}: allowed is {headers['Allow']}"
         return _error(error.status_code, message, headers)
 
     def on_kind(status: int) -> Callable[[Request, Exception], Any]:
@@ -233,6 +240,12 @@ def _answer_errors(app: FastAPI) -> None:
     for kind, status in STATUS_OF.items():
         app.add_exception_handler(kind, on_kind(status))
     app.add_exception_handler(Exception, on_bug)
+
+
+def _methods(app: FastAPI, path: str) -> str:
+    return ", ".join(
+        sorted({method for route in app.routes if getattr(route, "path", None) == path for method in getattr(route, "methods", ())})
+    )
 
 
 def _without_telemetry() -> dict[str, Any]:

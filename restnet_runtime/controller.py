@@ -1,79 +1,59 @@
-"""The controller: at every tick, one reading, one decision, at most one switch. A thread of its own, off the request path."""
+"""The controller: at every tick one reading, one decision, at most one switch. A thread of its own, off the request path."""
 
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Protocol
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import UnitError
 from restnet_runtime.policy import DEFAULTS, Candidate, Decision, History, PolicySettings, choose_for_request, decide
+from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
+from restnet_runtime.slowdown import Slowdown
 
 logger = logging.getLogger(__name__)
 
 
+class RouteSource(Protocol):
+    """What the controller needs of a bundle."""
+
+    @property
+    def routes(self) -> Sequence[Route]: ...
+
+
 class Switchable(Protocol):
-    """What the controller needs of an executor."""
+    """What the controller needs of `executor.Executor`. All of it is quick and safe from any thread."""
 
     @property
-    def current(self) -> Route:
-        """The route that serves."""
-
+    def bundle(self) -> RouteSource: ...
     @property
-    def loaded(self) -> tuple[str, ...]:
-        """Names of the routes that can be switched to now."""
-
-    def switch(self, route: str, /) -> None:
-        """Make a loaded route the current one."""
+    def current(self) -> Route | None: ...
+    @property
+    def loaded(self) -> tuple[str, ...]: ...
+    def profile(self, name: str, /) -> RouteProfile | None: ...
+    def switch(self, name: str, /) -> None: ...
 
 
 class ReadingSource(Protocol):
-    """What the controller needs of sensors."""
+    """What the controller needs of `sensors.Sensors`."""
 
-    def read(self) -> Reading:
-        """One sample."""
-
-
-class Slowdown:
-    """How much slower than profiled requests are now: per tick the median of latency over profile, smoothed over ticks (EWMA).
-
-    The median keeps single slow requests out; the smoothing starts from 1.0, which is what the profile promises.
-    """
-
-    def __init__(self, weight: float = 0.5, stale_ticks: int = 30) -> None:
-        self._weight = weight
-        self._stale_ticks = stale_ticks
-        self._ratios: deque[float] = deque(maxlen=512)
-        self._value = 1.0
-        self._idle_ticks = stale_ticks
-
-    def observe(self, ratio: float) -> None:
-        """One request. Costs an append; safe from any thread."""
-        if 0 < ratio < math.inf:
-            self._ratios.append(ratio)
-
-    def tick(self) -> float | None:
-        """Take in what was observed since the last tick. `None` before the first request and after `stale_ticks` without one."""
-        ratios = [self._ratios.popleft() for _ in range(len(self._ratios))]
-        if ratios:
-            start = self._value if self._idle_ticks < self._stale_ticks else 1.0
-            self._value = start + self._weight * (median(ratios) - start)
-            self._idle_ticks = 0
-        else:
-            self._idle_ticks = min(self._idle_ticks + 1, self._stale_ticks)
-        return self._value if self._idle_ticks < self._stale_ticks else None
+    def read(self) -> Reading: ...
 
 
 @dataclass(frozen=True)
 class Switch:
-    """One entry of the log. at_s: seconds since the epoch."""
+    """One entry of the log.
+
+    at_s:           seconds since the epoch
+    before, after:  names of routes; `before` is empty when none served
+    feasible:       whether `after` fitted
+    """
 
     at_s: float
     before: str
@@ -86,11 +66,12 @@ class Switch:
 class Status:
     """A snapshot.
 
-    decision:  the last one; `None` before the first tick
-    reading:   what it was made from
-    wanted:    the route that the policy would choose were all of them loaded
-    problem:   why the last tick could not read or switch; `None` when all is well
-    switches:  the latest switches, oldest first
+    decision:  the last one; `None` until a tick finds a loaded route
+    reading:   the last one; `None` before it
+    wanted:    the route that would be chosen afresh were every route loaded
+    problem:   what went wrong in the last tick; `None` when nothing did
+    switches:  the latest, oldest first
+    running:   whether the thread is
     """
 
     budget: Budget
@@ -103,99 +84,183 @@ class Status:
 
 
 class Controller:
-    """Keeps `executor` on the best of its loaded routes that fits `budget`.
+    """Keeps an executor on the best of its loaded routes that fits the budget.
 
-    candidates:   every route that may serve, with its profile
     interval_s:   seconds between ticks of the thread
-    log_length:   how many switches the log keeps
-    clock, wall:  monotonic seconds for the policy, seconds since the epoch for the log
+    log_length:   how many switches are kept
+    clock, wall:  seconds that never step back, for the policy; seconds since the epoch, for the log
 
-    Only loaded routes are switched to. All methods may be called from any thread.
+    Every method may be called from any thread. Whoever answers requests reports them by `observe`.
     """
 
     def __init__(
         self,
         executor: Switchable,
         sensors: ReadingSource,
-        candidates: Sequence[Candidate],
         budget: Budget | None = None,
-        *,
         interval_s: float = 1.0,
+        *,
         settings: PolicySettings = DEFAULTS,
         log_length: int = 256,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         if not 0 < interval_s < math.inf:
-            raise UnitError(f"interval {interval_s!r} s must be above zero and finite")
+            raise UnitError(f"controller interval {interval_s!r} s must be above zero and finite")
         self._executor = executor
         self._sensors = sensors
-        self._candidates = tuple(candidates)
-        self._latencies_ms: Mapping[str, float] = {
-            candidate.route.name: candidate.profile.latency_ms for candidate in self._candidates if candidate.profile is not None
-        }
         self._settings = settings
         self._interval_s = interval_s
         self._clock = clock
         self._wall = wall
         self._slowdown = Slowdown()
-        # One tick at a time; never taken on the request path.
-        self._ticking = threading.Lock()
-        # Guards what follows; held for a decision, never for reading sensors.
-        self._lock = threading.Lock()
-        self._budget = Budget() if budget is None else budget
+        # Read without a lock on the request path: one reference that is only ever replaced.
+        self._standing: tuple[Budget, Reading | None] = (Budget() if budget is None else budget, None)
+        # Sensors and the slowdown serve one thread at a time. Taken before the next lock, never after it.
+        self._sensing = threading.Lock()
+        # Guards all below and the order of switches; not held while sensors are read.
+        self._deciding = threading.Lock()
         self._history = History()
-        self._reading: Reading | None = None
         self._decision: Decision | None = None
         self._wanted: str | None = None
         self._problem: str | None = None
         self._log: deque[Switch] = deque(maxlen=log_length)
-        self._stop = threading.Event()
+        self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
     def budget(self) -> Budget:
-        """The standing budget. Setting another one decides at once, up or down, on the latest reading."""
-        with self._lock:
-            return self._budget
+        """The standing budget. Setting another one decides at once, up or down, on the last reading."""
+        return self._standing[0]
 
     @budget.setter
     def budget(self, budget: Budget) -> None:
-        with self._lock:
-            if budget != self._budget:
-                self._budget = budget
-                self._decide(self._reading or Reading())
+        with self._deciding:
+            if budget != self._standing[0]:
+                self._standing = (budget, self._standing[1])
+                self._decide()
+
+    @property
+    def decision(self) -> Decision | None:
+        """The last decision; `None` until a tick finds a loaded route."""
+        return self._decision
 
     def observe(self, route: str, latency_ms: float) -> None:
-        """Report one answered request of batch 1. Made for the request path: no lock, well under a microsecond or two."""
-        profiled = self._latencies_ms.get(route)
-        if profiled:
-            self._slowdown.observe(latency_ms / profiled)
+        """Report one answered request of batch 1. For the request path: no lock, one append. Routes without profile are left out."""
+        profile = self._executor.profile(route)
+        if profile is not None and profile.latency_ms > 0:
+            self._slowdown.observe(latency_ms / profile.latency_ms)
 
-    def tick(self) -> Decision:
-        """Read, decide, switch. A reading that fails is logged and keeps the last decision; so does a switch that fails."""
-        with self._ticking:
+    def tick(self) -> Decision | None:
+        """Read, decide, switch; the decision, or `None` while no route is loaded.
+
+        A failing sensor is logged and the last decision stays: blind, it neither climbs nor falls. A route that fails to switch
+        is logged and left out of this tick.
+        """
+        with self._sensing:
             slowdown = self._slowdown.tick()
             try:
                 reading = replace(self._sensors.read(), slowdown=slowdown)
             except Exception as error:
-                with self._lock:
-                    self._complain("reading the sensors failed", error)
-                    # Blind, it neither climbs nor falls; but the very first decision must come from somewhere.
-                    return self._decision or self._decide(Reading(slowdown=slowdown))
-            with self._lock:
-                self._problem = None if self._problem is None or not self._problem.startswith("reading") else None
-                return self._decide(reading)
+                with self._deciding:
+                    before = self._problem
+                    decision = self._decision or self._decide()
+                    self._complain(f"reading the sensors failed: {error!r}", before)
+                    return decision
+            with self._deciding:
+                self._standing = (self._standing[0], reading)
+                return self._decide()
 
-    def decide_request(self, limits: Budget) -> Decision:
-        """The route for one request with limits of its own. See `choose_for_request`."""
-        current = self._executor.current.name
-        with self._lock:
-            standing, reading = self._budget, self._reading or Reading()
-        return choose_for_request(standing, limits, self._loaded(), reading, current, self._settings)
+    def decide_request(self, budget: Budget) -> Decision:
+        """The loaded route for one request with limits of its own; see `choose_for_request`. Takes no lock of the controller.
+
+        Where they narrow nothing, the last decision.
+
+        Raises `InfeasibleError` while no route is loaded.
+        """
+        (standing, reading), decision, current = self._standing, self._decision, self._current()
+        made_now = decision is not None and decision.route == current and decision.history.budget == standing
+        if decision is not None and made_now and standing.narrowed(budget) == standing:
+            return decision
+        return choose_for_request(standing, budget, self._candidates(), reading or Reading(), current, self._settings)
 
     def status(self) -> Status:
-        """A snapshot for people and for `/status`."""
-        with self._lock:
-            running = self._thread is not None and self._thread.is_alive()
-            return Status(self._budget, self._decision, self._reading, self._wanted, self._problem, tuple(self._log), running)
+        """What to show to people."""
+        with self._deciding:
+            budget, reading = self._standing
+            return Status(
+                budget=budget,
+                decision=self._decision,
+                reading=reading,
+                wanted=self._wanted,
+                problem=self._problem,
+                switches=tuple(self._log),
+                running=self._thread is not None,
+            )
+
+    def start(self) -> None:
+        """Tick once here, so that a decision stands when this returns, then every `interval_s` in a thread. Starting twice starts one."""
+        self.tick()
+        with self._deciding:
+            if self._thread is None:
+                self._stopping = threading.Event()
+                self._thread = threading.Thread(target=self._run, args=(self._stopping,), name="restnet-controller", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for its tick to finish. Without one, nothing happens. It can be started again."""
+        with self._deciding:
+            thread, self._thread = self._thread, None
+            self._stopping.set()
+        if thread is not None:
+            thread.join()
+
+    def _run(self, stopping: threading.Event) -> None:
+        while not stopping.wait(self._interval_s):
+            try:
+                self.tick()
+            except Exception as error:
+                with self._deciding:
+                    self._complain(f"the tick failed: {error!r}", self._problem)
+
+    def _current(self) -> str | None:
+        route = self._executor.current
+        return None if route is None else route.name
+
+    def _candidates(self) -> list[Candidate]:
+        loaded = set(self._executor.loaded)
+        return [Candidate(route, self._executor.profile(route.name)) for route in self._executor.bundle.routes if route.name in loaded]
+
+    def _decide(self) -> Decision | None:
+        """Decide on the standing budget and reading, and switch. Needs `_deciding`."""
+        budget, reading = self._standing[0], self._standing[1] or Reading()
+        problem, self._problem = self._problem, None
+        every = [Candidate(route, self._executor.profile(route.name)) for route in self._executor.bundle.routes]
+        self._wanted = choose_for_request(budget, Budget(), every, reading, None, self._settings).route
+        usable, now_s = self._candidates(), self._clock()
+        history = replace(self._history, current=self._current())
+        while usable:
+            decision = decide(reading, budget, usable, history, now_s, self._settings)
+            if decision.route == history.current or self._switch(history.current or "", decision, problem):
+                self._decision, self._history = decision, decision.history
+                return decision
+            usable = [candidate for candidate in usable if candidate.route.name != decision.route]
+        if self._problem is None:
+            self._complain("no route is loaded", problem)
+        return None
+
+    def _switch(self, before: str, decision: Decision, problem: str | None) -> bool:
+        try:
+            self._executor.switch(decision.route)
+        except Exception as error:
+            self._complain(f"switching to {decision.route} failed: {error!r}", problem)
+            return False
+        self._log.append(Switch(self._wall(), before, decision.route, decision.feasible, decision.reason))
+        logger.info("%s -> %s: %s", before, decision.route, decision.reason)
+        return True
+
+    def _complain(self, problem: str, before: str | None) -> None:
+        """Needs `_deciding`. The same problem tick after tick is logged once."""
+        self._problem = problem
+        if problem != before:
+            logger.warning("%s", problem, exc_info=True)

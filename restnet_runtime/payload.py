@@ -47,8 +47,6 @@ class PayloadReader:
 
     def read(self, kind: BodyKind, content_type: str, body: bytes) -> Payload:
         """Decode `body`. Raises `RequestError` and its kin, or `UnitError` for a budget that cannot be read."""
-        if not body:
-            raise RequestError("the body is empty: send an image, JSON or a .npy array")
         if kind == "image":
             return Payload(self.preprocessor.from_files([body]), single=True)
         if kind == "npy":

@@ -24,6 +24,8 @@ _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+_INTERMEDIATE_INPUTS = 32
+"""A resized image may be this many times as large as what is cropped from it."""
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -156,10 +158,14 @@ class Preprocessor:
         if self.preprocessing.resize == "shortest":
             scaled = _shortest(image.height, image.width, *scaled)
         top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
-        # Resampling only what the crop keeps: the same pixels, and a 1 x 1000000 image cannot ask for a huge intermediate.
+        resampling = _RESAMPLING[self.preprocessing.interpolation]
+        if scaled[0] * scaled[1] <= _INTERMEDIATE_INPUTS * height * width:
+            resized = image.resize((scaled[1], scaled[0]), resampling)
+            return resized.crop((left, top, left + width, top + height))
+        # A 1 x 1000000 image must not ask for a huge intermediate: resample what the crop keeps, equal up to Pillow's rounding of the box.
         across, down = image.width / scaled[1], image.height / scaled[0]
-        box = (left * across, top * down, min((left + width) * across, image.width), min((top + height) * down, image.height))
-        return image.resize((width, height), _RESAMPLING[self.preprocessing.interpolation], box=box)
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        return image.resize((width, height), resampling, box=box)
 
 
 def _shortest(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:

@@ -127,8 +127,16 @@ class BudgetAnswer(_Answer):
     decision: DecisionAnswer | None
 
 
+class ProfileAnswer(_Answer):
+    """What a route costs on this device, measured here at batch 1."""
+
+    latency_ms: float
+    p95_ms: float
+    memory_bytes: int
+
+
 class RouteAnswer(_Answer):
-    """One route of the bundle."""
+    """One route of the bundle; `profile` is there once the route is loaded."""
 
     name: str
     macs: int
@@ -138,6 +146,7 @@ class RouteAnswer(_Answer):
     on_front: bool
     loaded: bool
     current: bool
+    profile: ProfileAnswer | None
 
 
 class RoutesAnswer(_Answer):
@@ -171,6 +180,27 @@ class QueueAnswer(_Answer):
     workers: int
 
 
+class SwitchAnswer(_Answer):
+    """One switch; at_s in seconds since the epoch, feasible: the route after it fitted."""
+
+    at_s: float
+    before: str
+    after: str
+    feasible: bool
+    reason: str
+
+
+class ReadingAnswer(_Answer):
+    """One sample of the device's state; null is what could not be read."""
+
+    memory_available_bytes: int | None
+    own_memory_bytes: int | None
+    cpu_percent: float | None
+    load_1m: float | None
+    cpu_quota_cores: float | None
+    slowdown: Annotated[float | None, Field(description="recent latency over profiled latency")]
+
+
 class StatusAnswer(_Answer):
     """Everything that an operator asks first."""
 
@@ -180,7 +210,11 @@ class StatusAnswer(_Answer):
     current: str | None
     budget: BudgetLimits
     decision: DecisionAnswer | None
-    controller: Annotated[dict[str, Any], Field(description="reading of the device, and the last decisions")]
+    wanted: Annotated[str | None, Field(description="the route that would be chosen were every route loaded")]
+    reading: ReadingAnswer | None
+    switches: Annotated[list[SwitchAnswer], Field(description="the latest, oldest first")]
+    problem: Annotated[str | None, Field(description="what went wrong when the device was read or a route switched last")]
+    controlling: Annotated[bool, Field(description="the budget is being watched")]
     queue: QueueAnswer
     versions: dict[str, str]
 

@@ -1,7 +1,6 @@
 """Sensors: take one reading of the device and of one process. What cannot be read is `None`; reading never raises for it."""
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -9,6 +8,7 @@ from typing import TypeVar
 import psutil
 
 from restnet_runtime.cgroups import CgroupLimits, read_limits
+from restnet_runtime.memory import footprint
 from restnet_runtime.reading import Reading
 
 _Value = TypeVar("_Value")
@@ -35,7 +35,7 @@ class Sensors:
         left = [value for value in (host, limits.headroom_bytes) if value is not None]
         return Reading(
             memory_available_bytes=min(left, default=None),
-            own_memory_bytes=self._own_memory_bytes(),
+            own_memory_bytes=_or_none(lambda: footprint(self._root / "proc", self._pid).pss_bytes),
             cpu_percent=self._cpu_percent(),
             load_1m=_or_none(_load_1m),
             cpu_quota_cores=limits.quota_cores,
@@ -44,11 +44,6 @@ class Sensors:
     def cgroup_limits(self) -> CgroupLimits:
         """What the process's cgroups allow, also for reports: a device with the memory cgroup off shows no limit here."""
         return read_limits(self._root, self._pid)
-
-    def _own_memory_bytes(self) -> int | None:
-        rollup = _or_none(lambda: (self._root / "proc" / str(self._pid) / "smaps_rollup").read_bytes())
-        match = re.search(rb"^Pss:\s+([0-9]{1,15}) kB$", rollup or b"", re.MULTILINE)
-        return int(match[1]) * 1024 if match else _or_none(lambda: _process_bytes(self._pid))
 
     def _cpu_percent(self) -> float | None:
         before, self._cpu = self._cpu, _or_none(_cpu_seconds)
@@ -73,17 +68,6 @@ def _host_available_bytes() -> int:
 
 def _load_1m() -> float:
     return float(psutil.getloadavg()[0])
-
-
-def _process_bytes(pid: int) -> int:
-    """Proportional, else unique, else resident set size; the first two cost milliseconds, so they come after smaps_rollup."""
-    process = psutil.Process(pid)
-    full = _or_none(process.memory_full_info)
-    for field in ("pss", "uss"):
-        value = getattr(full, field, 0)
-        if value:
-            return int(value)
-    return int(process.memory_info().rss)
 
 
 def _cpu_seconds() -> tuple[float, float]:

@@ -12,7 +12,7 @@ def run_server(app: ASGIApp, host: str, port: int, *, log_level: str = "info", g
 
     port:        0 takes a free one; the log says which
     graceful_s:  how long requests in flight may take to finish
-    Call it from the main thread. Exits with code 1 when the address cannot be bound.
+    Call it from the main thread. Raises `SystemExit` with a code other than 0 when the address cannot be bound or `app` does not start.
     """
     config = uvicorn.Config(
         app,
@@ -28,10 +28,13 @@ def run_server(app: ASGIApp, host: str, port: int, *, log_level: str = "info", g
     # uvicorn raises the signal again once it is done, which would end the process by that signal instead of with code 0.
     previous = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        uvicorn.Server(config).run()
+        server = uvicorn.Server(config)
+        server.run()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if not server.started:
+        raise SystemExit(1)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

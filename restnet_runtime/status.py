@@ -1,31 +1,38 @@
 """Status: what the server says about itself, its budget and its routes."""
 
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
 
 from restnet_runtime import __version__
+from restnet_runtime.controller import Controller
+from restnet_runtime.executor import Executor
+from restnet_runtime.policy import Decision
 from restnet_runtime.schemas import (
     BudgetAnswer,
     BudgetLimits,
     BundleAnswer,
     DecisionAnswer,
+    ProfileAnswer,
     QueueAnswer,
+    ReadingAnswer,
     RouteAnswer,
     RouteCounts,
     RoutesAnswer,
     StatusAnswer,
+    SwitchAnswer,
 )
-from restnet_runtime.service import ControllerLike, ExecutorLike
 
 _PACKAGES = ("fastapi", "numpy", "onnxruntime", "pillow", "uvicorn")
 
 
-def describe_budget(controller: ControllerLike) -> BudgetAnswer:
+def describe_budget(controller: Controller) -> BudgetAnswer:
     """The standing budget, and what was decided under it."""
-    return BudgetAnswer(budget=BudgetLimits.of(controller.budget), decision=_decision(controller))
+    status = controller.status()
+    return BudgetAnswer(budget=BudgetLimits.of(status.budget), decision=_decision(status.decision))
 
 
-def describe_routes(executor: ExecutorLike) -> RoutesAnswer:
+def describe_routes(executor: Executor) -> RoutesAnswer:
     """The routes of the bundle, cheapest first."""
     loaded, current = executor.loaded, _current(executor)
     routes = [
@@ -38,15 +45,16 @@ def describe_routes(executor: ExecutorLike) -> RoutesAnswer:
             on_front=route.on_front,
             loaded=route.name in loaded,
             current=route.name == current,
+            profile=_profile(executor, route.name),
         )
         for route in sorted(executor.bundle.routes, key=lambda route: (route.macs, route.name))
     ]
     return RoutesAnswer(routes=routes)
 
 
-def describe_server(executor: ExecutorLike, controller: ControllerLike, queue: QueueAnswer) -> StatusAnswer:
+def describe_server(executor: Executor, controller: Controller, queue: QueueAnswer) -> StatusAnswer:
     """What is served, under which budget, and how the device is doing."""
-    bundle = executor.bundle
+    bundle, status = executor.bundle, controller.status()
     return StatusAnswer(
         version=__version__,
         bundle=BundleAnswer(
@@ -58,20 +66,30 @@ def describe_server(executor: ExecutorLike, controller: ControllerLike, queue: Q
         ),
         routes=RouteCounts(known=len(bundle.routes), loaded=list(executor.loaded)),
         current=_current(executor),
-        budget=BudgetLimits.of(controller.budget),
-        decision=_decision(controller),
-        controller=controller.status(),
+        budget=BudgetLimits.of(status.budget),
+        decision=_decision(status.decision),
+        wanted=status.wanted,
+        reading=None if status.reading is None else ReadingAnswer(**asdict(status.reading)),
+        switches=[SwitchAnswer(**asdict(switch)) for switch in status.switches],
+        problem=status.problem,
+        controlling=status.running,
         queue=queue,
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     )
 
 
-def _current(executor: ExecutorLike) -> str | None:
-    return executor.current.name if executor.loaded else None
+def _current(executor: Executor) -> str | None:
+    current = executor.current
+    return None if current is None else current.name
 
 
-def _decision(controller: ControllerLike) -> DecisionAnswer | None:
-    decision = controller.decision
+def _profile(executor: Executor, route: str) -> ProfileAnswer | None:
+    profile = executor.profile(route)
+    return None if profile is None else ProfileAnswer(**asdict(profile))
+
+
+def _decision(decision: Decision | None) -> DecisionAnswer | None:
     if decision is None:
         return None
-    return DecisionAnswer(route=decision.route, feasible=decision.feasible, reason=decision.reason, limits=BudgetLimits.of(decision.limits))
+    limits = BudgetLimits.of(decision.limits)
+    return DecisionAnswer(route=decision.route, feasible=decision.feasible, reason=decision.reason, limits=limits)

@@ -9,12 +9,12 @@ import re
 
 from restnet_runtime.errors import UnitError
 
-_NUMBER = r"(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)"
-_QUANTITY = re.compile(rf"\s*{_NUMBER}\s*(?P<unit>[A-Za-zµ]+)\s*")
+_NUMBER = r"(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
+_QUANTITY = re.compile(rf"\s*{_NUMBER}\s*(?P<unit>[A-Za-z\u00b5\u03bc]+)\s*")
 
 _SI = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _MACS = {f"{si}{unit}".lower(): factor for si, factor in _SI.items() for unit in ("FLOPs", "FLOP", "MACs", "MAC")}
-_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+_MS = {"us": 1e-3, "\u00b5s": 1e-3, "\u03bcs": 1e-3, "ms": 1.0, "s": 1e3}
 _BYTES = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9,
     "kib": 2**10, "mib": 2**20, "gib": 2**30,
@@ -42,11 +42,12 @@ def parse_quantity(text: str) -> tuple[str, float]:
 
 
 def _scaled(value: float, steps: list[tuple[float, str]]) -> str:
-    """`value` in the largest unit that leaves at least 1 before the point; 3 or 4 significant digits."""
+    """`value` in the first unit in which it is at least 1, else in the last; 3 digits, more only where no larger unit is left."""
     for factor, unit in steps:
         scaled = value / factor
-        if scaled >= 0.9995 or factor == steps[-1][0]:
-            text = f"{scaled:.0f}" if scaled >= 1000 else f"{scaled:.3g}"
+        # From 0.9995 on, three digits make it 1.
+        if abs(scaled) >= 0.9995 or factor == steps[-1][0]:
+            text = f"{scaled:.0f}" if abs(scaled) >= 999.5 else f"{scaled:.3g}"
             return f"{text} {unit}"
     raise AssertionError("steps is never empty")
 
@@ -63,4 +64,6 @@ def format_bytes(count: float) -> str:
 
 def format_ms(milliseconds: float) -> str:
     """`0.41` as `0.41 ms`, `0.0213` as `21.3 us`, `1500` as `1.5 s`."""
+    if 0.1 <= milliseconds < 0.9995:
+        return f"{milliseconds:.3g} ms"
     return _scaled(milliseconds, [(1e3, "s"), (1, "ms"), (1e-3, "us")])

@@ -1,0 +1,145 @@
+"""`restnet-export`: trained anchors in, one bundle out."""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from restnet_runtime import __version__
+from restnet_runtime.errors import ExportError, RestnetError, SpecError
+from restnet_runtime.manifest import Preprocessing
+from restnet_runtime.tables import routes_table
+
+DESCRIPTION = """\
+Cut trained anchors into blocks, join them with stitching layers, and write one bundle with every route's cost and accuracy.
+
+  restnet-export --anchors timm:deit_tiny_patch16_224 timm:deit_small_patch16_224 --data imagefolder:train --out deit
+  restnet-export --anchors python:nets.py:small@small.pt python:nets.py:large@large.pt --input 32 --mean .5 .5 .5 --std .5 .5 .5 \\
+                 --data npz:train.npz --val npz:val.npz --out mine
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `restnet-export`."""
+    result = argparse.ArgumentParser("restnet-export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--version", action="version", version=f"restnet-export {__version__}")
+    result.add_argument(
+        "--anchors",
+        nargs="+",
+        required=True,
+        metavar="SPEC",
+        help="two or more, small to large: timm:NAME[@CHECKPOINT], torchvision:NAME[@CHECKPOINT] or "
+        "python:FILE_OR_MODULE:FACTORY[@CHECKPOINT]; NAME=SPEC renames one",
+    )
+    result.add_argument("--data", required=True, metavar="DATA", help="to fit and tune on: imagefolder:DIR, npz:FILE (x uint8 NHWC, y) or digits")
+    result.add_argument("--val", metavar="DATA", help="to score on (default: a fifth of --data, held out)")
+    result.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle; an older bundle there is replaced")
+    rule = result.add_argument_group("stitching")
+    rule.add_argument(
+        "--rule",
+        choices=("restnet", "sn-net"),
+        default="restnet",
+        help="restnet: early blocks of the larger, late blocks of the smaller, cuts chosen by similarity; "
+        "sn-net: small to large in sliding windows (default: %(default)s)",
+    )
+    rule.add_argument("--kernel", type=int, default=2, help="sn-net: blocks in a window (default: %(default)s)")
+    rule.add_argument("--stride", type=int, default=1, help="sn-net: step between windows (default: %(default)s)")
+    rule.add_argument("--stages", type=int, nargs="+", metavar="N", help="sn-net: stages to stitch, from 0 (default: all but the last)")
+    rule.add_argument("--samples", type=int, default=100, help="images behind similarity and least squares (default: %(default)s)")
+    rule.add_argument("--max-routes", type=int, metavar="N", help="keep the N most promising routes, the anchors among them")
+    tune = result.add_argument_group("fine-tuning")
+    tune.add_argument("--finetune", choices=("none", "stitch"), default="stitch", help="stitch: the stitching layers alone (default: %(default)s)")
+    tune.add_argument("--epochs", type=int, default=5, help="passes over --data for every route (default: %(default)s)")
+    tune.add_argument("--lr", type=float, default=3e-4, help="step size; larger ones wreck routes (default: %(default)s)")
+    inputs = result.add_argument_group("input, for anchors that do not bring it")
+    inputs.add_argument("--input", type=int, nargs="+", metavar="SIZE", help="height and width, or one number for both")
+    inputs.add_argument("--mean", type=float, nargs="+", help="per channel, of values in 0..1; one channel is grey, three are RGB")
+    inputs.add_argument("--std", type=float, nargs="+", help="per channel")
+    inputs.add_argument("--classes", type=Path, metavar="FILE", help="class names, a line each, in the order of the labels")
+    result.add_argument("--seed", type=int, default=0)
+    result.add_argument("--quiet", action="store_true", help="print errors only")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status: 0, or 2 with one line on standard error."""
+    args = parser().parse_args(argv)
+    try:
+        _require_extra()
+        from .pipeline import ExportSettings, export_bundle
+
+        preprocessing, input_shape = _input(args.input, args.mean, args.std)
+        bundle = export_bundle(
+            ExportSettings(
+                anchors=tuple(args.anchors),
+                data=args.data,
+                val=args.val,
+                out=args.out,
+                rule=args.rule,
+                finetune=args.finetune,
+                samples=_at_least(args.samples, 1, "--samples"),
+                max_routes=args.max_routes,
+                seed=args.seed,
+                preprocessing=preprocessing,
+                input_shape=input_shape,
+                classes=_classes(args.classes),
+                stages=None if args.stages is None else tuple(args.stages),
+                kernel=args.kernel,
+                stride=args.stride,
+                epochs=_at_least(args.epochs, 1, "--epochs"),
+                lr=args.lr,
+                progress=not args.quiet,
+            ),
+            (lambda line: None) if args.quiet else (lambda line: print(line, flush=True)),
+        )
+    except RestnetError as error:
+        print(f"restnet-export: {error}", file=sys.stderr)
+        return 2
+    if not args.quiet:
+        print(routes_table(bundle.routes))
+        print(f"wrote {args.out}")
+    return 0
+
+
+def _require_extra() -> None:
+    missing = [name for name in ("torch", "matplotlib", "tqdm") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"this needs {', '.join(missing)}, which a device install leaves out: pip install 'restnet-runtime[export]'")
+
+
+def _input(
+    size: list[int] | None, mean: list[float] | None, std: list[float] | None
+) -> tuple[Preprocessing | None, tuple[int, int, int] | None]:
+    """Preprocessing and (channels, height, width), as far as given; both, or --input alone, or neither."""
+    if (mean is None) != (std is None) or (mean is not None and size is None):
+        raise SpecError("--mean and --std go together and need --input")
+    if size is None:
+        return None, None
+    if len(size) > 2 or min(size) < 1:
+        raise SpecError(f"--input {' '.join(map(str, size))}: give height and width, or one number for both")
+    if mean is None or std is None:
+        return None, (3, size[0], size[-1])
+    if len(mean) != len(std) or len(mean) not in (1, 3) or min(std) <= 0:
+        raise SpecError(f"--mean {mean} --std {std}: give one number each (grey) or three (RGB), deviations above 0")
+    mode: Literal["L", "RGB"] = "L" if len(mean) == 1 else "RGB"
+    return Preprocessing(mode=mode, mean=tuple(mean), std=tuple(std)), (len(mean), size[0], size[-1])
+
+
+def _classes(path: Path | None) -> tuple[str, ...] | None:
+    if path is None:
+        return None
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"--classes {path} cannot be read: {error}") from error
+    if not names or len(set(names)) != len(names):
+        raise SpecError(f"--classes {path} has {len(names)} names, {len(set(names))} of them different: give each class its own")
+    return names
+
+
+def _at_least(value: int, least: int, option: str) -> int:
+    if value < least:
+        raise SpecError(f"{option} {value} must be at least {least}")
+    return value
