@@ -129,7 +129,7 @@ def _try(spec: AnchorSpec, module: nn.Module, shape: tuple[int, int, int]) -> No
 
 def _from_timm(
     spec: AnchorSpec, state: Mapping[str, Tensor] | None, input_shape: tuple[int, int, int] | None
-) -> tuple[nn.Module, Preprocessing, tuple[int, int, int]]:
+) -> tuple[nn.Module, Preprocessing | None, tuple[int, int, int]]:
     timm = _library("timm")
     if not spec.target.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(spec.target):
         raise SpecError(f"timm has no model {spec.target!r}{_similar(spec.target, timm.list_models())}")
@@ -149,16 +149,24 @@ def _from_timm(
 
     module = _with_classes(build, state)
     config = timm.data.resolve_model_data_config(module)
-    channels, height, width = (int(size) for size in config["input_size"])
-    preprocessing = Preprocessing(
+    own_shape = tuple(int(size) for size in config["input_size"])
+    return module, _preprocessing(config, (input_shape or own_shape)[0]), own_shape
+
+
+def _preprocessing(config: Mapping[str, Any], channels: int) -> Preprocessing | None:
+    """From timm's data configuration; None for images that are neither grey nor in colour."""
+    if channels not in (1, 3):
+        return None
+    # A colour network that was rebuilt for grey images keeps the configuration of three channels.
+    mean, std = ((sum(values) / len(values),) if channels == 1 else tuple(values) for values in (config["mean"], config["std"]))
+    return Preprocessing(
         mode="L" if channels == 1 else "RGB",
         resize="squash" if config.get("crop_mode") == "squash" else "shortest",
         interpolation=config["interpolation"] if config["interpolation"] in ("nearest", "bilinear", "bicubic") else "bicubic",
         crop_pct=min(1.0, float(config["crop_pct"])),
-        mean=tuple(config["mean"][:channels]),
-        std=tuple(config["std"][:channels]),
+        mean=mean,
+        std=std,
     )
-    return module, preprocessing, (channels, height, width)
 
 
 def _from_torchvision(spec: AnchorSpec, state: Mapping[str, Tensor] | None) -> nn.Module:

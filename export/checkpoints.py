@@ -66,7 +66,9 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
     problems = [f"{what}: {_few(keys)}" for what, keys in found.items() if keys]
     if problems:
         raise SpecError(f"{where} does not fit {type(module).__name__}: {'; '.join(problems)}")
-    module.load_state_dict(dict(state), strict=False)
+    # `own` says which version of each layer's format this is, and some layers insist on knowing.
+    own.update(state)
+    module.load_state_dict(own)
 
 
 def _few(keys: list[str], count: int = 4) -> str:

@@ -127,7 +127,7 @@ class NormalEquations:
         """
         if x_rows.ndim != 2 or y_rows.ndim != 2 or len(x_rows) != len(y_rows):
             raise ExportError(f"least squares: rows of shape {tuple(x_rows.shape)} and {tuple(y_rows.shape)} do not match")
-        for x, y in zip(x_rows.detach().split(_CHUNK_ROWS), y_rows.detach().split(_CHUNK_ROWS), strict=True):
+        for x, y in zip(torch.split(x_rows.detach(), _CHUNK_ROWS), torch.split(y_rows.detach(), _CHUNK_ROWS), strict=True):
             self._add(x.double(), y.double())
 
     def _add(self, x: Tensor, y: Tensor) -> None:
@@ -224,7 +224,7 @@ def fit(layer: StitchingLayer, source_batches: Iterable[Tensor], target_batches:
 def _parted(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """Prefix tokens (B, prefix, C) and grid (B, H, W, C) of an activation (B, *layout.shape)."""
     if layout.kind == "tokens":
-        grid = x[:, layout.prefix :].unflatten(1, (layout.height, layout.width))
+        grid = x[:, layout.prefix :].reshape(-1, layout.height, layout.width, layout.channels)
     elif layout.kind == "map":
         grid = x.permute(0, 2, 3, 1)
     elif layout.kind == "map_last":

@@ -115,6 +115,8 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> Trace:
 
     Raises CutError if torch.export cannot trace it with a dynamic batch, or it returns anything but one tensor.
     """
+    # What a network keeps from an earlier run (LeViT's attention biases) would enter the graph as a constant; training mode forgets it.
+    module.train().eval()
     try:
         with quiet():
             program = _functional(exported(module, input_shape), input_shape)

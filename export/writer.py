@@ -5,6 +5,7 @@ the reader, and only then renamed: a crash leaves the old bundle or none.
 """
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -16,11 +17,14 @@ from typing import BinaryIO
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from pydantic import ValidationError
 
-from restnet_runtime.bundle import Bundle, file_sha256, open_bundle
-from restnet_runtime.compose import check_graphs, external_extent
+from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.compose import INLINE_BELOW_BYTES, check_graphs, external_extent
 from restnet_runtime.errors import BundleError, ExportError
+from restnet_runtime.files import file_sha256
 from restnet_runtime.manifest import (
+    FORMAT,
     MANIFEST_FILE,
     PAGE_BYTES,
     WEIGHTS_FILE,
@@ -36,9 +40,6 @@ from restnet_runtime.manifest import (
     Segment,
 )
 from restnet_runtime.routes import pareto_front
-
-INLINE_BELOW_BYTES = 1024
-"""Smaller tensors stay in the graph: a page of weights.bin for each would cost more than it shares."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,10 @@ def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle]
     """Write `source` to the directory `out`, replacing an older bundle there.
 
     check: a last look at what was written, before it takes its place; what it raises leaves the old bundle where it was.
-    Raises `ExportError` if something that is not a bundle is in the way, `BundleError` if what was written would be refused.
+    Raises `ExportError` if something that is not a bundle is in the way or `source` does not fit the manifest's fields,
+    `BundleError` if what was written would be refused.
     """
-    target = Path(out)
+    target = Path(out).resolve()  # through a link, what it leads to is replaced, not the link
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
@@ -101,6 +103,10 @@ def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle]
         if check is not None:
             check(written)
         _replace(scratch, target)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise ExportError(f"the bundle {source.name!r} cannot be written: {error.title} {where}: {first['msg']}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return open_bundle(target)
@@ -108,10 +114,13 @@ def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle]
 
 def check_target(target: Path) -> None:
     """Raise `ExportError` unless `target` can become a bundle: absent, an empty directory, or an older bundle."""
-    if not target.exists():
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if target.is_dir() and (not any(target.iterdir()) or (target / MANIFEST_FILE).is_file()):
-        return
+    try:  # other software has files called manifest.json too
+        if json.loads((target / MANIFEST_FILE).read_bytes())["format"] == FORMAT:
+            return
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
     raise ExportError(f"{target} is in the way: it is not a bundle, so it is not replaced")
 
 
@@ -145,7 +154,7 @@ def _write(source: BundleSource, root: Path) -> None:
         (root / path).parent.mkdir(exist_ok=True)
         (root / path).write_bytes(data)
     manifest = Manifest(
-        format="restnet-bundle",
+        format=FORMAT,
         version=1,
         name=source.name,
         task="classification",
@@ -203,6 +212,7 @@ class _Weights:
         """A copy of `model` whose tensors of `INLINE_BELOW_BYTES` and more lie in weights.bin."""
         moved = onnx.ModelProto()
         moved.CopyFrom(model)
+        _lift_constants(moved.graph)
         for tensor in moved.graph.initializer:
             data = np.ascontiguousarray(numpy_helper.to_array(tensor)).tobytes()
             if len(data) < INLINE_BELOW_BYTES:
@@ -224,6 +234,17 @@ class _Weights:
         return self._offsets[digest]
 
 
+def _lift_constants(graph: onnx.GraphProto) -> None:
+    """Make initializers of large `Constant` nodes: only those can lie in weights.bin."""
+    for node in list(graph.node):
+        tensors = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+        if node.op_type != "Constant" or not tensors or numpy_helper.to_array(tensors[0]).nbytes < INLINE_BELOW_BYTES:
+            continue
+        graph.initializer.add().CopyFrom(tensors[0])
+        graph.initializer[-1].name = node.output[0]
+        graph.node.remove(node)
+
+
 def _bytes(extents: set[tuple[int, int]]) -> int:
     return sum(length for _, length in extents)
 
@@ -233,7 +254,12 @@ def _replace(scratch: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}.old-{secrets.token_hex(4)}")
     if target.exists():
         target.rename(old)
-    scratch.rename(target)
+    try:
+        scratch.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
     _sync(target.parent)
 

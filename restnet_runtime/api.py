@@ -243,9 +243,9 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _methods(app: FastAPI, path: str) -> str:
-    return ", ".join(
-        sorted({method for route in app.routes if getattr(route, "path", None) == path for method in getattr(route, "methods", ())})
-    )
+    """All methods of a path. Starlette's own 405 names those of one route, and a path may have several."""
+    methods = {method for route in app.routes if getattr(route, "path", None) == path for method in getattr(route, "methods", ())}
+    return ", ".join(sorted(methods))
 
 
 def _without_telemetry() -> dict[str, Any]:

@@ -6,20 +6,25 @@ segment's graph is checked where graphs are parsed: `compose.py`.
 
 import hashlib
 import json
-import os
-import stat
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from restnet_runtime.errors import BundleError
+from restnet_runtime.files import check_file, read_file
 from restnet_runtime.manifest import FORMAT, MANIFEST_FILE, VERSION, WEIGHTS_FILE, Manifest, RouteEntry, Segment
 from restnet_runtime.routes import Route, pareto_front
 
-MAX_MANIFEST_BYTES = 64 * 2**20
-MAX_GRAPH_BYTES = 64 * 2**20
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_GRAPH_BYTES = 8 * 2**20
+"""Parsing takes up to some hundred times the bytes of a hostile file: these bound it on a small device."""
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 60
 
 
 @dataclass(frozen=True)
@@ -53,16 +58,19 @@ def open_bundle(path: str | Path) -> Bundle:
 
     Raises `BundleError`, naming the file and the reason, for everything that is wrong with it.
     """
-    root = Path(path)
+    try:
+        root = Path(path).resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise BundleError(str(path), f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
     if not root.is_dir():
-        raise BundleError(str(root), "is not a directory" if root.exists() else "does not exist")
-    raw = _read_manifest(root)
+        raise BundleError(str(path), "is not a directory")
+    raw = read_file(root, MANIFEST_FILE, at_most=MAX_MANIFEST_BYTES)
     manifest = _parse_manifest(raw)
     segments = _check_consistency(manifest)
     for name, entry in manifest.files.items():
-        check_file(root, name, entry.bytes, entry.sha256)
+        check_file(root, name, entry)
     return Bundle(
-        path=root.resolve(),
+        path=root,
         manifest=manifest,
         digest=hashlib.sha256(raw).hexdigest(),
         routes=tuple(_route(entry) for entry in manifest.routes),
@@ -70,66 +78,36 @@ def open_bundle(path: str | Path) -> Bundle:
     )
 
 
-def check_file(root: Path, name: str, size: int, sha256: str) -> None:
-    """Raise `BundleError` unless `root/name` is a regular file inside `root` of that size and digest."""
-    path = root / name
-    try:
-        status = path.lstat()
-    except OSError as error:
-        raise BundleError(name, f"is missing: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode) or path.parent.is_symlink():
-        raise BundleError(name, "is not a regular file inside the bundle (links are refused)")
-    if status.st_size != size:
-        raise BundleError(name, f"has {status.st_size} bytes, the manifest says {size}")
-    found = file_sha256(path)
-    if found != sha256:
-        raise BundleError(name, f"has SHA-256 {found}, the manifest says {sha256}")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-        # A digest reads every page once; handing them back keeps a small memory cgroup from filling with them.
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_NOREUSE)
-    return digest.hexdigest()
-
-
-def _read_manifest(root: Path) -> bytes:
-    path = root / MANIFEST_FILE
-    try:
-        size = path.stat().st_size
-        if size > MAX_MANIFEST_BYTES:
-            raise BundleError(MANIFEST_FILE, f"has {size} bytes, at most {MAX_MANIFEST_BYTES} are read")
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(MANIFEST_FILE, f"cannot be read: {error.strerror}") from error
-
-
 def _parse_manifest(raw: bytes) -> Manifest:
     try:
-        document = json.loads(raw)
+        document = json.loads(raw.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(MANIFEST_FILE, f"is not JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BundleError(MANIFEST_FILE, f"is not a bundle manifest: its format must be {FORMAT!r}")
     version = document.get("version")
-    if version != VERSION or isinstance(version, bool):
-        newer = isinstance(version, int) and version > VERSION
-        hint = "; a newer restnet-runtime may" if newer else ""
-        raise BundleError(MANIFEST_FILE, f"has version {version!r}, this reader understands {VERSION}{hint}")
+    if type(version) is not int or version != VERSION:
+        hint = "; a newer restnet-runtime may" if type(version) is int and version > VERSION else ""
+        raise BundleError(MANIFEST_FILE, f"has version {_shown.repr(version)}, this reader understands {VERSION}{hint}")
     try:
         # As JSON, so that lists are read as tuples and nothing is coerced from the wrong type.
         return Manifest.model_validate_json(raw, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(step) for step in first["loc"]) or "the whole"
-        value = repr(first["input"])
-        shown = value if len(value) <= 80 else value[:77] + "..."
-        raise BundleError(MANIFEST_FILE, f"{where}: {first['msg']} (got {shown})") from error
+        where = ".".join(str(step) for step in first["loc"])[:200] or "the whole"
+        where = where if where.isprintable() else ascii(where)
+        raise BundleError(MANIFEST_FILE, f"{where}: {first['msg']} (got {_shown.repr(first['input'])})") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError(f"it has the key {_shown.repr(_first_repeat(key for key, _ in pairs))} twice")
+    return document
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a number of JSON")
 
 
 def _check_consistency(manifest: Manifest) -> dict[str, Segment]:
@@ -142,7 +120,6 @@ def _check_consistency(manifest: Manifest) -> dict[str, Segment]:
         ("anchor", [anchor.name for anchor in manifest.anchors]),
         ("segment", [segment.name for segment in manifest.segments]),
         ("route", [route.name for route in manifest.routes]),
-        ("class", list(manifest.classes)),
     ):
         if twice := _first_repeat(names):
             raise refuse(f"has the {kind} {twice!r} twice")
@@ -168,10 +145,17 @@ def _check_consistency(manifest: Manifest) -> dict[str, Segment]:
                 raise refuse(f"segment {segment.name!r} claims {graph.weight_bytes} bytes of weights, more than {WEIGHTS_FILE} has")
         if (segment.kind == "block") != (segment.anchor is not None):
             raise refuse(f"segment {segment.name!r} is a {segment.kind} with anchor {segment.anchor!r}: blocks and only blocks have one")
+    named: set[str] = set()
     for anchor in manifest.anchors:
+        if twice := _first_repeat(anchor.segments):
+            raise refuse(f"anchor {anchor.name!r} has the block {twice!r} twice")
         for name in anchor.segments:
             if name not in segments or segments[name].anchor != anchor.name:
                 raise refuse(f"anchor {anchor.name!r} names {name!r}, which is not a block of it")
+        named.update(anchor.segments)
+    for segment in manifest.segments:
+        if segment.anchor is not None and segment.name not in named:
+            raise refuse(f"segment {segment.name!r} is a block of the anchor {segment.anchor!r}, which does not name it")
     for route in manifest.routes:
         _check_route(manifest, route, segments)
     front = pareto_front((route.macs, route.accuracy) for route in manifest.routes)

@@ -47,7 +47,8 @@ class DamagedCacheError(Exception):
     """What is on disk is not what this cache wrote. Never leaves this package: the cache is rebuilt instead."""
 
 
-_DAMAGE = (DamagedCacheError, OSError, KeyError, TypeError, ValueError, AttributeError)
+_DAMAGE = (DamagedCacheError, OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+
 
 @dataclass
 class _State:
@@ -109,6 +110,8 @@ class Cache:
             tensors={sha: (int(offset), int(length)) for sha, (offset, length) in document["tensors"].items()},
             routes=dict(document["routes"]),
         )
+        for name, entry in state.routes.items():
+            self._compiled(name, entry)
         if (self.path / state.weights).stat().st_size < state.weights_bytes:
             raise DamagedCacheError(f"{state.weights} is truncated")
         return state
@@ -173,9 +176,18 @@ class LockedCache:
     def writer(self) -> Iterator["CacheWriter"]:
         """Add one route. Without a `commit` the cache stays as it was."""
         state = self._cache._read() or _State(weights=f"weights-{secrets.token_hex(8)}.bin")
+        self._sweep(state)
         path = self._cache.path / state.weights
         with path.open("r+b" if path.exists() else "w+b") as file:
             yield CacheWriter(self._cache, state, file)
+
+    def _sweep(self, state: _State) -> None:
+        """Remove what a killed process wrote and never committed."""
+        listed = {state.weights, *(entry["graph"] for entry in state.routes.values())}
+        for pattern in ("weights-*.bin", "route-*.onnx", ".cache.json.*", ".route-*"):
+            for path in self._cache.path.glob(pattern):
+                if path.name not in listed:
+                    path.unlink(missing_ok=True)
 
 
 class CacheWriter:
@@ -193,7 +205,7 @@ class CacheWriter:
     def place(self, data: memoryview) -> int:
         """Offset of `data` in the shared weights, written only if no tensor with the same content is there yet."""
         sha = hashlib.sha256(data).hexdigest()
-        if sha not in self._state.tensors:
+        if sha not in self._state.tensors or not self._holds(self._state.tensors[sha], data):
             align = _PAGE_ALIGN if len(data) >= _PAGE_ALIGN else _SMALL_ALIGN
             offset = -(-self._state.weights_bytes // align) * align
             self._file.seek(offset)
@@ -202,6 +214,13 @@ class CacheWriter:
             self._state.weights_bytes = offset + len(data)
         self._used[sha] = self._state.tensors[sha]
         return self._used[sha][0]
+
+    def _holds(self, extent: tuple[int, int], data: memoryview) -> bool:
+        """Is the file's content there still what was once written? Tensors of other routes have not been looked at in this process."""
+        offset, length = extent
+        self._file.seek(offset)
+        pieces = (data[start : start + 2**20] for start in range(0, len(data), 2**20))
+        return length == len(data) and all(self._file.read(len(piece)) == piece for piece in pieces)
 
     def commit(self, name: str, graph: bytes, touched_bytes: int) -> CompiledRoute:
         """Make the route durable: weights first, then the graph, then the list that names them."""

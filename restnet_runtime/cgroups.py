@@ -6,7 +6,6 @@ Formats: kernel documentation, admin-guide/cgroup-v2.rst and admin-guide/cgroup-
 filesystems/proc.rst (mountinfo).
 """
 
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -143,13 +142,7 @@ def _memory(limit: int | None, group: Path, usage_file: str, inactive_key: str) 
 
 def _quota(quota_us: int | None, period_us: int | None) -> list[float]:
     """v1 writes -1 and v2 `max` for no quota: neither is a number here."""
-    if not quota_us or not period_us:
-        return []
-    try:
-        cores = quota_us / period_us
-    except OverflowError:
-        return []
-    return [cores] if 0 < cores < math.inf else []
+    return [quota_us / period_us] if quota_us and period_us else []
 
 
 def _number(path: Path) -> int | None:

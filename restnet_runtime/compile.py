@@ -56,14 +56,24 @@ class Compiler:
 
     @classmethod
     def for_bundle(cls, bundle: Bundle, cache_root: Path) -> "Compiler":
-        return cls(bundle, Cache(cache_root, cache_key(bundle)))
+        """Raises `CompileError` if no cache can be made under `cache_root`."""
+        try:
+            return cls(bundle, Cache(cache_root, cache_key(bundle)))
+        except OSError as error:
+            raise CompileError(f"no cache can be made under {cache_root}: {error}") from error
 
     def compile(self, route: Route, on_compile: Callable[[Route], None] | None = None) -> CompiledRoute:
         """The compiled route, from the cache or made now (a fraction of a second to seconds).
 
         on_compile: called before a route is really compiled.
-        Raises `BundleError` for a bad graph, `CompileError` when ONNX Runtime cannot make it.
+        Raises `BundleError` for a bad graph, `CompileError` when ONNX Runtime cannot make it or the cache cannot be written.
         """
+        try:
+            return self._compile(route, on_compile)
+        except OSError as error:
+            raise CompileError(f"the cache {self.cache.path} cannot be used for the route {route.name!r}: {error}") from error
+
+    def _compile(self, route: Route, on_compile: Callable[[Route], None] | None) -> CompiledRoute:
         compiled = self.cache.get(route.name)
         if compiled is not None:
             return compiled
@@ -81,6 +91,7 @@ class Compiler:
         from restnet_runtime.compose import compose  # imports onnx, which a start from a warm cache does without
 
         graph, weights = scratch / "route.onnx", scratch / "route.bin"
+        joined = compose(self.bundle, route).SerializeToString()
         options = ort.SessionOptions()
         options.log_severity_level = 3  # it warns that the result is for this machine only: that is what the key is for
         options.intra_op_num_threads = 1
@@ -94,8 +105,8 @@ class Compiler:
         ):
             options.add_session_config_entry(key, value)
         try:
-            ort.InferenceSession(compose(self.bundle, route).SerializeToString(), options, providers=list(PROVIDERS))
-        except (RuntimeError, ValueError) as error:
+            ort.InferenceSession(joined, options, providers=list(PROVIDERS))
+        except Exception as error:  # ONNX Runtime's own errors share no base
             raise CompileError(f"ONNX Runtime {ort.__version__} cannot compile the route {route.name!r}: {error}") from error
         return graph, weights
 

@@ -5,21 +5,26 @@ relative to the bundle). Joining copies nodes and references only, so a route of
 """
 
 import math
+import re
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf carries no types
+from onnx import numpy_helper
 
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.errors import BundleError
+from restnet_runtime.files import read_checked
 from restnet_runtime.manifest import PAGE_BYTES, WEIGHTS_FILE, Precision, Segment
 from restnet_runtime.routes import Route
 
 INPUT, OUTPUT = "x", "y"
 """Names of the one input and the one output of every segment and of every route."""
 
-MAX_INLINE_BYTES = 2**20
-"""A tensor larger than this must lie in weights.bin, where its digest and its page are."""
+INLINE_BELOW_BYTES = 1024
+"""Smaller tensors lie in the graph, because a page of weights.bin for each would cost more than it shares; others may not."""
 
+_MAX_RANK = 16
+_DECIMAL = re.compile(r"[0-9]{1,18}")
 _DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 _ITEM_BYTES: dict[int, int] = {
     onnx.TensorProto.FLOAT: 4,
@@ -51,10 +56,11 @@ def compose(bundle: Bundle, route: Route) -> onnx.ModelProto:
             raise BundleError(segment.graphs[precision].file, f"uses opset {version}, the segments before it use {opset}")
         opset, ir_version = version, max(ir_version, model.ir_version)
         last = index == len(route.segments) - 1
-        renamed = _rename(model.graph, prefix=f"{name}/", entry=current, exit_=OUTPUT if last else f"{name}/out")
+        exit_ = OUTPUT if last else f"/{name}"  # no prefix begins with a slash, so no inner value has this name
+        renamed = _rename(model.graph, prefix=f"{name}/", entry=current, exit_=exit_)
         nodes.extend(renamed.node)
         initializers.extend(renamed.initializer)
-        current = f"{name}/out"
+        current = exit_
     shape = bundle.manifest.input.shape
     graph = onnx.helper.make_graph(
         nodes,
@@ -73,9 +79,10 @@ def load_segment(bundle: Bundle, segment: Segment, precision: Precision) -> onnx
     Raises `BundleError` naming the file for anything that the contract does not allow.
     """
     entry = segment.graphs[precision]
+    data = read_checked(bundle.path, entry.file, bundle.manifest.files[entry.file])
     try:
-        model = onnx.load_model(bundle.path / entry.file, format="protobuf", load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
+        model = onnx.load_model_from_string(data, format="protobuf")
+    except (DecodeError, ValueError) as error:
         raise BundleError(entry.file, f"is not an ONNX graph: {error}") from error
     _check_graph(model, segment, entry.file)
     weights_bytes = bundle.manifest.files[WEIGHTS_FILE].bytes
@@ -101,11 +108,11 @@ def check_graphs(bundle: Bundle) -> None:
 
 
 def external_extent(tensor: onnx.TensorProto) -> tuple[int, int]:
-    """(offset, length) of a tensor in its external file; (0, 0) for one inside the graph. Raises `ValueError` for nonsense."""
+    """(offset, length) in weights.bin of a tensor that was checked; (0, 0) for one inside the graph."""
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return 0, 0
     fields = {item.key: item.value for item in tensor.external_data}
-    return int(fields.get("offset", "0")), int(fields["length"])
+    return int(fields["offset"]), int(fields["length"])
 
 
 def _check_graph(model: onnx.ModelProto, segment: Segment, file: str) -> None:
@@ -114,6 +121,8 @@ def _check_graph(model: onnx.ModelProto, segment: Segment, file: str) -> None:
         raise BundleError(file, "holds local functions, a segment has nodes only")
     if graph.sparse_initializer:
         raise BundleError(file, "holds sparse tensors, a segment has dense ones only")
+    if _opset(model) < 1:
+        raise BundleError(file, "does not say which opset its nodes are of")
     for side, values, name, shape in (
         ("input", graph.input, INPUT, segment.input_shape),
         ("output", graph.output, OUTPUT, segment.output_shape),
@@ -124,51 +133,87 @@ def _check_graph(model: onnx.ModelProto, segment: Segment, file: str) -> None:
         dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
         if tensor.elem_type != onnx.TensorProto.FLOAT or dims != [None, *shape]:
             raise BundleError(file, f"has an {side} of shape {dims}, the manifest says batch x {list(shape)} in float32")
-    seen: set[str] = {INPUT} | {tensor.name for tensor in graph.initializer}
+    seen = {INPUT}
+    for tensor in graph.initializer:
+        _make(tensor.name, seen, file)
+    if OUTPUT in seen:
+        raise BundleError(file, f"has a tensor as its output {OUTPUT!r}, which a node must make")
     for node in graph.node:
-        if node.domain not in _DOMAINS:
-            raise BundleError(file, f"node {node.name!r} is of the domain {node.domain!r}, allowed are {sorted(_DOMAINS)}")
-        for attribute in node.attribute:
-            if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-                raise BundleError(file, f"node {node.name!r} holds a graph of its own, a segment has none")
-            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_location == onnx.TensorProto.EXTERNAL:
-                raise BundleError(file, f"node {node.name!r} reads a file, only initializers may")
+        _check_node(node, file)
         for name in node.input:
             if name and name not in seen:
                 raise BundleError(file, f"node {node.name!r} takes {name!r}, which nothing before it makes")
-        seen.update(name for name in node.output if name)
+        for name in node.output:
+            if name:
+                _make(name, seen, file)
     if OUTPUT not in seen:
         raise BundleError(file, f"never makes its output {OUTPUT!r}")
 
 
+def _make(name: str, seen: set[str], file: str) -> None:
+    if name in seen:
+        raise BundleError(file, f"makes the value {name!r} twice")
+    seen.add(name)
+
+
+def _check_node(node: onnx.NodeProto, file: str) -> None:
+    if node.domain not in _DOMAINS:
+        raise BundleError(file, f"node {node.name!r} is of the domain {node.domain!r}, allowed are {sorted(_DOMAINS)}")
+    for attribute in node.attribute:
+        # By what is there, not by the declared type, which a reader may ignore.
+        if attribute.HasField("g") or attribute.graphs:
+            raise BundleError(file, f"node {node.name!r} holds a graph of its own, a segment has none")
+        if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+            raise BundleError(file, f"node {node.name!r} holds a sparse tensor, a segment has dense ones only")
+        for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                raise BundleError(file, f"node {node.name!r} reads a file, only initializers may")
+            _check_inline(tensor, _tensor_bytes(tensor, file), file)
+
+
 def _check_tensor(tensor: onnx.TensorProto, file: str, weights_bytes: int) -> tuple[int, int]:
     """Check one initializer; return its extent in weights.bin, (0, 0) if it lies in the graph."""
-
-    def refuse(reason: str) -> BundleError:
-        return BundleError(file, f"tensor {tensor.name!r} {reason}")
-
-    item = _ITEM_BYTES.get(tensor.data_type)
-    if item is None or any(dim < 0 for dim in tensor.dims):
-        raise refuse(f"has the type {tensor.data_type} and shape {list(tensor.dims)}, which no segment has")
-    size = math.prod(tensor.dims) * item
+    size = _tensor_bytes(tensor, file)
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        if size > MAX_INLINE_BYTES:
-            raise refuse(f"of {size} bytes lies in the graph, above {MAX_INLINE_BYTES} it must lie in {WEIGHTS_FILE}")
-        if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
-            raise refuse(f"holds {len(tensor.raw_data)} bytes, its shape needs {size}")
+        _check_inline(tensor, size, file)
         return 0, 0
-    location = {item.key: item.value for item in tensor.external_data}.get("location", "")
-    if location != WEIGHTS_FILE:
-        raise refuse(f"lies in {location!r}, only {WEIGHTS_FILE} is allowed")
-    try:
-        offset, length = external_extent(tensor)
-    except (KeyError, ValueError) as error:
-        raise refuse(f"has no sound offset and length: {error}") from error
+    fields = {item.key: item.value for item in tensor.external_data}
+    if fields.get("location") != WEIGHTS_FILE:
+        raise BundleError(file, f"tensor {tensor.name!r} lies in {fields.get('location')!r}, only {WEIGHTS_FILE!r} is allowed")
+    # ONNX Runtime acts on further keys: `prepacked_0` would make it map blocks that nobody checked.
+    if sorted(item.key for item in tensor.external_data) != ["length", "location", "offset"]:
+        keys = [item.key for item in tensor.external_data]
+        raise BundleError(file, f"tensor {tensor.name!r} is placed by {keys}, it must be location, offset and length, once each")
+    if not all(_DECIMAL.fullmatch(fields[key]) for key in ("offset", "length")):
+        raise BundleError(file, f"tensor {tensor.name!r} has an offset or length that is not a plain decimal number")
+    offset, length = external_extent(tensor)
     if length != size:
-        raise refuse(f"claims {length} bytes, its shape needs {size}")
-    if offset < 0 or offset % PAGE_BYTES or offset + length > weights_bytes:
-        raise refuse(f"claims bytes {offset} to {offset + length}, {WEIGHTS_FILE} has {weights_bytes} in pages of {PAGE_BYTES}")
+        raise BundleError(file, f"tensor {tensor.name!r} claims {length} bytes, its shape needs {size}")
+    if offset % PAGE_BYTES:
+        raise BundleError(file, f"tensor {tensor.name!r} starts at {offset}, not at a multiple of {PAGE_BYTES}")
+    if offset + length > weights_bytes:
+        raise BundleError(file, f"tensor {tensor.name!r} ends at {offset + length}, {WEIGHTS_FILE} has {weights_bytes} bytes")
     return offset, length
+
+
+def _tensor_bytes(tensor: onnx.TensorProto, file: str) -> int:
+    item = _ITEM_BYTES.get(tensor.data_type)
+    if item is None:
+        raise BundleError(file, f"tensor {tensor.name!r} has the type {tensor.data_type}, which no segment has")
+    if len(tensor.dims) > _MAX_RANK or any(dim < 0 for dim in tensor.dims):
+        raise BundleError(file, f"tensor {tensor.name!r} has the shape {list(tensor.dims[:_MAX_RANK])}, which none can have")
+    return item * math.prod(int(dim) for dim in tensor.dims)
+
+
+def _check_inline(tensor: onnx.TensorProto, size: int, file: str) -> None:
+    if size >= INLINE_BELOW_BYTES:
+        raise BundleError(file, f"tensor {tensor.name!r} of {size} bytes lies in the graph, only those under {INLINE_BELOW_BYTES} may")
+    try:
+        held = numpy_helper.to_array(tensor).nbytes
+    except Exception as error:  # onnx raises what numpy and protobuf happen to raise
+        raise BundleError(file, f"tensor {tensor.name!r} cannot be read: {error}") from error
+    if held != size:
+        raise BundleError(file, f"tensor {tensor.name!r} holds {held} bytes, its shape needs {size}")
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -171,6 +171,12 @@ class Controller:
                 self._standing = (self._standing[0], reading)
                 return self._decide()
 
+    def reconsider(self) -> None:
+        """The loaded routes have changed: decide at once and afresh, up or down, as after a new budget."""
+        with self._deciding:
+            self._history = History()
+            self._decide()
+
     def decide_request(self, budget: Budget) -> Decision:
         """The loaded route for one request with limits of its own; see `choose_for_request`. Takes no lock of the controller.
 

@@ -1,6 +1,7 @@
 """The executor: every route a resident session, the current one a reference that is replaced between two requests."""
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,11 +14,13 @@ import onnxruntime as ort
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.cache import CompiledRoute, write_atomically
 from restnet_runtime.compile import Compiler
-from restnet_runtime.errors import CompileError
+from restnet_runtime.errors import CompileError, InputError
 from restnet_runtime.memory import footprint
 from restnet_runtime.profile import Measurement, RouteProfile, percentile, time_runs
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings, infer, load_session
+
+log = logging.getLogger(__name__)
 
 _PROFILES_FILE = "profiles.json"
 _WARM_RUNS = 2
@@ -84,8 +87,7 @@ class Executor:
             before = footprint().anonymous_bytes
             session = load_session(compiled, self._settings)
             x = self._example()
-            for _ in range(_WARM_RUNS):
-                infer(session, x)
+            self._warm(route, session, x)
             measured = self._remembered(name)
             if measured is None:
                 anonymous = max(0, footprint().anonymous_bytes - before)
@@ -113,11 +115,13 @@ class Executor:
     def run(self, x: npt.NDArray[np.float32], route: str | None = None) -> Answer:
         """Run x (batch, C, H, W) float32 on the current route, or on the loaded one that is named.
 
-        Raises `CompileError` if that route, or none at all, is loaded.
+        Raises `CompileError` if that route is not loaded, or none is, and `InputError` for an x that no route takes.
         """
         resident = self._current if route is None else self._resident(route)
         if resident is None:
             raise CompileError("no route is loaded yet")
+        if x.dtype != np.float32 or x.shape[1:] != self.bundle.manifest.input.shape:
+            raise InputError(f"an input of {x.dtype} {list(x.shape)}: give float32 [batch, {str([*self.bundle.manifest.input.shape])[1:]}")
         started = time.perf_counter()
         logits = infer(resident.session, x)
         return Answer(logits, resident.route, (time.perf_counter() - started) * 1e3)
@@ -139,21 +143,32 @@ class Executor:
         """One input of noise: timing does not depend on what an image shows."""
         return np.random.default_rng(0).standard_normal((1, *self.bundle.manifest.input.shape)).astype(np.float32)
 
+    def _warm(self, route: Route, session: ort.InferenceSession, x: npt.NDArray[np.float32]) -> None:
+        try:
+            shapes = {infer(session, x).shape for _ in range(_WARM_RUNS)}
+        except Exception as error:  # ONNX Runtime's own errors share no base
+            raise CompileError(f"the route {route.name!r} does not run: {error}") from error
+        if shapes != {(1, len(self.bundle.manifest.classes))}:
+            raise CompileError(f"the route {route.name!r} answers {shapes.pop()} for {len(self.bundle.manifest.classes)} classes")
+
     def _remembered(self, name: str) -> Measurement | None:
         try:
             entry = json.loads((self._compiler.cache.path / _PROFILES_FILE).read_bytes())[self._profile_key(name)]
             return Measurement(float(entry["latency_ms"]), float(entry["p95_ms"]), int(entry["anonymous_bytes"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
 
     def _remember(self, name: str, measured: Measurement) -> None:
         """Keep a measurement beside the compiled routes; of two processes that write at once the last one wins."""
         path = self._compiler.cache.path / _PROFILES_FILE
         try:
-            known = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+            known = dict(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError):
             known = {}
-        write_atomically(path, json.dumps({**known, self._profile_key(name): asdict(measured)}).encode())
+        try:
+            write_atomically(path, json.dumps({**known, self._profile_key(name): asdict(measured)}).encode())
+        except OSError as error:  # a full disk costs the next start a measurement, no more
+            log.warning("the profile of %s cannot be kept: %s", name, error)
 
     def _profile_key(self, name: str) -> str:
         return f"{name} on {self._settings.threads} threads"
@@ -166,5 +181,3 @@ def preparation_order(bundle: Bundle) -> list[str]:
     """
     ordered = sorted(bundle.routes, key=lambda route: (not route.on_front, route.macs))
     return [route.name for route in ordered]
-
-

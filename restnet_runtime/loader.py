@@ -52,7 +52,8 @@ class Loader:
         self._thread.join(timeout_s)
 
     def progress(self) -> Progress:
-        return Progress(len(self._names), len(self._executor.loaded), self._loading, self._compiled, dict(self._failed))
+        loaded = len(set(self._names) & set(self._executor.loaded))
+        return Progress(len(self._names), loaded, self._loading, self._compiled, dict(self._failed))
 
     def run(self) -> None:
         """Load all, in this thread."""

@@ -3,11 +3,13 @@
 These models say what a manifest may look like; `bundle.py` checks that its parts fit together and match the files.
 """
 
-from typing import Annotated, Literal
+import json
+import sys
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-FORMAT = "restnet-bundle"
+FORMAT: Final = "restnet-bundle"
 VERSION = 1
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.bin"
@@ -125,3 +127,13 @@ class Manifest(_Model):
     routes: Annotated[tuple[RouteEntry, ...], Field(min_length=1, max_length=10_000)]
     files: Annotated[dict[FilePath, FileEntry], Field(min_length=1, max_length=20_000)]
     provenance: Provenance = Provenance()
+
+
+def json_schema() -> str:
+    """The JSON Schema of manifest.json, as it is kept in docs/bundle.schema.json: `python -m restnet_runtime.manifest > FILE`."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Manifest.model_json_schema()}
+    return json.dumps(schema, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json_schema())

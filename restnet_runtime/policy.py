@@ -249,10 +249,11 @@ def _pick(scene: _Scene, candidates: Sequence[Candidate], current: Candidate | N
         for candidate in candidates
     ]
     hard, soft = least = min(fit for fit, _ in judged)
+    if hard is _Fit.NO:
+        # What the process may die of comes before what is late.
+        return min(candidates, key=lambda candidate: _cost(candidate, memory_first=True))
     tier = [candidate for fit, candidate in judged if fit == least]
-    if hard == soft == _Fit.YES:
-        return max(tier, key=_merit)
-    return min(tier, key=lambda candidate: _cost(candidate, memory_first=hard is _Fit.NO))
+    return max(tier, key=_merit) if soft is hard is _Fit.YES else min(tier, key=lambda candidate: _cost(candidate, memory_first=False))
 
 
 def _merit(candidate: Candidate) -> tuple[float, ...]:

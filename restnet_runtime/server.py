@@ -33,7 +33,7 @@ def run_server(app: ASGIApp, host: str, port: int, *, log_level: str = "info", g
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if not server.started:
+    if not server.started:  # older versions of uvicorn return as if all were well
         raise SystemExit(1)
 
 

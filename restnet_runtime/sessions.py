@@ -49,7 +49,7 @@ def load_session(compiled: CompiledRoute, settings: SessionSettings) -> ort.Infe
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return ort.InferenceSession(str(compiled.graph), options, providers=list(PROVIDERS))
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # ONNX Runtime's own errors share no base
         raise CompileError(f"ONNX Runtime {ort.__version__} cannot load the compiled route {compiled.name!r}: {error}") from error
 
 
@@ -60,13 +60,14 @@ def plain_session(bundle: Bundle, route: Route, settings: SessionSettings) -> or
     """
     from restnet_runtime.compose import compose  # imports onnx, which serving from a warm cache does without
 
+    joined = compose(bundle, route).SerializeToString()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = settings.threads
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
     try:
-        return ort.InferenceSession(compose(bundle, route).SerializeToString(), options, providers=list(PROVIDERS))
-    except (RuntimeError, ValueError) as error:
+        return ort.InferenceSession(joined, options, providers=list(PROVIDERS))
+    except Exception as error:  # ONNX Runtime's own errors share no base
         raise CompileError(f"ONNX Runtime {ort.__version__} cannot load the route {route.name!r}: {error}") from error
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import torch
-from restnet_export.data import Batches, load_images
+from restnet_export.data import Samples, load_images
 from restnet_runtime.manifest import Preprocessing
 from torch import Tensor, nn
 
@@ -20,8 +20,8 @@ EPOCHS = {"cnn_s": 12, "cnn_l": 30}
 
 def load(part: str) -> tuple[Tensor, Tensor]:
     """x float32 (N, 1, 8, 8) and y int64 (N,) of `digits:train` or `digits:val`."""
-    batches = list(Batches(load_images(f"digits:{part}"), PREPROCESSING, (1, 8, 8)))
-    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    samples = Samples(load_images(f"digits:{part}"), PREPROCESSING, (1, 8, 8))
+    return next(samples.batches(len(samples)))
 
 
 def jittered(x: Tensor) -> Tensor:

@@ -1,0 +1,41 @@
+# The device image: the runtime and the digits bundle that ships with it, without torch. For one platform or both:
+#   docker build -t restnet-runtime .
+#   docker buildx build --platform linux/amd64,linux/arm64 -t restnet-runtime .
+# Behind a package index of your own, add --secret id=pip,src=pip.conf: it is there for the build and stays out of the image.
+# Another bundle: docker run -v ./bundle:/bundle:ro -p 8080:8080 restnet-runtime restnet-serve /bundle --host 0.0.0.0
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+WORKDIR /src
+# pip stays in an environment of its own, so that the one that is copied holds the runtime alone.
+RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/restnet
+# The dependencies change seldom: they have a layer that a change of code leaves alone.
+COPY pyproject.toml constraints.txt ./
+RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/pip/bin/pip --python /opt/restnet/bin/python install --no-cache-dir --only-binary=:all: -c constraints.txt -r requirements.txt
+COPY README.md LICENSE ./
+COPY restnet_runtime restnet_runtime
+COPY export export
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/pip/bin/pip --python /opt/restnet/bin/python install --no-cache-dir --no-deps .
+
+FROM ${BASE}
+RUN groupadd --gid 10001 restnet \
+ && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/cache/restnet --shell /usr/sbin/nologin restnet \
+ && install -d -o restnet -g restnet -m 0755 /var/cache/restnet
+COPY --from=build /opt/restnet /opt/restnet
+ENV PATH=/opt/restnet/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    HOME=/var/cache/restnet \
+    XDG_CACHE_HOME=/var/cache/restnet \
+    PYTHONUNBUFFERED=1
+# Compiled routes are kept here: mount a volume to keep them over restarts. Numbers, so that an orchestrator can see it is not root.
+USER 10001:10001
+WORKDIR /var/cache/restnet
+VOLUME ["/var/cache/restnet"]
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+# A first start compiles the routes, so a slow board has two minutes before a failure counts.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/healthz', timeout=4).read()"]
+CMD ["restnet-serve", "--host", "0.0.0.0", "--port", "8080"]

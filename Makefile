@@ -1,0 +1,65 @@
+# `make help` lists what there is. A first `make demo` or `make test` makes .venv and installs into it; pip's own settings apply.
+
+PYTHON ?= python3
+VENV ?= .venv
+# What restnet-bench is asked, and anything more to give to serve, bench, test or test-slow.
+BUDGET ?= 200MFLOPs
+ARGS ?=
+
+BIN := $(VENV)/bin
+DEMO_ENV := $(VENV)/.installed-demo
+DEV_ENV := $(VENV)/.installed-dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format serve bench bundle clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-10s %s\n", $$1, $$2 }'
+
+demo: $(DEMO_ENV) ## Anchors trained on digits, stitched, served, asked with curl before and after a smaller budget
+	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/demo.sh
+
+test: $(DEV_ENV) ## The test suite with coverage; ARGS="-k name" chooses tests
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered --cov-report=xml $(ARGS)
+
+test-slow: $(DEV_ENV) ## The tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(DEV_ENV) ## ruff check, ruff format --check and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV_ENV) ## Let ruff put imports and layout right
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+serve: $(DEMO_ENV) ## Serve the digits bundle that ships; ARGS="BUNDLE --budget 30ms --port 9000" for another
+	$(BIN)/restnet-serve $(ARGS)
+
+bench: $(DEV_ENV) ## What a BUDGET buys on this machine, then every measured claim in benchmarks/
+	$(BIN)/restnet-bench --budget $(BUDGET) $(ARGS)
+	set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+bundle: $(DEMO_ENV) ## Make the digits bundle that ships anew
+	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/bundle.sh
+
+clean: ## Remove the environment and everything that was made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* coverage.xml
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# The demo alone needs less, and its four minutes include the installation.
+$(DEMO_ENV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what the demo needs into $(VENV) ..."
+	@$(INSTALL) -e '.[export]'
+	@touch $@
+
+$(DEV_ENV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing everything into $(VENV) ..."
+	@$(INSTALL) -e '.[export,timm,dev]'
+	@touch $(DEMO_ENV) $@

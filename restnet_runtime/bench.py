@@ -1,0 +1,201 @@
+"""Which route fits a budget on this device, what it costs here, and what its neighbours would give."""
+
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from restnet_runtime.budget import Budget
+from restnet_runtime.engine import Engine
+from restnet_runtime.errors import CompileError
+from restnet_runtime.executor import Executor
+from restnet_runtime.machine import describe_machine
+from restnet_runtime.memory import footprint
+from restnet_runtime.policy import Candidate, choose_for_request
+from restnet_runtime.profile import percentile
+from restnet_runtime.reading import Reading
+from restnet_runtime.routes import Route
+from restnet_runtime.tables import table
+from restnet_runtime.units import format_bytes, format_macs, format_ms
+
+
+@dataclass(frozen=True)
+class RouteFigures:
+    """One route on this device; latencies of one request at batch 1.
+
+    predicted_ms:            from the profile that the policy uses
+    median_ms, p95_ms:       measured now, interleaved with the other routes shown
+    predicted_memory_bytes:  PSS of a process that serves this route, as the policy predicts it
+    first_ms:                median of the first answer after a switch to this route
+    """
+
+    role: str
+    name: str
+    macs: int
+    accuracy: float | None
+    predicted_ms: float
+    median_ms: float
+    p95_ms: float
+    predicted_memory_bytes: int
+    first_ms: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What `restnet-bench` found.
+
+    pss_bytes:  of this process with all routes resident
+    switch_ms:  median of replacing the current route
+    load_ms:    median of making a route resident from a warm compiled cache: what a reload on the request path would cost
+    """
+
+    bundle: str
+    digest: str
+    budget: Budget
+    feasible: bool
+    reason: str
+    chosen: RouteFigures
+    cheaper: RouteFigures | None
+    dearer: RouteFigures | None
+    resident_routes: int
+    pss_bytes: int
+    switch_ms: float
+    load_ms: float
+    threads: int
+    machine: dict[str, str | int]
+
+    def document(self) -> dict[str, object]:
+        """As JSON-ready values."""
+        return asdict(self)
+
+
+def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Benchmark:
+    """Load every route, choose under `budget` as the policy does, and measure the choice beside its neighbours on the front.
+
+    Raises `CompileError` when not one route can be loaded.
+    """
+    executor = engine.executor
+    load_ms: list[float] = []
+    engine.loader.run()
+    if not executor.loaded:
+        raise CompileError(f"no route could be loaded: {engine.loader.progress().failed}")
+    candidates = [Candidate(route, executor.profile(route.name)) for route in executor.bundle.routes if route.name in executor.loaded]
+    decision = choose_for_request(budget, Budget(), candidates, Reading(), None)
+    chosen = executor.bundle.route(decision.route)
+    loaded = [candidate.route for candidate in candidates]
+    cheaper, dearer = neighbours(chosen, loaded)
+    shown = {"cheaper": cheaper, "chosen": chosen, "dearer": dearer}
+    figures = _measure(executor, {role: route for role, route in shown.items() if route is not None}, runs)
+    pss_bytes = footprint().pss_bytes
+    switch_ms = _switch_ms(executor, [route.name for route in loaded], runs)
+    for route in (route for route in shown.values() if route is not None):
+        load_ms.append(_reload_ms(executor, route.name))
+    return Benchmark(
+        bundle=executor.bundle.manifest.name,
+        digest=executor.bundle.digest,
+        budget=budget,
+        feasible=decision.feasible,
+        reason=decision.reason,
+        chosen=figures["chosen"],
+        cheaper=figures.get("cheaper"),
+        dearer=figures.get("dearer"),
+        resident_routes=len(loaded),
+        pss_bytes=pss_bytes,
+        switch_ms=switch_ms,
+        load_ms=percentile(load_ms, 0.5),
+        threads=threads,
+        machine=describe_machine(),
+    )
+
+
+def neighbours(chosen: Route, routes: list[Route]) -> tuple[Route | None, Route | None]:
+    """The next cheaper and the next dearer route, by MACs, among those on the Pareto front."""
+    front = sorted((route for route in routes if route.on_front and route.macs != chosen.macs), key=lambda route: route.macs)
+    cheaper = [route for route in front if route.macs < chosen.macs]
+    dearer = [route for route in front if route.macs > chosen.macs]
+    return (cheaper[-1] if cheaper else None), (dearer[0] if dearer else None)
+
+
+def render(benchmark: Benchmark) -> str:
+    """The benchmark for a terminal."""
+    shown = [figures for figures in (benchmark.cheaper, benchmark.chosen, benchmark.dearer) if figures is not None]
+    lines = [
+        f"bundle {benchmark.bundle}, budget {benchmark.budget}, {benchmark.threads} threads",
+        f"route  {benchmark.chosen.name}: {benchmark.reason}",
+        "",
+        table(
+            ("", "route", "cost", "accuracy", "predicted", "median", "p95", "memory", "first after switch"),
+            (
+                (
+                    figures.role,
+                    figures.name,
+                    format_macs(figures.macs),
+                    "?" if figures.accuracy is None else f"{figures.accuracy:.1%}",
+                    format_ms(figures.predicted_ms),
+                    format_ms(figures.median_ms),
+                    format_ms(figures.p95_ms),
+                    format_bytes(figures.predicted_memory_bytes),
+                    format_ms(figures.first_ms),
+                )
+                for figures in shown
+            ),
+        ),
+        "",
+        f"memory of this process with {benchmark.resident_routes} routes resident: {format_bytes(benchmark.pss_bytes)} (PSS)",
+        f"a switch costs {format_ms(benchmark.switch_ms)}; loading a route would cost {format_ms(benchmark.load_ms)}",
+    ]
+    return "\n".join(lines)
+
+
+def _measure(executor: Executor, shown: dict[str, Route], runs: int) -> dict[str, RouteFigures]:
+    x = _noise(executor)
+    times: dict[str, list[float]] = {role: [] for role in shown}
+    first: dict[str, list[float]] = {role: [] for role in shown}
+    for _ in range(runs):
+        for role, route in shown.items():
+            executor.switch(route.name)
+            first[role].append(executor.run(x).latency_ms)
+            times[role].append(executor.run(x).latency_ms)
+    figures = {}
+    for role, route in shown.items():
+        profile = executor.profile(route.name)
+        if profile is None:
+            raise CompileError(f"the route {route.name!r} was released while it was measured")
+        figures[role] = RouteFigures(
+            role=role,
+            name=route.name,
+            macs=route.macs,
+            accuracy=route.accuracy,
+            predicted_ms=profile.latency_ms,
+            median_ms=percentile(times[role], 0.5),
+            p95_ms=percentile(times[role], 0.95),
+            predicted_memory_bytes=profile.memory_bytes,
+            first_ms=percentile(first[role], 0.5),
+        )
+    return figures
+
+
+def _switch_ms(executor: Executor, names: list[str], runs: int) -> float:
+    times = []
+    for index in range(max(runs, len(names))):
+        started = time.perf_counter()
+        executor.switch(names[index % len(names)])
+        times.append((time.perf_counter() - started) * 1e3)
+    return percentile(times, 0.5)
+
+
+def _reload_ms(executor: Executor, name: str) -> float:
+    """Release a route and load it again from the compiled cache."""
+    other = next((loaded for loaded in executor.loaded if loaded != name), name)
+    if other == name:
+        return 0.0
+    executor.switch(other)
+    executor.release(name)
+    started = time.perf_counter()
+    executor.load(name)
+    return (time.perf_counter() - started) * 1e3
+
+
+def _noise(executor: Executor) -> np.ndarray:
+    shape = (1, *executor.bundle.manifest.input.shape)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)

@@ -1,0 +1,153 @@
+"""The commands of a device: `restnet-serve`, `restnet-bench`, `restnet-inspect`."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from restnet_runtime import __version__
+from restnet_runtime.budget import Budget
+from restnet_runtime.bundle import open_bundle
+from restnet_runtime.engine import SHIPPED_BUNDLE, Engine, default_cache_root
+from restnet_runtime.errors import RestnetError, UnitError
+from restnet_runtime.tables import routes_table
+from restnet_runtime.units import format_bytes
+
+BUDGET_HELP = (
+    "upper limits, separated by commas, any subset: cost as 200MFLOPs or 200MMACs (both count one multiply-accumulate as one, "
+    "as the stitching literature does), latency as 30ms, memory as 150MB"
+)
+
+
+def _budget(text: str) -> Budget:
+    try:
+        return Budget.parse(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+        if not 0 < value < 1e9:
+            raise argparse.ArgumentTypeError(f"{text} must be above zero")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give 0 (any free one) to 65535")
+    return int(text)
+
+
+def _common(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(command, description=description)
+    parser.add_argument("--version", action="version", version=f"{command} {__version__}")
+    parser.add_argument("bundle", nargs="?", type=Path, default=SHIPPED_BUNDLE, help="directory (default: the digits bundle that comes along)")
+    return parser
+
+
+def _engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", type=_budget, default=Budget(), metavar="LIMITS", help=BUDGET_HELP)
+    parser.add_argument("--threads", type=_positive(int), metavar="N", help="threads of one request (default: the usable cores)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="compiled routes (default: $RESTNET_CACHE or the user's cache directory)")
+
+
+def _run(command: str, action: Callable[[], int]) -> int:
+    try:
+        return action()
+    except (RestnetError, OSError) as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 2
+
+
+def serve(argv: Sequence[str] | None = None) -> int:
+    """`restnet-serve`: serve a bundle over HTTP until SIGTERM. Returns the exit status: 0, or 2 with one line on standard error."""
+    parser = _common("restnet-serve", "Serve a bundle over HTTP and keep to a budget.")
+    _engine_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; 0.0.0.0 for all)")
+    parser.add_argument("--port", type=_port, default=8080, help="port (default: %(default)s; 0 takes a free one)")
+    parser.add_argument("--interval", type=_positive(float), default=1.0, metavar="S", help="seconds between looks at the device (default: 1)")
+    parser.add_argument("--strict", action="store_true", help="refuse requests (503) when no route fits, instead of serving the cheapest")
+    parser.add_argument("--max-body", type=_positive(int), default=16_000_000, metavar="BYTES", help="longest request body (default: 16 MB)")
+    parser.add_argument("--workers", type=_positive(int), metavar="N", help="requests run at once (default: the usable cores)")
+    args = parser.parse_args(argv)
+    return _run("restnet-serve", lambda: _serve(args))
+
+
+def _serve(args: argparse.Namespace) -> int:
+    # Here and not above: the other commands need no HTTP.
+    from restnet_runtime.api import create_app
+    from restnet_runtime.server import run_server
+    from restnet_runtime.settings import ServeSettings, usable_cores
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    settings = ServeSettings(max_body_bytes=args.max_body, strict=args.strict, workers=args.workers or usable_cores())
+    engine = _open(args)
+    bundle = engine.executor.bundle
+    print(f"serving {bundle.manifest.name} ({len(bundle.routes)} routes) from {bundle.path}, budget {args.budget}", flush=True)
+    with engine:
+        run_server(create_app(engine.executor, engine.controller, settings), args.host, args.port)
+    return 0
+
+
+def bench(argv: Sequence[str] | None = None) -> int:
+    """`restnet-bench`: which route fits a budget here, and what it costs. Returns 0, 1 when no route fits, or 2 for an error."""
+    parser = _common("restnet-bench", "Show which route fits a budget on this device, what it costs here, and what its neighbours would give.")
+    _engine_options(parser)
+    parser.add_argument("--runs", type=_positive(int), default=100, metavar="N", help="timed runs of each route shown (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
+    args = parser.parse_args(argv)
+    return _run("restnet-bench", lambda: _bench(args))
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from restnet_runtime.bench import render, run_benchmark
+    from restnet_runtime.settings import usable_cores
+
+    engine = _open(args)
+    result = run_benchmark(engine, args.budget, args.threads or usable_cores(), args.runs)
+    engine.executor.close()
+    print(render(result))
+    if args.json is not None:
+        args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
+    return 0 if result.feasible else 1
+
+
+def inspect(argv: Sequence[str] | None = None) -> int:
+    """`restnet-inspect`: print a bundle's routes after checking it whole. Returns 0, or 2 with one line that says what is wrong."""
+    parser = _common("restnet-inspect", "Check a bundle (every digest, graph and tensor) and print its routes.")
+    args = parser.parse_args(argv)
+    return _run("restnet-inspect", lambda: _inspect(args))
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from restnet_runtime.compose import check_graphs
+
+    bundle = open_bundle(args.bundle)
+    check_graphs(bundle)
+    manifest, shape = bundle.manifest, "x".join(map(str, bundle.manifest.input.shape))
+    size = sum(entry.bytes for entry in manifest.files.values())
+    print(f"{manifest.name}: {manifest.task}, {len(manifest.classes)} classes, input {shape}, {len(manifest.segments)} segments")
+    print(f"made by {manifest.provenance.tool or 'unknown'}, scored on {manifest.provenance.scored_on} images")
+    print(routes_table(bundle.routes))
+    print(f"verified {len(manifest.files)} files, {format_bytes(size)}, SHA-256 of the manifest {bundle.digest}")
+    return 0
+
+
+def _open(args: argparse.Namespace) -> Engine:
+    return Engine.open(
+        args.bundle,
+        args.budget,
+        cache_root=args.cache or default_cache_root(),
+        threads=args.threads,
+        interval_s=getattr(args, "interval", 1.0),
+    )

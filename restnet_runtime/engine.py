@@ -1,0 +1,105 @@
+"""The engine: one bundle on this device, wired. The Python API, and what the commands and the server are built on.
+
+    with Engine.open("bundle", Budget.parse("200MFLOPs")) as engine:
+        engine.loader.join()
+        answer = engine.run(x)                              # x float32 (batch, C, H, W)
+        engine.controller.budget = Budget.parse("100MFLOPs")
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from restnet_runtime.budget import Budget
+from restnet_runtime.bundle import open_bundle
+from restnet_runtime.compile import Compiler
+from restnet_runtime.controller import Controller
+from restnet_runtime.executor import Answer, Executor, preparation_order
+from restnet_runtime.loader import Loader
+from restnet_runtime.sensors import Sensors
+from restnet_runtime.sessions import SessionSettings
+from restnet_runtime.settings import usable_cores
+
+SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "digits"
+"""The bundle that comes with the package: scikit-learn's digits, 8x8, light ink on dark."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Executor, controller and loader of one bundle. Use it as a context manager, or call `start` and `stop`."""
+
+    executor: Executor
+    controller: Controller
+    loader: Loader
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path = SHIPPED_BUNDLE,
+        budget: Budget | None = None,
+        *,
+        cache_root: Path | None = None,
+        threads: int | None = None,
+        interval_s: float = 1.0,
+    ) -> "Engine":
+        """Open a bundle; nothing is compiled or loaded before `start`.
+
+        cache_root: where compiled routes are kept, by default `default_cache_root()`
+        threads:    of one request, by default as many as there are usable cores
+        interval_s: between two looks at the device
+        Raises `BundleError`.
+        """
+        bundle = open_bundle(path)
+        compiler = Compiler.for_bundle(bundle, cache_root or default_cache_root())
+        executor = Executor(bundle, compiler, SessionSettings(threads or usable_cores()))
+        controller = Controller(executor, Sensors(), budget, interval_s)
+        loader = Loader(executor, preparation_order(bundle), on_loaded=lambda _: controller.reconsider())
+        return cls(executor, controller, loader)
+
+    def start(self) -> None:
+        """Make routes ready in the background, the cheapest of the Pareto front first, and watch the device."""
+        self.loader.start()
+        self.controller.start()
+
+    def stop(self) -> None:
+        """End both threads and release every session."""
+        self.controller.stop()
+        self.loader.stop()
+        self.executor.close()
+
+    def run(self, x: npt.NDArray[np.float32], budget: Budget | None = None) -> Answer:
+        """Run x (batch, C, H, W) float32 on the route that fits; `budget` narrows the standing one for this request only.
+
+        Raises `InfeasibleError` while no route is loaded.
+        """
+        answer = self.executor.run(x, self.controller.decide_request(budget or Budget()).route)
+        if len(x) == 1:
+            self.controller.observe(answer.route.name, answer.latency_ms)
+        return answer
+
+    def __enter__(self) -> "Engine":
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+
+def default_cache_root() -> Path:
+    """`$RESTNET_CACHE`, else `restnet-runtime` in the user's cache directory, else (read-only home) in the temporary one."""
+    if named := os.environ.get("RESTNET_CACHE"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        root = (Path(base) if base else Path.home() / ".cache") / "restnet-runtime"
+        root.mkdir(parents=True, exist_ok=True)
+        if os.access(root, os.W_OK):
+            return root
+    except (OSError, RuntimeError):
+        pass
+    return Path(tempfile.gettempdir()) / f"restnet-runtime-{os.getuid()}"

@@ -1,0 +1,209 @@
+"""Which stitches there are: the counts of the published families from their architectures alone, and the laws behind them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from restnet_export.rules import AnchorShape, LayerPlan, restnet, sn_net, split_shared
+from restnet_runtime.errors import RuleError
+
+DEIT = [AnchorShape(f"deit-{size}", (12,)) for size in ("ti", "s", "b")]
+SWIN = [AnchorShape("swin-ti", (2, 2, 6, 2)), AnchorShape("swin-s", (2, 2, 18, 2)), AnchorShape("swin-b", (2, 2, 18, 2))]
+RESNET = [AnchorShape("resnet18", (2, 2, 2, 2)), AnchorShape("resnet50", (3, 4, 6, 3))]
+LEVIT = [AnchorShape("levit192", (4, 4, 4)), AnchorShape("levit256", (4, 4, 4))]
+DEPTHS = st.integers(1, 20)
+
+
+def pairs(plans: list[LayerPlan]) -> list[tuple[str, str, int, int]]:
+    return [(plan.front, plan.end, j, k) for plan in plans for j, k in plan.pairs]
+
+
+def one(depth: int, name: str = "a") -> AnchorShape:
+    return AnchorShape(name, (depth,))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "routes"), [(2, 1, 71), (1, 1, 27), (2, 2, 51), (3, 1, 111), (4, 1, 147)])
+def test_deit_family(kernel: int, stride: int, routes: int) -> None:
+    assert len(DEIT) + len(pairs(sn_net(DEIT, kernel, stride))) == routes
+
+
+@pytest.mark.parametrize(
+    ("anchors", "stages", "routes"),
+    [(SWIN, None, 41), (RESNET, (1, 2), 10), ([RESNET[0], SWIN[0]], (1, 2), 8), (LEVIT, None, 8)],
+    ids=["swin", "resnet", "resnet-swin", "levit"],
+)
+def test_hierarchical_families(anchors: list[AnchorShape], stages: tuple[int, ...] | None, routes: int) -> None:
+    assert len(anchors) + len(pairs(sn_net(anchors, stages=stages))) == routes
+
+
+def test_the_swin_family_is_3_2_2_17_17() -> None:
+    found = pairs(sn_net(SWIN))
+    ends = [(front, "third" if k > 4 else "first two") for front, _, _, k in found]
+    assert {part: ends.count(part) for part in ends} == {
+        ("swin-ti", "first two"): 2,
+        ("swin-s", "first two"): 2,
+        ("swin-ti", "third"): 17,
+        ("swin-s", "third"): 17,
+    }
+
+
+def test_a_window_lists_its_new_pairs_and_names_the_layer_after_the_first() -> None:
+    assert sn_net([one(3, "s"), one(3, "l")]) == [
+        LayerPlan("s.1~l.1", "s", "l", ((1, 1), (1, 2), (2, 1), (2, 2))),
+        LayerPlan("s.2~l.3", "s", "l", ((2, 3), (3, 2), (3, 3))),
+    ]
+
+
+def test_unpaired_gives_one_layer_per_front_block_in_stage_offsets() -> None:
+    assert sn_net([AnchorShape("s", (2, 2, 2)), AnchorShape("l", (3, 4, 9))], stages=[1]) == [
+        LayerPlan("s.3~l.5", "s", "l", ((3, 5),)),
+        LayerPlan("s.4~l.6", "s", "l", ((4, 6), (4, 7))),
+    ]
+
+
+def test_unequal_depth_in_a_single_stage_is_unpaired() -> None:
+    plans = sn_net([one(12, "s"), one(24, "l")])
+    assert pairs(plans) == [("s", "l", i // 2 + 1, i + 1) for i in range(1, 24)]
+    assert len(plans) == 12
+
+
+def test_a_deeper_front_is_unpaired_too() -> None:
+    assert pairs(sn_net([one(6, "s"), one(3, "l")])) == [("s", "l", 3, 2), ("s", "l", 5, 3)]
+
+
+def test_only_neighbours_in_size_are_joined() -> None:
+    joined = {(plan.front, plan.end) for plan in sn_net([one(2, "a"), one(2, "b"), one(2, "c"), one(2, "d")])}
+    assert joined == {("a", "b"), ("b", "c"), ("c", "d")}
+
+
+@given(depth=DEPTHS, kernel=st.integers(1, 8), stride=st.integers(1, 8))
+def test_plain_windows_follow_the_closed_form(depth: int, kernel: int, stride: int) -> None:
+    plans = sn_net([one(depth, "s"), one(depth, "l")], kernel, stride)
+    found = pairs(plans)
+    assert len(set(found)) == len(found)
+    assert all(1 <= j <= depth and 1 <= k <= depth and abs(j - k) < kernel for _, _, j, k in found)
+    expected = 0
+    for start in range(0, depth, stride):
+        before = max(0, min(kernel - stride, depth - start)) if start else 0
+        expected += min(kernel, depth - start) ** 2 - before**2
+    assert len(found) == expected
+    if (kernel, stride) == (2, 1) and depth > 1:
+        assert (len(found), len(plans)) == (3 * depth - 2, depth - 1)
+    assert len({plan.name for plan in plans}) == len(plans)
+
+
+@given(front=st.lists(DEPTHS, min_size=2, max_size=4), data=st.data())
+def test_stages_stay_apart_and_go_forward(front: list[int], data: st.DataObject) -> None:
+    end = data.draw(st.lists(DEPTHS, min_size=len(front), max_size=len(front)))
+    shapes = [AnchorShape("s", tuple(front)), AnchorShape("l", tuple(end))]
+    counts = [
+        b - 1 for _, b in zip(front, end, strict=True)
+    ]  # equal depth d with K2 s1: d - 1; unpaired: one for every end block but the first
+    if not sum(counts[:-1]):
+        with pytest.raises(RuleError, match="no pair"):
+            sn_net(shapes)
+        return
+    found = pairs(sn_net(shapes))
+    assert len(found) == len(set(found)) == sum(counts[:-1])
+    for stage, (d1, d2) in enumerate(list(zip(front, end, strict=True))[:-1]):
+        inside = [(j - sum(front[:stage]), k - sum(end[:stage])) for _, _, j, k in found if sum(end[:stage]) < k <= sum(end[: stage + 1])]
+        assert len(inside) == counts[stage]
+        assert all(1 <= j <= d1 and 2 <= k <= d2 for j, k in inside)
+        if d1 <= d2:
+            assert all(j < k for j, k in inside)
+
+
+@pytest.mark.parametrize(
+    ("anchors", "options", "message"),
+    [
+        ([one(3)], {}, "at least two"),
+        ([one(3), one(3)], {}, "different names"),
+        ([one(3), AnchorShape("b", ())], {}, "at least one block"),
+        ([one(3), AnchorShape("b", (0,))], {}, "at least one block"),
+        ([one(3), AnchorShape("b", (3, 3))], {}, "1 stages and b 2"),
+        ([one(3), one(3, "b")], {"kernel": 0}, "kernel 0"),
+        ([one(3), one(3, "b")], {"stride": 0}, "stride 0"),
+        ([one(3), one(3, "b")], {"stages": [1]}, "from 0..0"),
+        (LEVIT, {"stages": [0, 0]}, "must be different"),
+        (LEVIT, {"kernel": 1}, "no pair between levit192"),
+        ([one(3, "a" * 60), one(3, "b" * 60)], {}, "longer than 100"),
+    ],
+)
+def test_what_sn_net_refuses(anchors: list[AnchorShape], options: dict, message: str) -> None:
+    with pytest.raises(RuleError, match=message):
+        sn_net(anchors, **options)
+
+
+def test_restnet_takes_the_most_similar_of_each_side_once() -> None:
+    alike = np.zeros((5, 4))  # the larger has 4 blocks, cuts 0..4; the smaller 3, cuts 0..3
+    alike[1, 1] = 0.9  # best of its row and its column
+    alike[2, 1] = 0.8  # best of its row
+    alike[3, 2] = 0.7  # best of its row and its column
+    alike[0, :] = alike[:, 0] = alike[4, :] = alike[:, 3] = 1.0  # stem and last cuts must not be chosen
+    plans = restnet([one(3, "s"), one(4, "l")], {("l", "s"): alike})
+    assert plans == [
+        LayerPlan("l.1~s.2", "l", "s", ((1, 2),)),
+        LayerPlan("l.2~s.2", "l", "s", ((2, 2),)),
+        LayerPlan("l.3~s.3", "l", "s", ((3, 3),)),
+    ]
+
+
+@given(small=st.integers(2, 9), large=st.integers(2, 9), seed=st.integers(0, 2**32 - 1))
+def test_restnet_laws(small: int, large: int, seed: int) -> None:
+    alike = np.random.default_rng(seed).normal(size=(large + 1, small + 1))
+    plans = restnet([one(small, "s"), one(large, "l")], {("l", "s"): alike})
+    found = [plan.pairs[0] for plan in plans]
+    assert all(len(plan.pairs) == 1 and (plan.front, plan.end) == ("l", "s") for plan in plans)
+    assert found == sorted(set(found))
+    assert all(1 <= j < large and 2 <= k <= small for j, k in found)
+    assert {j for j, _ in found} == set(range(1, large))
+    assert {k for _, k in found} == set(range(2, small + 1))
+    assert max(large, small) - 1 <= len(found) <= large + small - 3
+    for j, k in found:
+        assert alike[j, k - 1] in (alike[j, 1:small].max(), alike[1:large, k - 1].max())
+
+
+def test_restnet_never_chooses_a_nan() -> None:
+    alike = np.full((4, 4), np.nan)
+    alike[2, 1] = 0.5
+    assert pairs(restnet([one(3, "s"), one(3, "l")], {("l", "s"): alike})) == [("l", "s", 2, 2)]
+
+
+def test_restnet_joins_neighbours_of_any_stages() -> None:
+    anchors = [AnchorShape("a", (1, 2)), AnchorShape("b", (4,)), AnchorShape("c", (2, 2, 2))]
+    similarity = {("b", "a"): np.eye(5, 4), ("c", "b"): np.eye(7, 5)}
+    assert {(plan.front, plan.end) for plan in restnet(anchors, similarity)} == {("b", "a"), ("c", "b")}
+
+
+@pytest.mark.parametrize(
+    ("anchors", "similarity", "message"),
+    [
+        ([one(3, "s"), one(3, "l")], {("s", "l"): np.eye(4)}, "no similarity between l and s"),
+        ([one(3, "s"), one(3, "l")], {("l", "s"): np.eye(3)}, r"shape \(3, 3\), not \(4, 4\)"),
+        ([one(1, "s"), one(3, "l")], {("l", "s"): np.eye(4, 2)}, "both need 2"),
+        ([one(3, "s"), one(3, "l")], {("l", "s"): np.full((4, 4), np.nan)}, "holds no number"),
+        ([one(3, "s")], {}, "at least two"),
+    ],
+)
+def test_what_restnet_refuses(anchors: list[AnchorShape], similarity: dict, message: str) -> None:
+    with pytest.raises(RuleError, match=message):
+        restnet(anchors, similarity)
+
+
+def test_pairs_of_different_layouts_get_layers_of_their_own() -> None:
+    plan = LayerPlan("s.1~l.1", "s", "l", ((1, 1), (1, 2), (2, 1), (2, 2)))
+    layouts = {"s": ["stem", "wide", "wide"], "l": ["stem", "wide", "wide"]}
+    assert split_shared([plan], layouts) == [
+        LayerPlan("s.1~l.1", "s", "l", ((1, 1), (2, 1))),
+        LayerPlan("s.1~l.2", "s", "l", ((1, 2), (2, 2))),
+    ]
+    assert split_shared([plan], {"s": ["x"] * 3, "l": ["x"] * 3}) == [plan]
+
+
+def test_rules_need_no_torch() -> None:
+    code = "import sys, restnet_export.rules; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,509 @@
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from restnet_runtime.budget import Budget
+from restnet_runtime.errors import InfeasibleError, UnitError
+from restnet_runtime.policy import Candidate, Decision, History, PolicySettings, choose_for_request, decide
+from restnet_runtime.profile import RouteProfile
+from restnet_runtime.reading import Reading
+from restnet_runtime.routes import Route
+
+MB = 1_000_000
+SETTINGS = PolicySettings(memory_reserve_bytes=20 * MB)
+
+
+def candidate(name: str, accuracy: float | None, macs: int, latency_ms: float | None = None, memory_mb: float = 50) -> Candidate:
+    """A route without `latency_ms` has no profile."""
+    route = Route(name, (name,), ("fp32",), macs, macs, macs, accuracy, True)
+    return Candidate(route, None if latency_ms is None else RouteProfile(latency_ms, 2 * latency_ms, int(memory_mb * MB)))
+
+
+SMALL = candidate("small", 0.80, 10, 10.0, 50)
+MIDDLE = candidate("middle", 0.90, 20, 20.0, 80)
+LARGE = candidate("large", 0.95, 40, 40.0, 120)
+FAMILY = [SMALL, MIDDLE, LARGE]
+
+
+def reading(slowdown: float | None = None, *, own_mb: int = 60, available_mb: int = 1000) -> Reading:
+    return Reading(memory_available_bytes=available_mb * MB, own_memory_bytes=own_mb * MB, slowdown=slowdown)
+
+
+class Loop:
+    """Decides once a second, handing the history on, as the controller does."""
+
+    def __init__(self, budget: Budget, candidates: Sequence[Candidate] = FAMILY, settings: PolicySettings = SETTINGS) -> None:
+        self.budget, self.candidates, self.settings = budget, candidates, settings
+        self.history = History()
+        self.now_s = 100.0
+        self.decisions: list[Decision] = []
+
+    def step(self, sample: Reading) -> Decision:
+        decision = decide(sample, self.budget, self.candidates, self.history, self.now_s, self.settings)
+        self.history = decision.history
+        self.now_s += 1.0
+        self.decisions.append(decision)
+        return decision
+
+    def run(self, samples: Iterable[Reading]) -> list[str]:
+        """The routes, one per sample."""
+        return [self.step(sample).route for sample in samples]
+
+
+def visits(routes: Sequence[str]) -> list[str]:
+    return [route for index, route in enumerate(routes) if index == 0 or routes[index - 1] != route]
+
+
+# What a decision is made from
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (Budget(), "large"),
+        (Budget(latency_ms=40.0), "large"),
+        (Budget(latency_ms=39.9), "middle"),
+        (Budget(macs=19), "small"),
+        (Budget(macs=20), "middle"),
+        (Budget(memory_bytes=119 * MB), "middle"),
+        (Budget(macs=40, latency_ms=30.0, memory_bytes=79 * MB), "small"),
+    ],
+)
+def test_starts_on_the_most_accurate_that_fits(budget: Budget, expected: str) -> None:
+    decision = decide(reading(), budget, FAMILY, History(), 0.0, SETTINGS)
+    assert (decision.route, decision.feasible) == (expected, True)
+    assert decision.reason == f"start: {expected} is the most accurate that fits"
+
+
+def test_predicts_latency_as_profile_times_slowdown() -> None:
+    assert decide(reading(1.5), Budget(latency_ms=30.0), FAMILY, History(), 0.0, SETTINGS).route == "middle"
+    assert decide(reading(1.51), Budget(latency_ms=30.0), FAMILY, History(), 0.0, SETTINGS).route == "small"
+    assert decide(reading(0.5), Budget(latency_ms=20.0), FAMILY, History(), 0.0, SETTINGS).route == "large"
+
+
+def test_memory_is_limited_by_what_the_device_leaves_and_the_reserve() -> None:
+    decision = decide(reading(own_mb=60, available_mb=79), Budget(memory_bytes=500 * MB), FAMILY, History(), 0.0, SETTINGS)
+    assert decision.limits == Budget(memory_bytes=(60 + 79 - 20) * MB)
+    assert decision.route == "middle"
+    assert decide(reading(own_mb=60, available_mb=80), Budget(), FAMILY, History(), 0.0, SETTINGS).route == "large"
+
+
+def test_the_budget_limits_memory_where_it_is_lower() -> None:
+    assert decide(reading(), Budget(memory_bytes=90 * MB), FAMILY, History(), 0.0, SETTINGS).limits == Budget(memory_bytes=90 * MB)
+
+
+@pytest.mark.parametrize("sample", [Reading(own_memory_bytes=60 * MB), Reading(memory_available_bytes=1), Reading()])
+def test_what_is_missing_limits_nothing(sample: Reading) -> None:
+    decision = decide(sample, Budget(latency_ms=40.0), FAMILY, History(), 0.0, SETTINGS)
+    assert (decision.route, decision.limits) == ("large", Budget(latency_ms=40.0))
+
+
+def test_macs_rank_where_no_accuracy_was_measured() -> None:
+    unmeasured = [candidate("a", None, 10, 1.0), candidate("c", None, 30, 3.0), candidate("b", None, 20, 2.0)]
+    assert decide(reading(), Budget(macs=29), unmeasured, History(), 0.0, SETTINGS).route == "b"
+    assert decide(reading(), Budget(), [*unmeasured, SMALL], History(), 0.0, SETTINGS).route == "small"
+
+
+@pytest.mark.parametrize(
+    "cheaper", [candidate("x", 0.9, 19, 20.0, 80), candidate("x", 0.9, 20, 19.0, 80), candidate("x", 0.9, 20, 20.0, 79)], ids=["macs", "ms", "MB"]
+)
+def test_of_equally_accurate_routes_the_cheaper_serves(cheaper: Candidate) -> None:
+    for order in ([MIDDLE, cheaper], [cheaper, MIDDLE]):
+        assert decide(reading(), Budget(), order, History(), 0.0, SETTINGS).route == "x"
+
+
+def test_without_candidates_there_is_no_answer() -> None:
+    with pytest.raises(InfeasibleError, match="none is loaded"):
+        decide(reading(), Budget(), [], History(), 0.0)
+    with pytest.raises(InfeasibleError, match="none is loaded"):
+        choose_for_request(Budget(), Budget(macs=1), [], reading(), None)
+
+
+# When nothing fits
+
+
+def test_nothing_fits_serves_the_cheapest_and_says_why() -> None:
+    decision = decide(reading(1.2), Budget(latency_ms=8.0), FAMILY, History(), 0.0, SETTINGS)
+    assert (decision.route, decision.feasible) == ("small", False)
+    assert decision.reason == "small serves although it does not fit: latency 12 ms over the limit of 8 ms (10 ms x slowdown 1.2)"
+
+
+def test_every_broken_limit_is_named_with_its_figures() -> None:
+    decision = decide(reading(own_mb=30, available_mb=30), Budget(5, 9.0, 45 * MB), [SMALL], History(), 0.0, SETTINGS)
+    assert decision.reason == (
+        "small serves although it does not fit: memory 50 MB over the limit of 45 MB, "
+        "memory 50 MB over the limit of 40 MB (what the device has left), latency 10 ms over the limit of 9 ms, "
+        "macs 10 MACs over the limit of 5 MACs"
+    )
+
+
+def test_figures_that_look_alike_are_written_out() -> None:
+    decision = decide(reading(), Budget(macs=1_000_000), [candidate("x", 0.9, 1_000_001, 1.0)], History(), 0.0, SETTINGS)
+    assert decision.reason.endswith("macs 1000001 over the limit of 1000000")
+
+
+def test_memory_is_kept_before_latency_and_macs() -> None:
+    lean = candidate("lean", 0.7, 100, 100.0, 30)
+    decision = decide(reading(), Budget(macs=5, latency_ms=1.0, memory_bytes=40 * MB), [*FAMILY, lean], History(), 0.0, SETTINGS)
+    assert (decision.route, decision.feasible) == ("lean", False)
+    assert "memory" not in decision.reason
+
+
+def test_where_no_route_keeps_memory_the_leanest_serves() -> None:
+    lean = candidate("lean", 0.7, 100, 100.0, 30)
+    decision = decide(reading(own_mb=20, available_mb=0), Budget(latency_ms=60.0), [*FAMILY, lean], History(), 0.0, SETTINGS)
+    assert (decision.route, decision.feasible) == ("lean", False)
+    assert "memory 30 MB over the limit of 1 B (what the device has left)" in decision.reason
+
+
+# Routes without profile
+
+
+def test_unknown_latency_does_not_fit_a_latency_limit() -> None:
+    unknown = candidate("unknown", 0.99, 5)
+    assert decide(reading(), Budget(), [*FAMILY, unknown], History(), 0.0, SETTINGS).route == "unknown"
+    assert decide(reading(), Budget(latency_ms=20.0), [*FAMILY, unknown], History(), 0.0, SETTINGS).route == "middle"
+    decision = decide(reading(), Budget(latency_ms=5.0), [*FAMILY, unknown], History(), 0.0, SETTINGS)
+    assert (decision.route, decision.feasible) == ("unknown", False), "before routes that are known to be too slow"
+    assert decision.reason.endswith("unknown latency (not profiled) under a limit of 5 ms")
+
+
+def test_unknown_memory_does_not_fit_a_memory_budget() -> None:
+    unknown = candidate("unknown", 0.99, 5)
+    assert decide(reading(), Budget(memory_bytes=60 * MB), [*FAMILY, unknown], History(), 0.0, SETTINGS).route == "small"
+    decision = decide(reading(), Budget(memory_bytes=10 * MB), [*FAMILY, unknown], History(), 0.0, SETTINGS)
+    assert (decision.route, decision.feasible) == ("unknown", False)
+
+
+def test_unknown_memory_is_what_the_process_has_under_the_sensed_limit() -> None:
+    unknown = [candidate("less", 0.8, 5), candidate("more", 0.9, 50)]
+    assert decide(reading(available_mb=20), Budget(), unknown, History(), 0.0, SETTINGS).route == "more"
+    decision = decide(reading(available_mb=19), Budget(), unknown, History(), 0.0, SETTINGS)
+    assert (decision.route, decision.feasible) == ("less", False)
+
+
+# Over time
+
+
+def test_goes_down_at_once_and_up_after_clean_ticks() -> None:
+    loop = Loop(Budget(latency_ms=50.0))
+    slow, fine = reading(2.0), reading(1.0)
+    routes = loop.run([fine, slow, *[fine] * 7])
+    assert routes == ["large", "middle", "middle", "middle", "middle", "middle", "large", "large", "large"]
+    assert loop.decisions[1].reason == "large no longer fits: latency 80 ms over the limit of 50 ms (40 ms x slowdown 2); middle does"
+    assert loop.decisions[2].reason == "middle stays: large fits, waiting (tick 1 of 5)"
+    assert loop.decisions[6].reason == "large is better than middle and has fitted for 5 ticks"
+    assert loop.decisions[7].reason == "large stays: nothing better fits"
+
+
+def test_one_unclean_tick_starts_the_count_again() -> None:
+    loop = Loop(Budget(latency_ms=50.0))
+    slow, fine = reading(2.0), reading(1.0)
+    routes = loop.run([fine, slow, *[fine] * 4, slow, *[fine] * 5])
+    assert routes == ["large", *["middle"] * 10, "large"]
+
+
+def test_goes_up_past_the_middle_when_all_is_well_again() -> None:
+    loop = Loop(Budget(latency_ms=50.0))
+    assert visits(loop.run([reading(1.0), reading(4.0), *[reading(1.0)] * 9])) == ["large", "small", "large"]
+
+
+def test_the_dwell_holds_a_climb_that_has_its_clean_ticks() -> None:
+    loop = Loop(Budget(latency_ms=50.0), settings=PolicySettings(up_after_ticks=1, dwell_s=4.0))
+    assert loop.run([reading(1.0), reading(2.0), *[reading(1.0)] * 5]) == ["large", *["middle"] * 4, "large", "large"]
+    assert loop.decisions[2].reason == "middle stays: large fits, waiting (the dwell to end)"
+
+
+def test_the_dwell_never_holds_a_fall() -> None:
+    loop = Loop(Budget(latency_ms=50.0), settings=PolicySettings(dwell_s=1000.0))
+    assert loop.run([reading(1.0), reading(2.0), reading(4.0)]) == ["large", "middle", "small"]
+
+
+def test_entering_needs_a_margin_and_staying_does_not() -> None:
+    """Limit 50 ms, large takes 40: it stays up to slowdown 1.25 and comes back at 1.136."""
+    loop = Loop(Budget(latency_ms=50.0))
+    assert visits(loop.run([reading(1.25)] * 10)) == ["large"]
+    assert visits(loop.run([reading(1.26), *[reading(1.14)] * 50])) == ["middle"]
+    assert loop.decisions[-1].reason == "middle stays: nothing better fits"
+    assert visits(loop.run([reading(1.13)] * 9)) == ["middle", "large"]
+
+
+def test_entering_needs_a_margin_of_sensed_memory_too() -> None:
+    """large takes 120 MB: it enters when the device leaves more than 132."""
+    loop = Loop(Budget())
+    assert loop.run([reading(available_mb=79)]) == ["middle"]
+    assert visits(loop.run([reading(available_mb=91)] * 20)) == ["middle"]
+    assert visits(loop.run([reading(available_mb=93)] * 20)) == ["middle", "large"]
+
+
+def test_exact_limits_have_no_margin() -> None:
+    loop = Loop(Budget(macs=40, memory_bytes=120 * MB), [SMALL])
+    loop.step(reading())
+    loop.candidates = FAMILY
+    assert visits(loop.run([reading()] * 10)) == ["small", "large"]
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), [(50.0, 20.0, "middle"), (20.0, 40.0, "large")], ids=["down", "up"])
+def test_a_new_budget_acts_at_once_both_ways(before: float, after: float, expected: str) -> None:
+    loop = Loop(Budget(latency_ms=before))
+    loop.step(reading())
+    loop.budget = Budget(latency_ms=after)
+    decision = loop.step(reading())
+    assert (decision.route, decision.reason) == (expected, f"new budget: {expected} is the most accurate that fits")
+
+
+def test_a_route_that_is_gone_is_replaced_at_once() -> None:
+    loop = Loop(Budget())
+    loop.step(reading())
+    loop.candidates = [SMALL, MIDDLE]
+    decision = loop.step(reading())
+    assert (decision.route, decision.reason) == ("middle", "large is gone: middle is the most accurate that fits")
+
+
+def test_a_climb_that_is_regretted_doubles_the_patience() -> None:
+    """The large route itself slows the device down: each stay there is followed by a longer wait."""
+    loop = Loop(Budget(latency_ms=50.0))
+    sample = reading(1.0)
+    for _ in range(400):
+        sample = reading(2.0 if loop.step(sample).route == "large" else 1.0)
+    routes = [decision.route for decision in loop.decisions]
+    waits = [len(part) for part in "".join("L" if route == "large" else "m" for route in routes).split("L") if part]
+    assert waits[:5] == [5, 10, 20, 40, 80]
+    assert set(waits[5:-1]) == {80}
+
+
+def test_patience_is_forgotten_after_a_climb_that_held() -> None:
+    loop = Loop(Budget(latency_ms=50.0))
+    slow, fine = reading(2.0), reading(1.0)
+    loop.run([fine, slow, *[fine] * 5, slow])
+    assert loop.history.patience_ticks == 10
+    loop.run([fine] * 50)
+    assert loop.run([slow, *[fine] * 5]) == [*["middle"] * 5, "large"]
+    assert loop.history.patience_ticks == 0
+
+
+def test_a_second_fall_after_one_climb_does_not_double_again() -> None:
+    loop = Loop(Budget(latency_ms=50.0))
+    loop.run([reading(1.0), reading(2.0), *[reading(1.0)] * 5, reading(2.0), reading(4.0)])
+    assert loop.history.current == "small"
+    assert loop.history.patience_ticks == 10
+
+
+def test_over_the_limit_by_little_and_nothing_better_stays() -> None:
+    """Both are just too slow; the fewer macs of the other are no reason to move to and fro."""
+    quick = candidate("quick", 0.9, 30, 10.0)
+    cheap = candidate("cheap", 0.8, 10, 15.0)
+    loop = Loop(Budget(latency_ms=10.0), [quick, cheap])
+    assert loop.run([reading(1.0), reading(1.05), reading(0.99), reading(1.09)]) == ["quick"] * 4
+    assert [decision.feasible for decision in loop.decisions] == [True, False, True, False]
+    assert loop.run([reading(1.2), reading(1.2)]) == ["cheap", "cheap"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("up_after_ticks", 0), ("dwell_s", -1.0), ("margin", float("nan")), ("memory_reserve_bytes", -1), ("regret_s", float("inf"))],
+)
+def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
+    with pytest.raises(UnitError, match=f"policy setting {field}={value!r} must be at least"):
+        PolicySettings(**{field: value})
+
+
+# One request
+
+
+def test_a_request_without_narrower_limits_is_served_by_the_current_route() -> None:
+    for limits in (Budget(), Budget(latency_ms=60.0), Budget(macs=40)):
+        decision = choose_for_request(Budget(latency_ms=50.0), limits, FAMILY, reading(), "middle", SETTINGS)
+        assert (decision.route, decision.feasible) == ("middle", True)
+
+
+def test_a_narrower_request_gets_the_best_that_fits_it() -> None:
+    decision = choose_for_request(Budget(latency_ms=50.0), Budget(latency_ms=25.0), FAMILY, reading(), "large", SETTINGS)
+    assert (decision.route, decision.feasible, decision.limits) == (
+        "middle",
+        True,
+        Budget(latency_ms=25.0, memory_bytes=1_040 * MB),
+    )
+    assert decision.history == History()
+
+
+def test_a_request_that_nothing_fits_is_told_so() -> None:
+    decision = choose_for_request(Budget(), Budget(macs=9), FAMILY, reading(), "large", SETTINGS)
+    assert (decision.route, decision.feasible) == ("small", False)
+    assert "macs 10 MACs over the limit of 9 MACs" in decision.reason
+
+
+def test_between_two_decisions_the_current_route_serves_and_is_honest() -> None:
+    decision = choose_for_request(Budget(latency_ms=50.0), Budget(), FAMILY, reading(3.0), "large", SETTINGS)
+    assert (decision.route, decision.feasible) == ("large", False)
+
+
+def test_a_request_before_any_route_serves_gets_the_best() -> None:
+    assert choose_for_request(Budget(), Budget(), FAMILY, reading(), None, SETTINGS).route == "large"
+
+
+# Laws
+
+
+def maybe(strategy: st.SearchStrategy) -> st.SearchStrategy:
+    return st.none() | strategy
+
+
+budgets = st.builds(
+    Budget, macs=maybe(st.integers(1, 60)), latency_ms=maybe(st.floats(1, 60)), memory_bytes=maybe(st.integers(1, 300).map(lambda mb: mb * MB))
+)
+readings = st.builds(
+    Reading,
+    memory_available_bytes=maybe(st.integers(-50, 300).map(lambda mb: mb * MB)),
+    own_memory_bytes=maybe(st.integers(1, 300).map(lambda mb: mb * MB)),
+    slowdown=maybe(st.floats(0.3, 5)),
+)
+
+
+@st.composite
+def families(draw: st.DrawFn) -> list[Candidate]:
+    """Some without accuracy, some without profile, costs in no particular order."""
+    made = [
+        candidate(
+            f"r{index}",
+            draw(maybe(st.sampled_from([0.5, 0.6, 0.7, 0.8, 0.9]))),
+            draw(st.integers(1, 60)),
+            draw(maybe(st.floats(1, 60))),
+            draw(st.integers(1, 300)),
+        )
+        for index in range(draw(st.integers(1, 6)))
+    ]
+    return draw(st.permutations(made))
+
+
+def fits(item: Candidate, sample: Reading, budget: Budget, settings: PolicySettings = SETTINGS) -> bool:
+    """Said again in the plainest way, to check the policy against."""
+    profile, slowdown = item.profile, 1.0 if sample.slowdown is None else sample.slowdown
+    if budget.macs is not None and item.route.macs > budget.macs:
+        return False
+    if budget.latency_ms is not None and (profile is None or profile.latency_ms * slowdown > budget.latency_ms):
+        return False
+    if budget.memory_bytes is not None and (profile is None or profile.memory_bytes > budget.memory_bytes):
+        return False
+    if sample.own_memory_bytes is not None and sample.memory_available_bytes is not None:
+        left = max(1, sample.own_memory_bytes + sample.memory_available_bytes - settings.memory_reserve_bytes)
+        return (sample.own_memory_bytes if profile is None else profile.memory_bytes) <= left
+    return True
+
+
+def merit(item: Candidate) -> tuple[bool, float]:
+    accuracy = item.route.accuracy
+    return (accuracy is not None, item.route.macs if accuracy is None else accuracy)
+
+
+def named(family: Sequence[Candidate], name: str) -> Candidate:
+    return next(item for item in family if item.route.name == name)
+
+
+@given(family=families(), steps=st.lists(st.tuples(readings, budgets | st.none()), min_size=1, max_size=12))
+def test_never_over_a_budget_that_some_route_fits(family: list[Candidate], steps: list[tuple[Reading, Budget | None]]) -> None:
+    """Whatever happens before: always an answer, feasible whenever one is possible, and never said to fit when it does not."""
+    loop = Loop(Budget(), family)
+    for sample, budget in steps:
+        loop.budget = budget or loop.budget
+        decision = loop.step(sample)
+        chosen = named(family, decision.route)
+        assert decision.feasible == fits(chosen, sample, loop.budget)
+        assert decision.feasible == any(fits(item, sample, loop.budget) for item in family)
+        assert decision.history.current == decision.route
+        assert decision.reason
+
+
+@given(family=families(), sample=readings, budget=budgets)
+def test_a_fresh_start_takes_the_best_and_stays(family: list[Candidate], sample: Reading, budget: Budget) -> None:
+    loop = Loop(budget, family)
+    routes = loop.run([sample] * 12)
+    fitting = [merit(item) for item in family if fits(item, sample, budget)]
+    if fitting:
+        assert merit(named(family, routes[0])) == max(fitting)
+    assert visits(routes) == routes[:1]
+
+
+@given(family=families(), first=readings, sample=readings, budget=budgets)
+def test_a_constant_reading_settles_at_one_route(family: list[Candidate], first: Reading, sample: Reading, budget: Budget) -> None:
+    loop = Loop(budget, family)
+    loop.step(first)
+    routes = visits(loop.run([sample] * 100))
+    assert len(routes) == len(set(routes)), "no route is left and entered again"
+    assert visits(loop.run([sample] * 100)) == [loop.decisions[99].route]
+
+
+@given(
+    family=families(),
+    first=readings,
+    sample=readings,
+    budget=budgets,
+    seed=st.integers(0, 2**32),
+)
+def test_noise_in_latency_does_not_make_it_flap(
+    family: list[Candidate], first: Reading, sample: Reading, budget: Budget, seed: int
+) -> None:
+    """No route is left and entered again: the extremes are less than the margin apart."""
+    loop = Loop(budget, family)
+    loop.step(first)
+    rng, usual = random.Random(seed), sample.slowdown or 1.0
+    noisy = [replace(sample, slowdown=usual * rng.choice([0.96, 1.04, rng.uniform(0.96, 1.04)])) for _ in range(60)]
+    routes = visits(loop.run(noisy))
+    assert len(routes) == len(set(routes))
+
+
+@given(
+    family=families(),
+    first=readings,
+    own_mb=st.integers(1, 300),
+    left_mb=st.integers(100, 400),
+    slowdown=maybe(st.floats(0.3, 5)),
+    budget=budgets,
+    seed=st.integers(0, 2**32),
+)
+def test_noise_in_memory_does_not_make_it_flap(
+    family: list[Candidate], first: Reading, own_mb: int, left_mb: int, slowdown: float | None, budget: Budget, seed: int
+) -> None:
+    """9 MB to and fro: less than the margin of what is left, and less than half the reserve."""
+    loop = Loop(budget, family)
+    loop.step(first)
+    rng, usual = random.Random(seed), left_mb - own_mb + 20
+    noisy = [reading(slowdown, own_mb=own_mb, available_mb=usual - rng.choice([0, 9, rng.randint(0, 9)])) for _ in range(60)]
+    routes = visits(loop.run(noisy))
+    assert len(routes) == len(set(routes))
+
+
+@given(family=families(), sample=readings, tight=budgets, more=budgets)
+def test_a_looser_budget_never_gives_a_worse_route(family: list[Candidate], sample: Reading, tight: Budget, more: Budget) -> None:
+    """In steady state, started fresh or loosened while serving."""
+    loose = Budget(*(None if a is None or b is None else a + b for a, b in zip(_limits(tight), _limits(more), strict=True)))
+    served = Loop(tight, family)
+    before = served.run([sample] * 30)[-1]
+    assume(served.decisions[-1].feasible)
+    fresh = Loop(loose, family).run([sample] * 30)[-1]
+    served.budget = loose
+    after = served.run([sample] * 30)[-1]
+    assert merit(named(family, fresh)) >= merit(named(family, before))
+    assert merit(named(family, after)) == merit(named(family, fresh))
+
+
+@given(family=families(), sample=readings, standing=budgets, request=budgets, data=st.data())
+def test_a_request_never_loosens(family: list[Candidate], sample: Reading, standing: Budget, request: Budget, data: st.DataObject) -> None:
+    current = data.draw(st.sampled_from([item.route.name for item in family]))
+    decision = choose_for_request(standing, request, family, sample, current, SETTINGS)
+    chosen = named(family, decision.route)
+    both = fits(chosen, sample, standing) and fits(chosen, sample, request)
+    assert decision.feasible == both
+    assert decision.limits.narrowed(standing.narrowed(request)) == decision.limits
+    serving = named(family, current)
+    if fits(serving, sample, standing) and fits(serving, sample, request):
+        assert decision.route == current, "no better route than the one that the standing budget chose"
+    elif standing.narrowed(request) != standing:
+        assert decision.feasible == any(fits(item, sample, standing) and fits(item, sample, request) for item in family)
+
+
+def _limits(budget: Budget) -> tuple[float | None, ...]:
+    return (budget.macs, budget.latency_ms, budget.memory_bytes)
