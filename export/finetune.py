@@ -77,7 +77,7 @@ def finetune_stitch(
     teacher:   the strongest anchor; computes logits (B, classes) like every route. In a turn all routes see the same batch,
                so it runs once a turn.
     epochs:    how often every route sees every image; `steps` counts steps per route instead.
-    lr:        the step size is decisive: 2e-3 wrecked half of the routes where 3e-4 improved all of them (1,000 images, ten routes).
+    lr:        the step size is decisive: on ten ImageNet routes and 1,000 images 2e-3 wrecked five, 3e-4 lifted both directions.
     held_out:  share of `data` that is not tuned on. Layers whose routes lose on it by tuning get their old weights back;
                0 keeps all tuned weights.
 

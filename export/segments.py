@@ -36,7 +36,13 @@ def export_segment(module: nn.Module, input_shape: tuple[int, ...], name: str) -
     try:
         with quiet(), _silent():
             program = torch.onnx.export(
-                exported(module, input_shape), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+                exported(module, input_shape),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: "batch"},),  # names the dimension; it is dynamic already
+                verbose=False,
             )
             model = cast(onnx.ModelProto, cast(Any, program).model_proto)
     except Exception as error:  # the exporter fails in as many ways as there are operators

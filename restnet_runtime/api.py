@@ -20,6 +20,7 @@ from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
 from restnet_runtime.errors import InfeasibleError, InputError, RequestError, RestnetError, UnitError
 from restnet_runtime.executor import Executor
+from restnet_runtime.loader import Progress
 from restnet_runtime.npy import MAGIC
 from restnet_runtime.payload import BodyKind, parse_top_k
 from restnet_runtime.preprocess import looks_like_image
@@ -55,8 +56,13 @@ _ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for cod
 T = TypeVar("T")
 
 
-def create_app(executor: Executor, controller: Controller, settings: ServeSettings) -> FastAPI:
-    """The application. It neither starts nor stops `executor` and `controller`: whoever wires them does."""
+def create_app(
+    executor: Executor, controller: Controller, settings: ServeSettings, progress: Callable[[], Progress] | None = None
+) -> FastAPI:
+    """The application. It neither starts nor stops `executor` and `controller`: whoever wires them does.
+
+    progress: how far the loader is, for `/status`
+    """
     service = PredictService(executor, controller, settings)
     pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
     in_flight = 0
@@ -126,7 +132,7 @@ def create_app(executor: Executor, controller: Controller, settings: ServeSettin
     def get_status() -> Response:
         """What is served, under which budget, and how the device is doing."""
         queue = QueueAnswer(in_flight=in_flight, max_in_flight=settings.max_in_flight, workers=settings.workers)
-        return _json(describe_server(executor, controller, queue))
+        return _json(describe_server(executor, controller, queue, progress() if progress else None))
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", responses={200: {"model": HealthAnswer}})

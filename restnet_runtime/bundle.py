@@ -25,6 +25,7 @@ MAX_GRAPH_BYTES = 8 * 2**20
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 60
+_shown.maxlevel = 1
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _serve(args: argparse.Namespace) -> int:
     bundle = engine.executor.bundle
     print(f"serving {bundle.manifest.name} ({len(bundle.routes)} routes) from {bundle.path}, budget {args.budget}", flush=True)
     with engine:
-        run_server(create_app(engine.executor, engine.controller, settings), args.host, args.port)
+        run_server(create_app(engine.executor, engine.controller, settings, engine.loader.progress), args.host, args.port)
     return 0
 
 

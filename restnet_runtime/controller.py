@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import UnitError
@@ -83,6 +83,14 @@ class Status:
     running: bool
 
 
+class _Standing(NamedTuple):
+    """What stands now: a decision, and the budget and reading that it was made from."""
+
+    budget: Budget
+    reading: Reading | None
+    decision: Decision | None
+
+
 class Controller:
     """Keeps an executor on the best of its loaded routes that fits the budget.
 
@@ -114,14 +122,13 @@ class Controller:
         self._clock = clock
         self._wall = wall
         self._slowdown = Slowdown()
-        # Read without a lock on the request path: one reference that is only ever replaced.
-        self._standing: tuple[Budget, Reading | None] = (Budget() if budget is None else budget, None)
+        # Read without a lock on the request path: one reference, only ever replaced, so that its parts belong together.
+        self._standing = _Standing(Budget() if budget is None else budget, None, None)
         # Sensors and the slowdown serve one thread at a time. Taken before the next lock, never after it.
         self._sensing = threading.Lock()
         # Guards all below and the order of switches; not held while sensors are read.
         self._deciding = threading.Lock()
         self._history = History()
-        self._decision: Decision | None = None
         self._wanted: str | None = None
         self._problem: str | None = None
         self._log: deque[Switch] = deque(maxlen=log_length)
@@ -131,19 +138,18 @@ class Controller:
     @property
     def budget(self) -> Budget:
         """The standing budget. Setting another one decides at once, up or down, on the last reading."""
-        return self._standing[0]
+        return self._standing.budget
 
     @budget.setter
     def budget(self, budget: Budget) -> None:
         with self._deciding:
-            if budget != self._standing[0]:
-                self._standing = (budget, self._standing[1])
-                self._decide()
+            if budget != self._standing.budget:
+                self._decide(budget, self._standing.reading)
 
     @property
     def decision(self) -> Decision | None:
         """The last decision; `None` until a tick finds a loaded route."""
-        return self._decision
+        return self._standing.decision
 
     def observe(self, route: str, latency_ms: float) -> None:
         """Report one answered request of batch 1. For the request path: no lock, one append. Routes without profile are left out."""
@@ -163,40 +169,36 @@ class Controller:
                 reading = replace(self._sensors.read(), slowdown=slowdown)
             except Exception as error:
                 with self._deciding:
-                    before = self._problem
-                    decision = self._decision or self._decide()
-                    self._complain(f"reading the sensors failed: {error!r}", before)
+                    before, (budget, _, decision) = self._problem, self._standing
+                    decision = decision or self._decide(budget, None)
+                    self._complain(f"reading the sensors failed: {error!r}", before, error)
                     return decision
             with self._deciding:
-                self._standing = (self._standing[0], reading)
-                return self._decide()
+                return self._decide(self._standing.budget, reading)
 
     def reconsider(self) -> None:
         """The loaded routes have changed: decide at once and afresh, up or down, as after a new budget."""
         with self._deciding:
-            self._history = History()
-            self._decide()
+            self._history = replace(self._history, budget=None)
+            self._decide(self._standing.budget, self._standing.reading)
 
     def decide_request(self, budget: Budget) -> Decision:
         """The loaded route for one request with limits of its own; see `choose_for_request`. Takes no lock of the controller.
 
-        Where they narrow nothing, the last decision.
-
-        Raises `InfeasibleError` while no route is loaded.
+        Where they narrow nothing, the last decision. Raises `InfeasibleError` while no route is loaded.
         """
-        (standing, reading), decision, current = self._standing, self._decision, self._current()
-        made_now = decision is not None and decision.route == current and decision.history.budget == standing
-        if decision is not None and made_now and standing.narrowed(budget) == standing:
+        standing, reading, decision = self._standing
+        if decision is not None and standing.narrowed(budget) == standing and decision.route in self._executor.loaded:
             return decision
-        return choose_for_request(standing, budget, self._candidates(), reading or Reading(), current, self._settings)
+        return choose_for_request(standing, budget, self._candidates(), reading or Reading(), self._current(), self._settings)
 
     def status(self) -> Status:
         """What to show to people."""
         with self._deciding:
-            budget, reading = self._standing
+            budget, reading, decision = self._standing
             return Status(
                 budget=budget,
-                decision=self._decision,
+                decision=decision,
                 reading=reading,
                 wanted=self._wanted,
                 problem=self._problem,
@@ -227,7 +229,7 @@ class Controller:
                 self.tick()
             except Exception as error:
                 with self._deciding:
-                    self._complain(f"the tick failed: {error!r}", self._problem)
+                    self._complain(f"the tick failed: {error!r}", self._problem, error)
 
     def _current(self) -> str | None:
         route = self._executor.current
@@ -237,36 +239,37 @@ class Controller:
         loaded = set(self._executor.loaded)
         return [Candidate(route, self._executor.profile(route.name)) for route in self._executor.bundle.routes if route.name in loaded]
 
-    def _decide(self) -> Decision | None:
-        """Decide on the standing budget and reading, and switch. Needs `_deciding`."""
-        budget, reading = self._standing[0], self._standing[1] or Reading()
+    def _decide(self, budget: Budget, reading: Reading | None) -> Decision | None:
+        """Decide, switch, and let this budget, reading and decision stand. Needs `_deciding`."""
         problem, self._problem = self._problem, None
+        known, now_s = reading or Reading(), self._clock()
         every = [Candidate(route, self._executor.profile(route.name)) for route in self._executor.bundle.routes]
-        self._wanted = choose_for_request(budget, Budget(), every, reading, None, self._settings).route
-        usable, now_s = self._candidates(), self._clock()
+        self._wanted = choose_for_request(budget, Budget(), every, known, None, self._settings).route
+        usable = self._candidates()
         history = replace(self._history, current=self._current())
         while usable:
-            decision = decide(reading, budget, usable, history, now_s, self._settings)
+            decision = decide(known, budget, usable, history, now_s, self._settings)
             if decision.route == history.current or self._switch(history.current or "", decision, problem):
-                self._decision, self._history = decision, decision.history
+                self._standing, self._history = _Standing(budget, reading, decision), decision.history
                 return decision
             usable = [candidate for candidate in usable if candidate.route.name != decision.route]
+        self._standing = _Standing(budget, reading, None)
         if self._problem is None:
-            self._complain("no route is loaded", problem)
+            self._complain("no route is loaded", problem, None)
         return None
 
     def _switch(self, before: str, decision: Decision, problem: str | None) -> bool:
         try:
             self._executor.switch(decision.route)
         except Exception as error:
-            self._complain(f"switching to {decision.route} failed: {error!r}", problem)
+            self._complain(f"switching to {decision.route} failed: {error!r}", problem, error)
             return False
         self._log.append(Switch(self._wall(), before, decision.route, decision.feasible, decision.reason))
         logger.info("%s -> %s: %s", before, decision.route, decision.reason)
         return True
 
-    def _complain(self, problem: str, before: str | None) -> None:
+    def _complain(self, problem: str, before: str | None, error: Exception | None) -> None:
         """Needs `_deciding`. The same problem tick after tick is logged once."""
         self._problem = problem
         if problem != before:
-            logger.warning("%s", problem, exc_info=True)
+            logger.warning("%s", problem, exc_info=error)

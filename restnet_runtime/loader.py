@@ -70,6 +70,7 @@ class Loader:
                 if self._on_loaded is not None:
                     self._on_loaded(name)
         self._loading = None
+        log.info("%d of %d routes ready, %d of them compiled now", len(self._executor.loaded), len(self._names), self._compiled)
 
     def _count(self, route: Route) -> None:
         self._compiled += 1

@@ -16,7 +16,8 @@ Words
   patience       clean ticks asked for before a climb.
 
 Rules, in this order
-  1. New budget, or no current route: at once, up or down, the route of highest merit that fits. An operator's word does not wait.
+  1. New budget, no current route, or a history without budget: at once, up or down, the route of highest merit that fits. An
+     operator's word does not wait.
   2. The current route fits: it stays, until a route of higher merit has enough clean ticks and the dwell is over.
   3. It does not fit, another does: at once the one of highest merit that fits.
   4. Nothing fits: the cheapest of those that keep the hard limit, else the cheapest; the decision says `feasible=False` and why.
@@ -82,7 +83,7 @@ class History:
     """What one decision hands to the next. `History()` is a fresh start.
 
     current:         name of the route that serves
-    budget:          budget of the last decision; `None` before the first
+    budget:          budget of the last decision; `None` before the first, and to have the next one made afresh
     clean_ticks:     by name, routes of higher merit than the current one that entered
     patience_ticks:  clean ticks asked for; 0 = as in the settings
     switched_s:      time of the last switch
@@ -130,7 +131,7 @@ def decide(
         start = History(chosen.route.name, budget, {}, 0, history.switched_s, None)
         if history.current != chosen.route.name:
             start = replace(start, switched_s=now_s)
-        why = "start" if history.budget is None else "new budget" if current is not None else f"{history.current} is gone"
+        why = "afresh" if history.budget is None else "new budget" if current is not None else f"{history.current} is gone"
         return _decision(scene, chosen, start, f"{why}: {chosen.route.name} is the most accurate that fits")
     if _fits(scene, current):
         return _stay_or_climb(scene, candidates, current, history, now_s)
@@ -154,14 +155,13 @@ def choose_for_request(
 ) -> Decision:
     """The route for one request with limits of its own, which can only narrow the standing budget.
 
-    The current route wherever it fits, or where the request narrows nothing; else the one of highest merit that fits, else the
-    cheapest with `feasible=False`. Nothing is remembered: the history of the decision is empty.
+    The current route wherever it fits, even where a better one would; else the one of highest merit that fits, else the cheapest
+    with `feasible=False`. Nothing is remembered: the history of the decision is empty.
     Raises `InfeasibleError` only when there are no candidates at all.
     """
-    narrowed = standing.narrowed(request)
-    scene = _Scene.of(reading, narrowed, settings)
+    scene = _Scene.of(reading, standing.narrowed(request), settings)
     serving = _find(candidates, current)
-    if serving is not None and (narrowed == standing or _fits(scene, serving)):
+    if serving is not None and _fits(scene, serving):
         return _decision(scene, serving, History(), f"{serving.route.name} serves and fits")
     chosen = _pick(scene, candidates)
     return _decision(scene, chosen, History(), f"for this request {chosen.route.name} is the most accurate that fits")

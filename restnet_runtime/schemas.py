@@ -170,6 +170,9 @@ class RouteCounts(_Answer):
 
     known: int
     loaded: list[str]
+    loading: Annotated[str | None, Field(description="being compiled or loaded now")]
+    compiled: Annotated[int, Field(description="compiled since the start; the others came from the cache")]
+    failed: Annotated[dict[str, str], Field(description="routes that cannot be loaded here, and why")]
 
 
 class QueueAnswer(_Answer):

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from restnet_runtime import __version__
 from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
+from restnet_runtime.loader import Progress
 from restnet_runtime.policy import Decision
 from restnet_runtime.schemas import (
     BudgetAnswer,
@@ -52,7 +53,7 @@ def describe_routes(executor: Executor) -> RoutesAnswer:
     return RoutesAnswer(routes=routes)
 
 
-def describe_server(executor: Executor, controller: Controller, queue: QueueAnswer) -> StatusAnswer:
+def describe_server(executor: Executor, controller: Controller, queue: QueueAnswer, progress: Progress | None = None) -> StatusAnswer:
     """What is served, under which budget, and how the device is doing."""
     bundle, status = executor.bundle, controller.status()
     return StatusAnswer(
@@ -64,7 +65,13 @@ def describe_server(executor: Executor, controller: Controller, queue: QueueAnsw
             classes=len(bundle.manifest.classes),
             input_shape=bundle.manifest.input.shape,
         ),
-        routes=RouteCounts(known=len(bundle.routes), loaded=list(executor.loaded)),
+        routes=RouteCounts(
+            known=len(bundle.routes),
+            loaded=list(executor.loaded),
+            loading=progress.loading if progress else None,
+            compiled=progress.compiled if progress else 0,
+            failed=progress.failed if progress else {},
+        ),
         current=_current(executor),
         budget=BudgetLimits.of(status.budget),
         decision=_decision(status.decision),

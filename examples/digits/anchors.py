@@ -43,10 +43,10 @@ class DigitNet(nn.Module):
 
 
 def cnn_s() -> DigitNet:
-    """The small anchor: 2 + 2 blocks of 4 and 8 channels."""
-    return DigitNet(4, (2, 2))
+    """The small anchor: 1 + 3 blocks of 10 and 20 channels."""
+    return DigitNet(10, (1, 3))
 
 
 def cnn_l() -> DigitNet:
-    """The large anchor: 4 + 4 blocks of 20 and 40 channels."""
-    return DigitNet(20, (4, 4))
+    """The large anchor: 2 + 6 blocks of 18 and 36 channels."""
+    return DigitNet(18, (2, 6))

@@ -14,7 +14,7 @@ from restnet_runtime.manifest import Preprocessing
 from torch import Tensor, nn
 
 PREPROCESSING = Preprocessing(mode="L", mean=(0.0,), std=(1.0,))
-EPOCHS = {"cnn_s": 12, "cnn_l": 30}
+EPOCHS = {"cnn_s": 6, "cnn_l": 20}
 """The small one learns quickly and is stopped early."""
 
 

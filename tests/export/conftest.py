@@ -2,10 +2,14 @@
 
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from restnet_export.anchors import Anchor, AnchorSpec, load_anchor
+from restnet_export.cuts import CutAnchor, cut_anchor
 from torch import nn
 
 torch.set_num_threads(2)
@@ -70,6 +74,18 @@ def small_net() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return SmallNet().eval()
+
+
+@pytest.fixture(scope="session")
+def zoo() -> Callable[[str, int], tuple[Anchor, CutAnchor]]:
+    """Anchors with random weights at a given input size, cut once for all tests; nobody changes them."""
+
+    @cache
+    def cut_once(spec: str, size: int) -> tuple[Anchor, CutAnchor]:
+        anchor = load_anchor(AnchorSpec.parse(f"{spec}@random"), (3, size, size))
+        return anchor, cut_anchor(anchor)
+
+    return cut_once
 
 
 @pytest.fixture

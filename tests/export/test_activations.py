@@ -11,7 +11,7 @@ from restnet_export.cuts import Cut, CutAnchor
 from restnet_export.layouts import Layout
 from restnet_runtime.errors import ExportError
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -293,7 +293,9 @@ def test_timm_without_a_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(SpecError, match=r"cannot be built.*published weights could not be loaded: give a file with @CHECKPOINT, or @random"):
+    with pytest.raises(
+        SpecError, match=r"cannot be built.*published weights could not be loaded: give a file with @CHECKPOINT, or @random"
+    ):
         load("timm:resnet18")
 
 
@@ -332,13 +334,17 @@ def test_torchvision_checkpoints_are_not_bent_to_fit(tmp_path):
 
 def test_a_torchvision_made_for_another_torch(tmp_path, monkeypatch):
     (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text("import torchvision.part\nraise RuntimeError('operator torchvision::nms does not exist')\n")
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "import torchvision.part\nraise RuntimeError('operator torchvision::nms does not exist')\n"
+    )
     (tmp_path / "torchvision" / "part.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
     for _ in range(2):
-        with pytest.raises(SpecError, match=r"torchvision cannot be imported beside torch .*nms does not exist; install torchvision and the torchvision"):
+        with pytest.raises(
+            SpecError, match=r"torchvision cannot be imported beside torch .*nms does not exist; install torchvision and the torchvision"
+        ):
             load("torchvision:resnet18@random", (3, 32, 32))
     assert "torchvision.part" not in sys.modules
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from restnet_export.anchors import Anchor, AnchorSpec, load_anchor
+from restnet_export.anchors import Anchor
 from restnet_export.cuts import CutAnchor, cut_anchor, find_cuts
 from restnet_export.layouts import Layout
 from torch import nn
@@ -44,9 +44,8 @@ def chain_equals(cut: CutAnchor, module: nn.Module) -> None:
         ("levit_128s", 224, (2, 3, 4), "transpose", "stages.2.blocks.3", "tokens"),
     ],
 )
-def test_families_from_timm(name, size, stages, first, last, kind):
-    anchor = load_anchor(AnchorSpec.parse(f"timm:{name}@random"), (3, size, size))
-    cut = cut_anchor(anchor)
+def test_families_from_timm(name, size, stages, first, last, kind, zoo):
+    anchor, cut = zoo(f"timm:{name}", size)
     assert cut.name == anchor.name
     assert cut.source == f"timm:{name}@random"
     assert cut.input_shape == (3, size, size)
@@ -67,9 +66,8 @@ def test_families_from_timm(name, size, stages, first, last, kind):
         ("squeezenet1_1", (2, 2, 2, 2), "features.12"),
     ],
 )
-def test_families_from_torchvision(name, stages, last):
-    anchor = load_anchor(AnchorSpec.parse(f"torchvision:{name}@random"), (3, 64, 64))
-    cut = cut_anchor(anchor)
+def test_families_from_torchvision(name, stages, last, zoo):
+    anchor, cut = zoo(f"torchvision:{name}", 64)
     assert cut.stages == stages
     assert cut.cuts[-1].module == last
     chain_equals(cut, anchor.module)
@@ -112,8 +110,8 @@ def test_ends_named_by_the_user(small_net):
     chain_equals(everywhere, small_net)
 
 
-def test_all_cuts_are_found_and_named():
-    anchor = load_anchor(AnchorSpec.parse("timm:deit_tiny_patch16_224@random"), (3, 64, 64))
+def test_all_cuts_are_found_and_named(zoo):
+    anchor, _ = zoo("timm:deit_tiny_patch16_224", 64)
     _, cuts = find_cuts(anchor.module, anchor.input_shape)
     names = [found.module for found in cuts]
     assert names[:3] == ["patch_embed.proj", "patch_embed:flatten", "patch_embed"]
@@ -201,7 +199,10 @@ class Pair(nn.Module):
     ("network", "told"),
     [
         (LongShortcut, "net: cannot be cut: its input stays live up to 'mean_1', so more than one tensor is live all along"),
-        (TwoTowers, r"net: cannot be cut: its input stays live up to 'right', so more than one tensor is live all along \(first: x, conv2d\)"),
+        (
+            TwoTowers,
+            r"net: cannot be cut: its input stays live up to 'right', so more than one tensor is live all along \(first: x, conv2d\)",
+        ),
         (OneLayer, "net: has no cut with weights before and after it; its cuts are flatten"),
         (Branching, "torch.export cannot trace Branching with a dynamic batch"),
         (Constant, "does not depend on its input"),

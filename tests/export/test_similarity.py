@@ -8,7 +8,7 @@ from torch import Tensor
 from restnet_export.similarity import MIN_BATCH, MinibatchCKA
 from restnet_runtime.errors import ExportError
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

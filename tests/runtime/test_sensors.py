@@ -6,6 +6,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from restnet_runtime.reading import Reading
 from restnet_runtime.sensors import Sensors
 
@@ -84,7 +85,7 @@ def test_a_process_that_is_gone_has_no_memory() -> None:
 
 @pytest.mark.parametrize("error", [OSError("no such file"), psutil.AccessDenied(1), AttributeError("getloadavg"), NotImplementedError()])
 def test_what_psutil_cannot_read_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
+    def fail(*_: object) -> None:
         raise error
 
     for name in ("virtual_memory", "cpu_times", "getloadavg", "Process"):

@@ -3,6 +3,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from restnet_runtime.errors import UnitError
 from restnet_runtime.units import format_bytes, format_macs, format_ms, parse_quantity
 
@@ -44,7 +45,9 @@ def test_one_flop_is_one_multiply_accumulate() -> None:
     assert parse_quantity("200MFLOPs") == parse_quantity("200MMACs")
 
 
-@pytest.mark.parametrize("text", ["", " ", "ms", "30", "-30ms", "+30ms", "30 m s", "1,5ms", "nanms", "infms", "0x10B", "30ms!", "\u0663ms", "1e5"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "ms", "30", "-30ms", "+30ms", "30 m s", "1,5ms", "nanms", "infms", "0x10B", "30ms!", "\u0663ms", "1e5"]
+)
 def test_refuses_what_is_no_quantity(text: str) -> None:
     with pytest.raises(UnitError, match="is not a quantity: give a number with FLOPs/MACs"):
         parse_quantity(text)

@@ -1,0 +1,57 @@
+"""Bundles that benchmarks measure: published architectures with random weights, because speed and memory do not depend on the weights.
+
+Made once under build/benchmarks. Images are noise; accuracies in these bundles mean nothing.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from restnet_export.pipeline import ExportSettings, export_bundle
+from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.errors import BundleError
+
+ROOT = Path(__file__).resolve().parent.parent / "build" / "benchmarks"
+FAMILIES = {
+    "resnet18-50": (("resnet18", "resnet50"), (1, 2)),
+    "deit-ti-s": (("deit_tiny_patch16_224", "deit_small_patch16_224"), None),
+}
+"""Anchors, and the stages that SN-Net stitches."""
+
+
+def family(name: str) -> Bundle:
+    """The bundle of `FAMILIES[name]`, made now if it is not there."""
+    out = ROOT / name
+    try:
+        return open_bundle(out)
+    except BundleError:
+        pass
+    _complete_torchvision()
+    anchors, stages = FAMILIES[name]
+    ROOT.mkdir(parents=True, exist_ok=True)
+    noise = ROOT / "noise.npz"
+    rng = np.random.default_rng(0)
+    np.savez(noise, x=rng.integers(0, 256, (8, 224, 224, 3), dtype=np.uint8), y=np.arange(8))
+    settings = ExportSettings(
+        anchors=tuple(f"timm:{anchor}@random" for anchor in anchors),
+        data=f"npz:{noise}",
+        val=f"npz:{noise}",
+        out=out,
+        rule="sn-net",
+        stages=stages,
+        finetune="none",
+        samples=8,
+    )
+    return export_bundle(settings, print)
+
+
+def _complete_torchvision() -> None:
+    """torchvision does not import beside a CPU build of torch of another version; these benchmarks use none of its operators."""
+    if not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(library)  # its definitions end with it
+
+
+_KEPT: list[torch.library.Library] = []

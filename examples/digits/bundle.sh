@@ -1,0 +1,20 @@
+#!/bin/sh
+# Anchors trained on scikit-learn's digits -> a bundle: sh examples/digits/bundle.sh [DIR]
+# Without DIR it remakes the bundle that ships with the package, and the picture in the README.
+set -eu
+cd "$(dirname "$0")/../.."
+shipped=restnet_runtime/bundles/digits
+out=${1:-$shipped}
+anchors=build/digits
+
+# Two threads and no active waiting: small networks gain nothing from more, and a busy machine loses less.
+export OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE
+
+python examples/digits/train.py --out "$anchors"
+restnet-export \
+  --anchors "python:examples/digits/anchors.py:cnn_s@$anchors/cnn_s.pt" "python:examples/digits/anchors.py:cnn_l@$anchors/cnn_l.pt" \
+  --data digits --input 8 --mean 0 --std 1 \
+  --rule restnet --samples 200 --epochs 10 --lr 4e-3 --max-routes 8 --out "$out"
+if [ "$out" = "$shipped" ]; then
+  cp "$out/report/routes.png" docs/routes.png
+fi

@@ -1,0 +1,434 @@
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from restnet_runtime.budget import Budget
+from restnet_runtime.controller import Controller, Switch
+from restnet_runtime.errors import CompileError, InfeasibleError, UnitError
+from restnet_runtime.executor import Executor
+from restnet_runtime.policy import PolicySettings
+from restnet_runtime.profile import RouteProfile
+from restnet_runtime.reading import Reading
+from restnet_runtime.routes import Route
+
+MB = 1_000_000
+ROUTES = [
+    Route("small", ("a",), ("fp32",), 10, 1, 1, 0.80, True),
+    Route("middle", ("b",), ("fp32",), 20, 1, 1, 0.90, True),
+    Route("large", ("c",), ("fp32",), 40, 1, 1, 0.95, True),
+]
+PROFILES = {
+    "small": RouteProfile(10.0, 12.0, 50 * MB),
+    "middle": RouteProfile(20.0, 24.0, 80 * MB),
+    "large": RouteProfile(40.0, 48.0, 120 * MB),
+}
+FINE = Reading(memory_available_bytes=1000 * MB, own_memory_bytes=60 * MB, load_1m=0.5)
+
+
+class Table:
+    """An executor without networks: which routes are loaded, which is current, and what was switched to."""
+
+    def __init__(self, *loaded: str) -> None:
+        self.bundle = SimpleNamespace(routes=ROUTES)
+        self.loaded = loaded
+        self.name = loaded[0] if loaded else None
+        self.switched: list[str] = []
+        self.refused: set[str] = set()
+
+    @property
+    def current(self) -> Route | None:
+        return next((route for route in ROUTES if route.name == self.name), None)
+
+    def profile(self, name: str) -> RouteProfile | None:
+        return PROFILES[name] if name in self.loaded else None
+
+    def switch(self, name: str) -> None:
+        if name not in self.loaded or name in self.refused:
+            raise CompileError(f"the route {name!r} is not loaded")
+        self.name = name
+        self.switched.append(name)
+
+
+@dataclass
+class Device:
+    """Sensors that say what they are told; an exception is raised."""
+
+    sample: Reading | Exception = FINE
+    reads: int = 0
+
+    def read(self) -> Reading:
+        self.reads += 1
+        if isinstance(self.sample, Exception):
+            raise self.sample
+        return self.sample
+
+
+@dataclass
+class Clock:
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Rig:
+    executor: Table = field(default_factory=lambda: Table("small", "middle", "large"))
+    device: Device = field(default_factory=Device)
+    clock: Clock = field(default_factory=Clock)
+
+    def controller(self, budget: Budget | None = None, **options: object) -> Controller:
+        return Controller(self.executor, self.device, budget, clock=self.clock, wall=lambda: self.clock.now_s + 1e9, **options)
+
+    def run(self, controller: Controller, ticks: int, latency_ms: Callable[[str], float] | None = None) -> list[str]:
+        """Ticks a second apart, with one request in each second; the routes that served."""
+        routes = []
+        for _ in range(ticks):
+            name = self.executor.name
+            assert name is not None
+            if latency_ms is not None:
+                controller.observe(name, latency_ms(name))
+            controller.tick()
+            routes.append(self.executor.name)
+            self.clock.now_s += 1.0
+        return routes
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_the_first_tick_goes_to_the_best_loaded_route(rig: Rig) -> None:
+    controller = rig.controller()
+    assert controller.decision is None
+    decision = controller.tick()
+    assert decision is not None
+    assert decision == controller.decision
+    assert (decision.route, rig.executor.name) == ("large", "large")
+
+
+def test_a_new_budget_switches_before_the_setter_returns(rig: Rig) -> None:
+    controller = rig.controller()
+    controller.tick()
+    controller.budget = Budget(macs=25)
+    assert (rig.executor.name, controller.budget) == ("middle", Budget(macs=25))
+    controller.budget = Budget()
+    assert rig.executor.name == "large"
+    assert rig.device.reads == 1, "a new budget is decided on the last reading"
+
+
+def test_a_budget_set_before_the_first_tick_acts_too(rig: Rig) -> None:
+    controller = rig.controller()
+    controller.budget = Budget(macs=25)
+    assert rig.executor.name == "middle"
+    assert controller.status().reading is None
+
+
+def test_setting_the_same_budget_changes_nothing(rig: Rig) -> None:
+    """Else a client that repeats itself would make the clean ticks pass faster."""
+    controller = rig.controller(Budget(latency_ms=50.0))
+    rig.run(controller, 1)
+    rig.run(controller, 6, lambda _: 200.0)
+    assert rig.executor.name == "small"
+    before = controller.decision
+    for _ in range(20):
+        controller.budget = Budget(latency_ms=50.0)
+    assert controller.decision is before
+
+
+def test_goes_down_when_requests_become_slow_and_up_again_later(rig: Rig) -> None:
+    controller = rig.controller(Budget(latency_ms=50.0))
+    assert rig.run(controller, 3, lambda name: PROFILES[name].latency_ms) == ["large"] * 3
+    slow = rig.run(controller, 8, lambda name: PROFILES[name].latency_ms * 2)
+    assert slow[:2] == ["middle", "middle"], "smoothed, but the first slow second is over the limit already"
+    assert set(slow) == {"middle"}
+    fine = rig.run(controller, 12, lambda name: PROFILES[name].latency_ms)
+    assert fine[:5] == ["middle"] * 5
+    assert fine[-1] == "large"
+    assert [(switch.before, switch.after) for switch in controller.status().switches] == [
+        ("small", "large"),
+        ("large", "middle"),
+        ("middle", "large"),
+    ]
+
+
+def test_requests_of_unknown_routes_or_without_latency_do_not_count(rig: Rig) -> None:
+    controller = rig.controller()
+    controller.observe("nobody", 5.0)
+    controller.observe("small", float("nan"))
+    controller.tick()
+    reading = controller.status().reading
+    assert reading == FINE
+    controller.observe("small", 30.0)
+    controller.tick()
+    assert controller.status().reading == replace(FINE, slowdown=2.0)
+
+
+def test_only_loaded_routes_are_switched_to_and_the_wanted_one_is_named(rig: Rig) -> None:
+    rig.executor.loaded = ("small", "middle")
+    controller = rig.controller()
+    controller.tick()
+    assert rig.executor.name == "middle"
+    assert controller.status().wanted == "large"
+
+
+def test_a_route_that_becomes_loaded_serves_at_once_when_told(rig: Rig) -> None:
+    rig.executor.loaded = ("small",)
+    controller = rig.controller()
+    rig.run(controller, 2)
+    rig.executor.loaded = ("small", "large")
+    controller.reconsider()
+    assert rig.executor.name == "large"
+    assert controller.status().switches[-1].reason == "afresh: large is the most accurate that fits"
+
+
+def test_before_anything_is_loaded_there_is_no_decision(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.executor = Table()
+    controller = rig.controller()
+    assert controller.tick() is None
+    assert controller.tick() is None
+    assert controller.decision is None
+    assert controller.status().problem == "no route is loaded"
+    assert [record.message for record in caplog.records] == ["no route is loaded"]
+    with pytest.raises(InfeasibleError, match="none is loaded"):
+        controller.decide_request(Budget())
+    rig.executor.loaded = ("middle",)
+    controller.tick()
+    assert rig.executor.name == "middle"
+    status = controller.status()
+    assert status.problem is None
+    assert (status.switches[0].before, status.switches[0].after) == ("", "middle")
+
+
+def test_every_switch_is_logged_once_with_its_reason(rig: Rig) -> None:
+    controller = rig.controller()
+    rig.run(controller, 3)
+    rig.clock.now_s = 2000.0
+    controller.budget = Budget(macs=5)
+    rig.run(controller, 3)
+    assert controller.status().switches == (
+        Switch(1e9 + 1000.0, "small", "large", True, "afresh: large is the most accurate that fits"),
+        Switch(1e9 + 2000.0, "large", "small", False, "small serves although it does not fit: macs 10 MACs over the limit of 5 MACs"),
+    )
+
+
+def test_the_log_is_bounded_and_keeps_the_latest(rig: Rig) -> None:
+    controller = rig.controller(log_length=4)
+    for macs in [15, 25] * 10:
+        controller.budget = Budget(macs=macs)
+    assert [switch.after for switch in controller.status().switches] == ["small", "middle"] * 2
+
+
+def test_a_failing_sensor_is_logged_once_and_the_route_stays(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    controller = rig.controller(Budget(latency_ms=50.0))
+    rig.run(controller, 1)
+    rig.run(controller, 1, lambda _: 200.0)
+    assert rig.executor.name == "small"
+    rig.device.sample = OSError("bus error")
+    assert set(rig.run(controller, 20, lambda _: 10.0)) == {"small"}, "blind, it does not climb"
+    assert controller.status().problem == "reading the sensors failed: OSError('bus error')"
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert warnings[0].exc_info is not None
+    rig.device.sample = FINE
+    rig.run(controller, 10, lambda name: PROFILES[name].latency_ms)
+    assert rig.executor.name == "large"
+    assert controller.status().problem is None
+
+
+def test_sensors_that_never_worked_leave_the_budget_to_decide(rig: Rig) -> None:
+    rig.device.sample = ValueError("garbled")
+    controller = rig.controller(Budget(macs=25))
+    decision = controller.tick()
+    assert decision is not None
+    assert (decision.route, decision.feasible) == ("middle", True)
+    assert controller.status().problem == "reading the sensors failed: ValueError('garbled')"
+    assert controller.status().reading is None
+
+
+def test_a_route_that_cannot_be_switched_to_is_left_out(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.executor.refused = {"large"}
+    controller = rig.controller()
+    rig.run(controller, 3)
+    assert rig.executor.name == "middle"
+    decision = controller.decision
+    assert decision is not None
+    assert decision.route == "middle", "the decision is what serves"
+    controller.budget = Budget(latency_ms=45.0)
+    assert controller.status().problem == "switching to large failed: CompileError(\"the route 'large' is not loaded\")"
+    assert [switch.after for switch in controller.status().switches] == ["middle"]
+    rig.executor.refused = set()
+    controller.budget = Budget()
+    assert rig.executor.name == "large"
+    assert controller.status().problem is None
+    assert all("switching to large failed" in record.message for record in caplog.records if record.levelno == logging.WARNING)
+
+
+def test_where_no_route_can_be_switched_to_the_problem_is_kept(rig: Rig) -> None:
+    rig.executor.name = None
+    rig.executor.refused = {"small", "middle", "large"}
+    controller = rig.controller()
+    assert controller.tick() is None
+    assert "switching to small failed" in str(controller.status().problem)
+
+
+def test_a_switch_made_by_somebody_else_is_noticed(rig: Rig) -> None:
+    controller = rig.controller(Budget(macs=25))
+    controller.tick()
+    rig.executor.switch("large")
+    controller.tick()
+    assert rig.executor.name == "middle"
+
+
+def test_a_request_narrows_for_itself_alone(rig: Rig) -> None:
+    controller = rig.controller(Budget(latency_ms=50.0))
+    controller.tick()
+    decision = controller.decide_request(Budget(latency_ms=15.0))
+    assert (decision.route, decision.feasible) == ("small", True)
+    assert rig.executor.name == "large"
+    assert controller.budget == Budget(latency_ms=50.0)
+    assert [switch.after for switch in controller.status().switches] == ["large"]
+
+
+@pytest.mark.parametrize("limits", [Budget(), Budget(latency_ms=50.0), Budget(latency_ms=99.0)])
+def test_a_request_that_narrows_nothing_gets_the_standing_decision(rig: Rig, limits: Budget) -> None:
+    controller = rig.controller(Budget(latency_ms=50.0))
+    assert controller.tick() is controller.decide_request(limits)
+
+
+def test_a_request_before_the_first_tick_is_answered(rig: Rig) -> None:
+    decision = rig.controller(Budget(macs=25)).decide_request(Budget())
+    assert (decision.route, decision.feasible) == ("small", True)
+
+
+def test_a_request_is_served_by_loaded_routes_only(rig: Rig) -> None:
+    rig.executor.loaded = ("small", "large")
+    controller = rig.controller()
+    controller.tick()
+    assert controller.decide_request(Budget(macs=25)).route == "small"
+
+
+@pytest.mark.parametrize("interval_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_interval_out_of_range_is_refused(rig: Rig, interval_s: float) -> None:
+    with pytest.raises(UnitError, match="must be above zero and finite"):
+        rig.controller(interval_s=interval_s)
+
+
+# The thread
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Fails after ten seconds; normally it takes milliseconds."""
+    for _ in range(10_000):
+        if condition():
+            return
+        time.sleep(0.001)
+    pytest.fail("what was waited for never came")
+
+
+@pytest.fixture
+def started(rig: Rig) -> Iterator[Controller]:
+    controller = Controller(rig.executor, rig.device, Budget(macs=25), interval_s=0.001, settings=PolicySettings(dwell_s=0.0))
+    controller.start()
+    yield controller
+    controller.stop()
+
+
+def test_a_decision_stands_when_start_returns(rig: Rig) -> None:
+    controller = rig.controller(interval_s=1000.0)
+    controller.start()
+    try:
+        assert (rig.executor.name, controller.status().running) == ("large", True)
+    finally:
+        controller.stop()
+
+
+def test_the_thread_ticks_until_stopped_and_can_start_again(rig: Rig, started: Controller) -> None:
+    wait_for(lambda: rig.device.reads > 5)
+    started.stop()
+    reads = rig.device.reads
+    assert not started.status().running
+    assert not any(thread.name == "restnet-controller" for thread in threading.enumerate())
+    started.stop()
+    assert rig.device.reads == reads
+    started.start()
+    wait_for(lambda: rig.device.reads > reads + 5)
+
+
+def test_starting_twice_starts_one_thread(started: Controller) -> None:
+    started.start()
+    assert sum(thread.name == "restnet-controller" for thread in threading.enumerate()) == 1
+
+
+def test_stop_does_not_wait_for_the_interval(rig: Rig) -> None:
+    controller = rig.controller(interval_s=3600.0)
+    controller.start()
+    stopper = threading.Thread(target=controller.stop, daemon=True)
+    stopper.start()
+    stopper.join(timeout=20)
+    assert not stopper.is_alive()
+
+
+def test_the_thread_survives_whatever_a_tick_raises(rig: Rig, started: Controller) -> None:
+    bundle = rig.executor.bundle
+    rig.executor.bundle = None
+    wait_for(lambda: "the tick failed" in (started.status().problem or ""))
+    reads = rig.device.reads
+    wait_for(lambda: rig.device.reads > reads + 3)
+    rig.executor.bundle = bundle
+    wait_for(lambda: started.status().problem is None)
+    assert started.status().running
+
+
+def test_budgets_set_from_many_threads_while_it_ticks_and_requests_are_decided(rig: Rig, started: Controller) -> None:
+    """The last word wins, every request gets a route within what stood at some time, and the log is what happened."""
+    wrong: list[str] = []
+
+    def set_budgets() -> None:
+        for macs in [15, 25, 45] * 30:
+            started.budget = Budget(macs=macs)
+
+    def ask() -> None:
+        for _ in range(300):
+            decision = started.decide_request(Budget(macs=25))
+            started.observe(decision.route, PROFILES[decision.route].latency_ms)
+            if decision.route == "large" or not decision.feasible:
+                wrong.append(decision.reason)
+
+    threads = [threading.Thread(target=target) for target in (set_budgets, set_budgets, ask, ask)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    started.budget = Budget(macs=15)
+    started.budget = Budget(macs=25)
+    assert wrong == []
+    assert rig.executor.name == "middle"
+    log = started.status().switches
+    assert [switch.after for switch in log] == rig.executor.switched[-len(log) :]
+    assert all(one.after == other.before for one, other in pairwise(log))
+
+
+def test_moves_a_real_executor(executor: Executor) -> None:
+    """From networks to answers: the route that the budget allows is the one that runs."""
+    controller = Controller(executor, Device())
+    controller.tick()
+    x = np.zeros((1, 1, 8, 8), np.float32)
+    assert executor.run(x).route.name == "large"
+    controller.budget = Budget(macs=executor.bundle.route("small").macs)
+    answer = executor.run(x)
+    assert answer.route.name == "small"
+    for _ in range(3):
+        controller.observe("small", answer.latency_ms)
+    controller.tick()
+    reading = controller.status().reading
+    assert reading is not None
+    assert reading.slowdown is not None
