@@ -27,7 +27,7 @@ RUN groupadd --gid 10001 restnet \
 COPY --from=build /opt/restnet /opt/restnet
 ENV PATH=/opt/restnet/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     HOME=/var/cache/restnet \
-    XDG_CACHE_HOME=/var/cache/restnet \
+    RESTNET_CACHE=/var/cache/restnet \
     PYTHONUNBUFFERED=1
 # Compiled routes are kept here: mount a volume to keep them over restarts. Numbers, so that an orchestrator can see it is not root.
 USER 10001:10001

@@ -149,8 +149,8 @@ def _from_timm(
 
     module = _with_classes(build, state)
     config = timm.data.resolve_model_data_config(module)
-    own_shape = tuple(int(size) for size in config["input_size"])
-    return module, _preprocessing(config, (input_shape or own_shape)[0]), own_shape
+    channels, height, width = (int(size) for size in config["input_size"])
+    return module, _preprocessing(config, input_shape[0] if input_shape else channels), (channels, height, width)
 
 
 def _preprocessing(config: Mapping[str, Any], channels: int) -> Preprocessing | None:

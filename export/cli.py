@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         help="two or more, small to large: timm:NAME[@CHECKPOINT], torchvision:NAME[@CHECKPOINT] or "
         "python:FILE_OR_MODULE:FACTORY[@CHECKPOINT]; NAME=SPEC renames one",
     )
-    result.add_argument("--data", required=True, metavar="DATA", help="to fit and tune on: imagefolder:DIR, npz:FILE (x uint8 NHWC, y) or digits")
+    result.add_argument("--data", required=True, metavar="DATA", help="to fit and tune on: imagefolder:DIR, npz:FILE (uint8 NHWC x, y), digits")
     result.add_argument("--val", metavar="DATA", help="to score on (default: a fifth of --data, held out)")
     result.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle; an older bundle there is replaced")
     rule = result.add_argument_group("stitching")
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     rule.add_argument("--samples", type=int, default=100, help="images behind similarity and least squares (default: %(default)s)")
     rule.add_argument("--max-routes", type=int, metavar="N", help="keep the N most promising routes, the anchors among them")
     tune = result.add_argument_group("fine-tuning")
-    tune.add_argument("--finetune", choices=("none", "stitch"), default="stitch", help="stitch: the stitching layers alone (default: %(default)s)")
+    tune.add_argument("--finetune", choices=("none", "stitch"), default="stitch", help="stitch: stitching layers alone (default: %(default)s)")
     tune.add_argument("--epochs", type=int, default=5, help="passes over --data for every route (default: %(default)s)")
     tune.add_argument("--lr", type=float, default=3e-4, help="step size; larger ones wreck routes (default: %(default)s)")
     inputs = result.add_argument_group("input, for anchors that do not bring it")
@@ -80,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rule=args.rule,
                 finetune=args.finetune,
                 samples=_at_least(args.samples, 1, "--samples"),
-                max_routes=args.max_routes,
-                seed=args.seed,
+                max_routes=None if args.max_routes is None else _at_least(args.max_routes, 1, "--max-routes"),
+                seed=_at_least(args.seed, 0, "--seed"),
                 preprocessing=preprocessing,
                 input_shape=input_shape,
                 classes=_classes(args.classes),
@@ -92,9 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 lr=args.lr,
                 progress=not args.quiet,
             ),
-            (lambda line: None) if args.quiet else (lambda line: print(line, flush=True)),
+            (lambda _: None) if args.quiet else (lambda line: print(line, flush=True)),
         )
-    except RestnetError as error:
+    except (RestnetError, OSError) as error:
         print(f"restnet-export: {error}", file=sys.stderr)
         return 2
     if not args.quiet:
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _require_extra() -> None:
-    missing = [name for name in ("torch", "matplotlib", "tqdm") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("torch", "onnxscript", "matplotlib", "tqdm") if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"this needs {', '.join(missing)}, which a device install leaves out: pip install 'restnet-runtime[export]'")
 
@@ -121,7 +122,7 @@ def _input(
         raise SpecError(f"--input {' '.join(map(str, size))}: give height and width, or one number for both")
     if mean is None or std is None:
         return None, (3, size[0], size[-1])
-    if len(mean) != len(std) or len(mean) not in (1, 3) or min(std) <= 0:
+    if len(mean) != len(std) or len(mean) not in (1, 3) or min(std) <= 0 or not all(map(math.isfinite, [*mean, *std])):
         raise SpecError(f"--mean {mean} --std {std}: give one number each (grey) or three (RGB), deviations above 0")
     mode: Literal["L", "RGB"] = "L" if len(mean) == 1 else "RGB"
     return Preprocessing(mode=mode, mean=tuple(mean), std=tuple(std)), (len(mean), size[0], size[-1])

@@ -71,22 +71,24 @@ class Samples:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.from_numpy(self._prepared(range(index, index + 1))[0]), int(self.images.labels[index])
+        return torch.from_numpy(self._prepared(index)), int(self.images.labels[index])
 
     def batches(self, size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
         """(x float32 (B, C, H, W), y int64 (B,)) in order; the last batch may be smaller. Raises `SpecError` for a bad image."""
         for start in range(0, len(self), size):
             indices = range(start, min(start + size, len(self)))
-            yield torch.from_numpy(self._prepared(indices)), torch.from_numpy(self.images.labels[start : indices.stop])
+            prepared = np.stack([self._prepared(index) for index in indices])
+            yield torch.from_numpy(prepared), torch.from_numpy(self.images.labels[start : indices.stop])
 
-    def _prepared(self, indices: range) -> np.ndarray:
-        loaded = [self.images.source(index) for index in indices]
+    def _prepared(self, index: int) -> np.ndarray:
+        item = self.images.source(index)
         try:
-            if all(isinstance(item, np.ndarray) for item in loaded):
-                return self._preprocessor.from_pixels(np.stack([item for item in loaded if isinstance(item, np.ndarray)]))
-            return self._preprocessor.from_files([item.read_bytes() for item in loaded if isinstance(item, Path)])
+            if isinstance(item, Path):
+                return self._preprocessor.from_files([item.read_bytes()])[0]
+            return self._preprocessor.from_pixels(item)[0]
         except (RequestError, OSError) as error:
-            raise SpecError(f"data {self.images.name!r}, images {indices[0]} to {indices[-1]}: {error}") from error
+            which = str(item) if isinstance(item, Path) else f"image {index}"
+            raise SpecError(f"data {self.images.name!r}, {which}: {error}") from error
 
 
 def load_images(spec: str) -> Images:
@@ -107,7 +109,10 @@ def load_split(data: str, val: str | None, seed: int) -> tuple[Images, Images]:
         return load_images(data), load_images(val)
     if data == "digits":
         return load_images("digits:train"), load_images("digits:val")
-    return load_images(data).split(0.2, seed)
+    rest, held_out = load_images(data).split(0.2, seed)
+    if not len(held_out):
+        raise SpecError(f"data {data!r} has one image of each class at most, so none can be held out: give --val")
+    return rest, held_out
 
 
 def _digits(part: str) -> Images:
@@ -129,12 +134,13 @@ def _npz(path: Path) -> Images:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             pixels, labels = arrays["x"], arrays["y"]
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # numpy, zipfile and zlib raise what they trip over
         raise SpecError(f"data npz:{path} cannot be read: {error}; it needs the arrays x (uint8, NHWC) and y (int64)") from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or labels.shape != (len(pixels),) or not len(pixels):
         raise SpecError(f"data npz:{path} has x {pixels.dtype}{pixels.shape} and y {labels.shape}; give uint8 (N, H, W, C) and (N,), N > 0")
     if labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise SpecError(f"data npz:{path} has labels of {labels.dtype} from {labels.min()}; they must be integers from 0")
+        lowest = f" from {labels.min()}" if labels.dtype.kind in "iuf" else ""
+        raise SpecError(f"data npz:{path} has labels of {labels.dtype}{lowest}; they must be integers from 0")
     return Images(f"npz:{path.name}", labels.astype(np.int64), None, lambda index: pixels[index])
 
 

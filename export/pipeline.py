@@ -10,12 +10,13 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from restnet_runtime import __version__
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.errors import ExportError, ParityError, SpecError
 from restnet_runtime.manifest import Anchor as AnchorEntry
-from restnet_runtime.manifest import Preprocessing, Provenance
+from restnet_runtime.manifest import Name, Preprocessing, Provenance
 from restnet_runtime.routes import Part, route_name
 from restnet_runtime.sessions import SessionSettings, infer, plain_session
 
@@ -75,6 +76,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
 
     say: told what is going on, a line at a time.
     """
+    _check_name(settings.out)
     check_target(settings.out)
     torch.manual_seed(settings.seed)
     fitting, scoring = load_split(settings.data, settings.val, settings.seed)
@@ -117,7 +119,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
             anchors=tuple(
                 AnchorEntry(
                     name=anchor.name,
-                    source=anchor.source,
+                    source=anchor.source[:400],  # what the manifest takes; paths may be longer
                     segments=tuple(block_name(anchor.name, block) for block in range(len(anchor.blocks))),
                 )
                 for anchor in anchors.values()
@@ -181,7 +183,18 @@ def check_routes(
         found = infer(plain_session(bundle, bundle.route(route.name), SessionSettings()), images.numpy())
         difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-6))
         if not difference <= ROUTE_TOLERANCE:
-            raise ParityError(f"route {route.name!r} differs from torch by {difference:.1e} of its largest logit, allowed is {ROUTE_TOLERANCE}")
+            raise ParityError(f"route {route.name!r} differs from torch by {difference:.1e} of its largest logit, allowed: {ROUTE_TOLERANCE}")
+
+
+def _check_name(out: Path) -> None:
+    """A bundle is called as its directory; better to learn now than after an hour of tuning that it cannot be."""
+    name = out.resolve().name
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise ExportError(
+            f"a bundle cannot be called {name!r}: a name has letters, digits and . _ ~ + -, starts with a letter or digit, at most 100"
+        ) from error
 
 
 def _agreed(loaded: Sequence[Anchor], given: Preprocessing | None) -> tuple[tuple[int, int, int], Preprocessing]:
@@ -214,13 +227,21 @@ def _class_names(
     if len(set(counts.values())) != 1:
         raise SpecError(f"anchors tell different numbers of classes apart: {counts}")
     count = next(iter(counts.values()))
-    names = given or fitting.classes or tuple(str(index) for index in range(count))
+    if fitting.classes and scoring.classes and fitting.classes != scoring.classes:
+        raise SpecError(
+            f"labels mean different classes in {fitting.name!r} ({_some(fitting.classes)}) and {scoring.name!r} ({_some(scoring.classes)})"
+        )
+    names = given or fitting.classes or scoring.classes or tuple(str(index) for index in range(count))
     if len(names) != count:
         raise SpecError(f"{len(names)} class names for {count} classes")
     highest = max(int(fitting.labels.max()), int(scoring.labels.max()))
     if highest >= count:
         raise SpecError(f"the data has the label {highest}, the anchors tell {count} classes apart (0..{count - 1})")
     return names
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:5], *["..."] * (len(names) > 5)])
 
 
 def _check_order(anchors: Mapping[str, CutAnchor]) -> None:

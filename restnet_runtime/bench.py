@@ -46,7 +46,8 @@ class Benchmark:
 
     pss_bytes:  of this process with all routes resident
     switch_ms:  median of replacing the current route
-    load_ms:    median of making a route resident from a warm compiled cache: what a reload on the request path would cost
+    load_ms:    median of making a route resident from a warm compiled cache: what a reload on the request path would cost;
+                `None` for a bundle of one route, which cannot be released
     """
 
     bundle: str
@@ -60,7 +61,7 @@ class Benchmark:
     resident_routes: int
     pss_bytes: int
     switch_ms: float
-    load_ms: float
+    load_ms: float | None
     threads: int
     machine: dict[str, str | int]
 
@@ -75,7 +76,6 @@ def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Be
     Raises `CompileError` when not one route can be loaded.
     """
     executor = engine.executor
-    load_ms: list[float] = []
     engine.loader.run()
     if not executor.loaded:
         raise CompileError(f"no route could be loaded: {engine.loader.progress().failed}")
@@ -88,8 +88,7 @@ def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Be
     figures = _measure(executor, {role: route for role, route in shown.items() if route is not None}, runs)
     pss_bytes = footprint().pss_bytes
     switch_ms = _switch_ms(executor, [route.name for route in loaded], runs)
-    for route in (route for route in shown.values() if route is not None):
-        load_ms.append(_reload_ms(executor, route.name))
+    load_ms = [_reload_ms(executor, route.name) for route in shown.values() if route is not None] if len(loaded) > 1 else []
     return Benchmark(
         bundle=executor.bundle.manifest.name,
         digest=executor.bundle.digest,
@@ -102,7 +101,7 @@ def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Be
         resident_routes=len(loaded),
         pss_bytes=pss_bytes,
         switch_ms=switch_ms,
-        load_ms=percentile(load_ms, 0.5),
+        load_ms=percentile(load_ms, 0.5) if load_ms else None,
         threads=threads,
         machine=describe_machine(),
     )
@@ -142,7 +141,8 @@ def render(benchmark: Benchmark) -> str:
         ),
         "",
         f"memory of this process with {benchmark.resident_routes} routes resident: {format_bytes(benchmark.pss_bytes)} (PSS)",
-        f"a switch costs {format_ms(benchmark.switch_ms)}; loading a route would cost {format_ms(benchmark.load_ms)}",
+        f"a switch costs {format_ms(benchmark.switch_ms)}"
+        + ("" if benchmark.load_ms is None else f"; loading a route would cost {format_ms(benchmark.load_ms)}"),
     ]
     return "\n".join(lines)
 
@@ -185,11 +185,8 @@ def _switch_ms(executor: Executor, names: list[str], runs: int) -> float:
 
 
 def _reload_ms(executor: Executor, name: str) -> float:
-    """Release a route and load it again from the compiled cache."""
-    other = next((loaded for loaded in executor.loaded if loaded != name), name)
-    if other == name:
-        return 0.0
-    executor.switch(other)
+    """Release a route and load it again from the compiled cache. Needs another loaded route, to switch to meanwhile."""
+    executor.switch(next(loaded for loaded in executor.loaded if loaded != name))
     executor.release(name)
     started = time.perf_counter()
     executor.load(name)

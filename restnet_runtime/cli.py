@@ -51,7 +51,7 @@ def _port(text: str) -> int:
 def _common(command: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(command, description=description)
     parser.add_argument("--version", action="version", version=f"{command} {__version__}")
-    parser.add_argument("bundle", nargs="?", type=Path, default=SHIPPED_BUNDLE, help="directory (default: the digits bundle that comes along)")
+    parser.add_argument("bundle", nargs="?", type=Path, default=SHIPPED_BUNDLE, help="directory (default: the digits that come along)")
     return parser
 
 
@@ -75,9 +75,9 @@ def serve(argv: Sequence[str] | None = None) -> int:
     _engine_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; 0.0.0.0 for all)")
     parser.add_argument("--port", type=_port, default=8080, help="port (default: %(default)s; 0 takes a free one)")
-    parser.add_argument("--interval", type=_positive(float), default=1.0, metavar="S", help="seconds between looks at the device (default: 1)")
+    parser.add_argument("--interval", type=_positive(float), default=1.0, metavar="S", help="seconds between looks at the device (1)")
     parser.add_argument("--strict", action="store_true", help="refuse requests (503) when no route fits, instead of serving the cheapest")
-    parser.add_argument("--max-body", type=_positive(int), default=16_000_000, metavar="BYTES", help="longest request body (default: 16 MB)")
+    parser.add_argument("--max-body", type=_positive(int), default=16_000_000, metavar="BYTES", help="longest request body (16 MB)")
     parser.add_argument("--workers", type=_positive(int), metavar="N", help="requests run at once (default: the usable cores)")
     args = parser.parse_args(argv)
     return _run("restnet-serve", lambda: _serve(args))
@@ -101,9 +101,9 @@ def _serve(args: argparse.Namespace) -> int:
 
 def bench(argv: Sequence[str] | None = None) -> int:
     """`restnet-bench`: which route fits a budget here, and what it costs. Returns 0, 1 when no route fits, or 2 for an error."""
-    parser = _common("restnet-bench", "Show which route fits a budget on this device, what it costs here, and what its neighbours would give.")
+    parser = _common("restnet-bench", "Show which route fits a budget on this device, its cost here, and what its neighbours would give.")
     _engine_options(parser)
-    parser.add_argument("--runs", type=_positive(int), default=100, metavar="N", help="timed runs of each route shown (default: %(default)s)")
+    parser.add_argument("--runs", type=_positive(int), default=100, metavar="N", help="timed runs of each route (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
     args = parser.parse_args(argv)
     return _run("restnet-bench", lambda: _bench(args))

@@ -151,6 +151,8 @@ def _check_graph(model: onnx.ModelProto, segment: Segment, file: str) -> None:
 
 
 def _make(name: str, seen: set[str], file: str) -> None:
+    if not isinstance(name, str):  # protobuf hands out what is not UTF-8 as bytes
+        raise BundleError(file, f"makes a value whose name is not UTF-8: {name!r}")
     if name in seen:
         raise BundleError(file, f"makes the value {name!r} twice")
     seen.add(name)
@@ -181,10 +183,10 @@ def _check_tensor(tensor: onnx.TensorProto, file: str, weights_bytes: int) -> tu
     if fields.get("location") != WEIGHTS_FILE:
         raise BundleError(file, f"tensor {tensor.name!r} lies in {fields.get('location')!r}, only {WEIGHTS_FILE!r} is allowed")
     # ONNX Runtime acts on further keys: `prepacked_0` would make it map blocks that nobody checked.
-    if sorted(item.key for item in tensor.external_data) != ["length", "location", "offset"]:
+    if sorted(str(item.key) for item in tensor.external_data) != ["length", "location", "offset"]:
         keys = [item.key for item in tensor.external_data]
         raise BundleError(file, f"tensor {tensor.name!r} is placed by {keys}, it must be location, offset and length, once each")
-    if not all(_DECIMAL.fullmatch(fields[key]) for key in ("offset", "length")):
+    if not all(_DECIMAL.fullmatch(str(fields[key])) for key in ("offset", "length")):
         raise BundleError(file, f"tensor {tensor.name!r} has an offset or length that is not a plain decimal number")
     offset, length = external_extent(tensor)
     if length != size:
@@ -228,8 +230,8 @@ def _rename(graph: onnx.GraphProto, prefix: str, entry: str, exit_: str) -> onnx
     def name(old: str) -> str:
         return {"": "", INPUT: entry, OUTPUT: exit_}.get(old, prefix + old)
 
-    for node in renamed.node:
-        node.name = prefix + node.name
+    for index, node in enumerate(renamed.node):
+        node.name = f"{prefix}{index}.{node.name}"  # names are optional in ONNX, but ONNX Runtime takes no two that are the same
         node.input[:] = [name(old) for old in node.input]
         node.output[:] = [name(old) for old in node.output]
     for tensor in renamed.initializer:

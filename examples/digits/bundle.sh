@@ -14,7 +14,7 @@ python examples/digits/train.py --out "$anchors"
 restnet-export \
   --anchors "python:examples/digits/anchors.py:cnn_s@$anchors/cnn_s.pt" "python:examples/digits/anchors.py:cnn_l@$anchors/cnn_l.pt" \
   --data digits --input 8 --mean 0 --std 1 \
-  --rule restnet --samples 200 --epochs 10 --lr 4e-3 --max-routes 8 --out "$out"
+  --rule restnet --samples 200 --epochs 6 --lr 4e-3 --max-routes 7 --out "$out"
 if [ "$out" = "$shipped" ]; then
   cp "$out/report/routes.png" docs/routes.png
 fi

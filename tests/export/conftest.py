@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from restnet_export.anchors import Anchor, AnchorSpec, load_anchor
 from restnet_export.cuts import CutAnchor, cut_anchor
-from torch import nn
 
 torch.set_num_threads(2)
 
 
 def _import_torchvision() -> torch.library.Library | None:
-    """torchvision built for another torch fails to import for want of two operators that no classifier calls: declare them and try again."""
+    """torchvision built for another torch fails to import for want of two operators that no classifier calls: declare them, try again."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise

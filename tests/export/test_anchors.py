@@ -2,11 +2,11 @@ import sys
 
 import pytest
 import torch
-from restnet_export.anchors import Anchor, AnchorSpec, load_anchor
-from restnet_export.checkpoints import fit_state, read_state
 from safetensors.torch import save_file
 from torch import nn
 
+from restnet_export.anchors import Anchor, AnchorSpec, load_anchor
+from restnet_export.checkpoints import fit_state, read_state
 from restnet_runtime.errors import SpecError
 from restnet_runtime.manifest import Preprocessing
 
@@ -149,7 +149,8 @@ def test_a_checkpoint_of_the_users_own_network(code, tmp_path, wrap):
             assert value.dtype == torch.float32
 
 
-def test_a_safetensors_checkpoint_of_a_module_on_the_path(code, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("code")
+def test_a_safetensors_checkpoint_of_a_module_on_the_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
     before = list(sys.path)
@@ -245,7 +246,8 @@ def test_keys_that_do_not_fit_are_named():
     with pytest.raises(SpecError) as told:
         fit_state(net, state, "checkpoint x.pt")
     assert str(told.value) == (
-        "checkpoint x.pt does not fit Sequential: missing: 0.weight, 0.bias; unexpected: head.weight; mis-shaped: 1.weight (5, 3) instead of (3, 3)"
+        "checkpoint x.pt does not fit Sequential: missing: 0.weight, 0.bias; unexpected: head.weight; "
+        "mis-shaped: 1.weight (5, 3) instead of (3, 3)"
     )
     with pytest.raises(SpecError, match=r"missing: 0.weight, 0.bias, 1.weight, 1.bias and 4 more$"):
         fit_state(net, {}, "checkpoint x.pt")

@@ -1,8 +1,8 @@
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from restnet_export.layouts import Layout, layout_of, layouts_of
 
+from restnet_export.layouts import Layout, layout_of, layouts_of
 from restnet_runtime.errors import CutError
 
 IMAGE = (3, 224, 224)

@@ -5,11 +5,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from torch import nn
+
 from restnet_export.anchors import Anchor
 from restnet_export.cuts import cut_anchor
 from restnet_export.segments import OPSET, export_segment
-from torch import nn
-
 from restnet_runtime.errors import ExportError, ParityError
 
 

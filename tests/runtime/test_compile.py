@@ -129,13 +129,8 @@ def damaged(own_family, change) -> Bundle:
     return open_bundle(path)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [with_node("NoSuchOperator"), with_node("Transpose", perm=[0, 1])],
-    ids=["unknown operator", "wrong rank"],
-)
-def test_a_graph_that_onnx_runtime_refuses_is_a_compile_error(own_family, tmp_path, change) -> None:
-    bundle = damaged(own_family, change)
+def test_a_graph_that_onnx_runtime_refuses_is_a_compile_error(own_family, tmp_path) -> None:
+    bundle = damaged(own_family, with_node("NoSuchOperator"))
     compiler = Compiler.for_bundle(bundle, tmp_path / "cache")
     with pytest.raises(CompileError, match=r"cannot compile the route 'small'"):
         compiler.compile(bundle.route("small"))

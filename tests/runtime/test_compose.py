@@ -394,3 +394,19 @@ def test_inner_names_never_meet_those_of_other_segments(own_family, inner_name: 
     bundle = open_bundle(path)
     found = run(bundle, compose(bundle, bundle.route("small")), np.ones((1, 1, 8, 8), np.float32))
     assert np.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("node_name", ["", "same"])
+def test_nodes_need_no_names(own_family, node_name: str) -> None:
+    """ONNX leaves them optional; ONNX Runtime takes no two that are the same."""
+    path = own_family()
+    expected = chained(open_bundle(path), ("small.0", "small.1", "small.2"), np.ones((1, 1, 8, 8), np.float32))
+
+    def rename(model: onnx.ModelProto) -> None:
+        for each in model.graph.node:
+            each.name = node_name
+
+    for segment in ("small.0", "small.1", "small.2"):
+        rewrite(path, segment, rename)
+    bundle = open_bundle(path)
+    assert np.allclose(run(bundle, compose(bundle, bundle.route("small")), np.ones((1, 1, 8, 8), np.float32)), expected, rtol=1e-5)

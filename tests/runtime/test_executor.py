@@ -1,0 +1,247 @@
+"""The executor: loading, switching between requests, and what it refuses."""
+
+import hashlib
+import json
+import threading
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from restnet_runtime.bundle import open_bundle
+from restnet_runtime.compile import Compiler
+from restnet_runtime.errors import BundleError, CompileError, InputError
+from restnet_runtime.executor import Executor, preparation_order
+from restnet_runtime.profile import RouteProfile
+from restnet_runtime.sessions import SessionSettings, infer, plain_session
+
+ROUTES = ("small", "small[0-1]>large[3-4]", "small[0-1]>large[2-4]", "large")
+SETTINGS = SessionSettings(threads=1)
+X = np.random.default_rng(4).standard_normal((2, 1, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def empty(family_bundle, cache_root):
+    executor = Executor(family_bundle, Compiler.for_bundle(family_bundle, cache_root), SETTINGS)
+    yield executor
+    executor.close()
+
+
+def test_before_anything_is_loaded(empty) -> None:
+    assert (empty.current, empty.loaded, empty.profile("small")) == (None, (), None)
+    with pytest.raises(CompileError, match="no route is loaded yet"):
+        empty.run(X)
+    with pytest.raises(CompileError, match="the route 'small' is not loaded; loaded are none"):
+        empty.switch("small")
+
+
+def test_the_first_loaded_route_becomes_current(empty) -> None:
+    empty.load("large")
+    empty.load("small")
+    assert empty.current.name == "large"
+    assert empty.loaded == ("large", "small")
+
+
+def test_loading_twice_is_loading_once(empty) -> None:
+    assert empty.load("small") is empty.load("small")
+
+
+def test_answers_carry_their_route(executor, family_bundle) -> None:
+    for name in ROUTES:
+        answer = executor.run(X, name)
+        assert answer.route == family_bundle.route(name)
+        assert np.allclose(answer.logits, infer(plain_session(family_bundle, answer.route, SETTINGS), X), rtol=1e-4, atol=1e-5)
+        assert answer.latency_ms > 0
+    assert executor.run(X).route.name == executor.current.name == "small"
+
+
+def test_a_switch_changes_the_next_answer(executor) -> None:
+    before = executor.run(X)
+    executor.switch("large")
+    after = executor.run(X)
+    assert (before.route.name, after.route.name, executor.current.name) == ("small", "large", "large")
+    assert not np.allclose(before.logits, after.logits)
+
+
+def test_what_is_unknown_or_not_loaded_is_refused(empty) -> None:
+    empty.load("small")
+    for call in (empty.switch, lambda name: empty.run(X, name)):
+        with pytest.raises(CompileError, match="the route 'large' is not loaded; loaded are small"):
+            call("large")
+        with pytest.raises(BundleError, match="has no route 'huge'"):
+            call("huge")
+    with pytest.raises(BundleError, match="has no route 'huge'"):
+        empty.load("huge")
+    assert empty.current.name == "small"
+
+
+@pytest.mark.parametrize(
+    "x",
+    [X.astype(np.float64), X[:, :, :4], X[0], np.zeros((2, 3, 8, 8), np.float32), np.float32(1)],
+    ids=["float64", "too low", "no batch", "colour", "a number"],
+)
+def test_an_input_of_another_kind_is_refused(executor, x) -> None:
+    with pytest.raises(InputError, match=r"give float32 \[batch, 1, 8, 8\]"):
+        executor.run(np.asarray(x))
+    executor.run(X)
+
+
+def test_release(executor) -> None:
+    with pytest.raises(CompileError, match="'small' is the current one and cannot be released: switch first"):
+        executor.release("small")
+    executor.switch("large")
+    executor.release("small")
+    executor.release("small")
+    assert "small" not in executor.loaded
+    with pytest.raises(CompileError, match="'small' is not loaded"):
+        executor.switch("small")
+    executor.load("small")
+    assert executor.run(X, "small").route.name == "small"
+    assert executor.current.name == "large"
+
+
+def test_close(executor) -> None:
+    executor.close()
+    assert (executor.current, executor.loaded) == (None, ())
+    with pytest.raises(CompileError, match="no route is loaded yet"):
+        executor.run(X)
+
+
+def test_requests_keep_their_route_while_others_switch(executor) -> None:
+    """Four threads ask while a fifth switches thousands of times: every answer is that of the route it names."""
+    expected = {name: executor.run(X, name).logits for name in ROUTES}
+    wrong, seen, done = [], set(), threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            answer = executor.run(X)
+            seen.add(answer.route.name)
+            if not np.array_equal(answer.logits, expected[answer.route.name]):
+                wrong.append(answer.route.name)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for turn in range(4000):
+        executor.switch(ROUTES[turn % len(ROUTES)])
+    while seen != set(ROUTES):
+        executor.switch(next(name for name in ROUTES if name not in seen))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_requests_finish_on_a_route_that_is_released(executor) -> None:
+    """Switching away, releasing and loading again under requests loses none of them."""
+    failures, done = [], threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            try:
+                executor.run(X)
+            except Exception as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        executor.switch("large")
+        executor.release("small")
+        executor.load("small")
+        executor.switch("small")
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_profiles_are_measured_and_remembered(family_bundle, tmp_path) -> None:
+    """A second start does not measure again: it finds what the first one kept."""
+    compiler = Compiler.for_bundle(family_bundle, tmp_path)
+    first = Executor(family_bundle, compiler, SETTINGS).load("large").profile
+    assert isinstance(first, RouteProfile)
+    assert 0 < first.latency_ms <= first.p95_ms
+    assert first.memory_bytes > 1e6
+    file = compiler.cache.path / "profiles.json"
+    kept = json.loads(file.read_bytes())
+    assert list(kept) == ["large on 1 threads"]
+    kept["large on 1 threads"]["latency_ms"] = 123.0
+    file.write_text(json.dumps(kept))
+    assert Executor(family_bundle, compiler, SETTINGS).load("large").profile.latency_ms == 123.0
+    assert Executor(family_bundle, compiler, SessionSettings(threads=2)).load("large").profile.latency_ms != 123.0
+    assert set(json.loads(file.read_bytes())) == {"large on 1 threads", "large on 2 threads"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"[1]",
+        b"null",
+        b"{",
+        b"[" * 100_000,
+        b'{"small on 1 threads": 5}',
+        b'{"small on 1 threads": {"latency_ms": "fast"}}',
+        b'{"small on 1 threads": {"latency_ms": 1, "p95_ms": 1, "anonymous_bytes": 1e999}}',
+    ],
+)
+def test_spoilt_profiles_are_measured_anew(family_bundle, tmp_path, content) -> None:
+    compiler = Compiler.for_bundle(family_bundle, tmp_path)
+    file = compiler.cache.path / "profiles.json"
+    file.write_bytes(content)
+    assert Executor(family_bundle, compiler, SETTINGS).load("small").profile.latency_ms > 0
+    assert json.loads(file.read_bytes())["small on 1 threads"]["latency_ms"] > 0
+
+
+def test_profiles_that_cannot_be_kept_are_only_logged(family_bundle, tmp_path, caplog) -> None:
+    compiler = Compiler.for_bundle(family_bundle, tmp_path)
+    (compiler.cache.path / "profiles.json").mkdir()
+    assert Executor(family_bundle, compiler, SETTINGS).load("small").profile.latency_ms > 0
+    assert "the profile of small cannot be kept" in caplog.text
+
+
+def transposed(model: onnx.ModelProto) -> None:
+    """ONNX Runtime loads this head and fails when it runs."""
+    model.graph.node[0].CopyFrom(helper.make_node("Transpose", ["x"], [model.graph.node[0].output[0]], "bad", perm=[0, 1]))
+
+
+def five_logits(model: onnx.ModelProto) -> None:
+    """A head that answers with more numbers than it declares."""
+    model.graph.node[-1].output[0] = "logits"
+    model.graph.initializer.append(helper.make_tensor("more", TensorProto.INT64, [4], [0, 0, 0, 2]))
+    model.graph.node.append(helper.make_node("Pad", ["logits", "more"], ["y"], "pad"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(transposed, "the route 'small' does not run: "), (five_logits, r"the route 'small' answers \(1, 5\) for 3 classes")],
+    ids=["fails when run", "wrong number of classes"],
+)
+def test_a_graph_that_lies_is_found_out_when_it_is_loaded(own_family, tmp_path, change, message) -> None:
+    path, name = own_family(), "segments/small.2.fp32.onnx"
+    model = onnx.load_model(path / name)
+    change(model)
+    (path / name).write_bytes(model.SerializeToString())
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    data = (path / name).read_bytes()
+    manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    bundle = open_bundle(path)
+    executor = Executor(bundle, Compiler.for_bundle(bundle, tmp_path / "cache"), SETTINGS)
+    with pytest.raises(CompileError, match=message):
+        executor.load("small")
+    assert executor.loaded == ()
+    executor.load("large")
+    assert executor.run(X).route.name == "large"
+
+
+def test_routes_are_prepared_front_first_and_cheap_first(family_bundle, own_family, family_source) -> None:
+    assert preparation_order(family_bundle) == list(ROUTES)
+    import dataclasses
+
+    worse = tuple(dataclasses.replace(route, accuracy=0.5 if ">" in route.name else route.accuracy) for route in family_source.routes)
+    assert preparation_order(open_bundle(own_family(routes=worse))) == ["small", "large", *ROUTES[1:3]]

@@ -1,0 +1,106 @@
+"""The loader: progress, routes that fail, and stopping."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from restnet_runtime.bundle import open_bundle
+from restnet_runtime.compile import Compiler
+from restnet_runtime.executor import Executor, preparation_order
+from restnet_runtime.loader import Loader, Progress
+from restnet_runtime.sessions import SessionSettings
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A factory of executors without routes and with a cold cache."""
+
+    def executor(bundle) -> Executor:
+        return Executor(bundle, Compiler.for_bundle(bundle, tmp_path / "cache"), SessionSettings(threads=1))
+
+    return executor
+
+
+def test_loads_all_in_order_and_tells_how_far_it_is(family_bundle, make) -> None:
+    executor, seen = make(family_bundle), []
+    names = preparation_order(family_bundle)
+    loader: Loader
+
+    def on_loaded(name: str) -> None:
+        seen.append((name, loader.progress()))
+
+    loader = Loader(executor, names, on_loaded)
+    assert loader.progress() == Progress(total=4, loaded=0, loading=None, compiled=0, failed={})
+    loader.start()
+    loader.join(60)
+    assert [name for name, _ in seen] == names == list(executor.loaded)
+    assert [progress for _, progress in seen] == [Progress(4, index, name, index, {}) for index, name in enumerate(names, 1)]
+    assert [progress.done for _, progress in seen] == [False, False, False, True]
+    assert loader.progress() == Progress(total=4, loaded=4, loading=None, compiled=4, failed={})
+
+
+def test_a_warm_cache_compiles_nothing(family_bundle, make) -> None:
+    for compiled in (4, 0):
+        loader = Loader(make(family_bundle), preparation_order(family_bundle))
+        loader.run()
+        assert loader.progress() == Progress(4, 4, None, compiled, {})
+
+
+def test_routes_loaded_by_others_do_not_count(family_bundle, make) -> None:
+    executor = make(family_bundle)
+    executor.load("large")
+    loader = Loader(executor, ["small"])
+    assert (loader.progress().loaded, loader.progress().done) == (0, False)
+    loader.run()
+    assert loader.progress().done
+
+
+def test_a_route_that_fails_is_left_out_and_reported(own_family, make, caplog) -> None:
+    bundle = open_bundle(own_family())
+    (bundle.path / "segments" / "small.1~large.2.fp32.onnx").write_bytes(b"spoilt since")
+    executor, loaded = make(bundle), []
+    loader = Loader(executor, [*preparation_order(bundle), "ghost"], loaded.append)
+    loader.run()
+    progress = loader.progress()
+    assert loaded == list(executor.loaded) == ["small", "small[0-1]>large[3-4]", "large"]
+    assert set(progress.failed) == {"small[0-1]>large[2-4]", "ghost"}
+    assert "segments/small.1~large.2.fp32.onnx: has 12 bytes" in progress.failed["small[0-1]>large[2-4]"]
+    assert "has no route 'ghost'" in progress.failed["ghost"]
+    assert (progress.total, progress.loaded, progress.done) == (5, 3, True)
+    assert "route small[0-1]>large[2-4] cannot be loaded" in caplog.text
+
+
+def test_stop_ends_after_the_route_under_way(family_bundle, make) -> None:
+    executor = make(family_bundle)
+    under_way, go_on = threading.Event(), threading.Event()
+
+    def hold(_: str) -> None:
+        under_way.set()
+        go_on.wait(60)
+
+    loader = Loader(executor, preparation_order(family_bundle), hold)
+    loader.start()
+    assert under_way.wait(60)
+    stopping = in_thread(loader.stop)
+    while not loader._stop.is_set():
+        pass
+    go_on.set()
+    stopping.join(60)
+    assert executor.loaded == ("small",)
+    assert loader.progress() == Progress(total=4, loaded=1, loading=None, compiled=1, failed={})
+
+
+def test_stop_before_the_start_loads_nothing(family_bundle, make) -> None:
+    executor = make(family_bundle)
+    loader = Loader(executor, preparation_order(family_bundle))
+    loader.stop()
+    loader.start()
+    loader.join(60)
+    assert executor.loaded == ()
+
+
+def in_thread(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread

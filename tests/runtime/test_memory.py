@@ -1,0 +1,73 @@
+"""Memory of a process, from a recorded smaps_rollup and from the real one."""
+
+import os
+
+import numpy as np
+import psutil
+import pytest
+
+from restnet_runtime.memory import Footprint, footprint
+
+RECORDED = """\
+55e3c8a00000-7ffd3b5f6000 ---p 00000000 00:00 0                          [rollup]
+Rss:              112640 kB
+Pss:               84321 kB
+Pss_Dirty:         40010 kB
+Pss_Anon:          39876 kB
+Pss_File:          44445 kB
+Pss_Shmem:             0 kB
+Shared_Clean:      42000 kB
+Shared_Dirty:          0 kB
+Private_Clean:     30630 kB
+Private_Dirty:     40010 kB
+Referenced:       112640 kB
+Anonymous:         39876 kB
+KSM:                   0 kB
+LazyFree:              0 kB
+AnonHugePages:         0 kB
+Swap:                  0 kB
+SwapPss:               0 kB
+Locked:                0 kB
+"""
+
+
+def recorded(root, text: str | bytes | None, pid: int | str):
+    (root / str(pid)).mkdir()
+    if text is not None:
+        (root / str(pid) / "smaps_rollup").write_text(text)
+    return root
+
+
+@pytest.mark.parametrize("pid", ["self", 4242])
+def test_recorded_process(tmp_path, pid) -> None:
+    assert footprint(recorded(tmp_path, RECORDED, pid), pid) == Footprint(pss_bytes=84321 * 1024, anonymous_bytes=39876 * 1024)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "[rollup]\n", RECORDED.replace("Pss:", "Nss:"), RECORDED.replace("84321 kB", "many"), RECORDED.replace(" 84321 kB", "")],
+    ids=["missing", "empty", "header only", "no Pss", "not a number", "no number"],
+)
+@pytest.mark.parametrize("pid", ["self", os.getpid()])
+def test_without_a_rollup_the_unique_size_is_taken(tmp_path, text, pid) -> None:
+    found = footprint(recorded(tmp_path, text, pid), pid)
+    rss = psutil.Process().memory_info().rss
+    assert found.pss_bytes == found.anonymous_bytes
+    assert 0.1 * rss < found.pss_bytes < 1.5 * rss
+
+
+def test_where_even_that_is_hidden_the_resident_size_is_taken(tmp_path, monkeypatch) -> None:
+    def hidden(self) -> None:
+        raise psutil.AccessDenied(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "memory_full_info", hidden)
+    rss = psutil.Process().memory_info().rss
+    assert footprint(tmp_path).pss_bytes == pytest.approx(rss, rel=0.2)
+
+
+def test_what_this_process_takes_is_seen() -> None:
+    before = footprint()
+    taken = np.ones(64 * 2**20, np.uint8)
+    after = footprint()
+    assert 0.9 * taken.nbytes < after.anonymous_bytes - before.anonymous_bytes < 1.5 * taken.nbytes
+    assert after.pss_bytes >= after.anonymous_bytes * 0.5
