@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
         help="two or more, small to large: timm:NAME[@CHECKPOINT], torchvision:NAME[@CHECKPOINT] or "
         "python:FILE_OR_MODULE:FACTORY[@CHECKPOINT]; NAME=SPEC renames one",
     )
-    result.add_argument("--data", required=True, metavar="DATA", help="to fit and tune on: imagefolder:DIR, npz:FILE (uint8 NHWC x, y), digits")
+    result.add_argument(
+        "--data", required=True, metavar="DATA", help="to fit and tune on: imagefolder:DIR, npz:FILE (uint8 NHWC x, y), digits"
+    )
     result.add_argument("--val", metavar="DATA", help="to score on (default: a fifth of --data, held out)")
     result.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle; an older bundle there is replaced")
     rule = result.add_argument_group("stitching")
@@ -51,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
     rule.add_argument("--samples", type=int, default=100, help="images behind similarity and least squares (default: %(default)s)")
     rule.add_argument("--max-routes", type=int, metavar="N", help="keep the N most promising routes, the anchors among them")
     tune = result.add_argument_group("fine-tuning")
-    tune.add_argument("--finetune", choices=("none", "stitch"), default="stitch", help="stitch: stitching layers alone (default: %(default)s)")
+    tune.add_argument(
+        "--finetune", choices=("none", "stitch"), default="stitch", help="stitch: stitching layers alone (default: %(default)s)"
+    )
     tune.add_argument("--epochs", type=int, default=5, help="passes over --data for every route (default: %(default)s)")
     tune.add_argument("--lr", type=float, default=3e-4, help="step size; larger ones wreck routes (default: %(default)s)")
     inputs = result.add_argument_group("input, for anchors that do not bring it")

@@ -83,12 +83,12 @@ class Samples:
     def _prepared(self, index: int) -> np.ndarray:
         item = self.images.source(index)
         try:
-            if isinstance(item, Path):
-                return self._preprocessor.from_files([item.read_bytes()])[0]
-            return self._preprocessor.from_pixels(item)[0]
+            batch = self._preprocessor.from_files([item.read_bytes()]) if isinstance(item, Path) else self._preprocessor.from_pixels(item)
         except (RequestError, OSError) as error:
             which = str(item) if isinstance(item, Path) else f"image {index}"
             raise SpecError(f"data {self.images.name!r}, {which}: {error}") from error
+        prepared: np.ndarray = batch[0]
+        return prepared
 
 
 def load_images(spec: str) -> Images:

@@ -183,7 +183,9 @@ def check_routes(
         found = infer(plain_session(bundle, bundle.route(route.name), SessionSettings()), images.numpy())
         difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-6))
         if not difference <= ROUTE_TOLERANCE:
-            raise ParityError(f"route {route.name!r} differs from torch by {difference:.1e} of its largest logit, allowed: {ROUTE_TOLERANCE}")
+            raise ParityError(
+                f"route {route.name!r} differs from torch by {difference:.1e} of its largest logit, allowed: {ROUTE_TOLERANCE}"
+            )
 
 
 def _check_name(out: Path) -> None:
@@ -259,10 +261,7 @@ def _check_order(anchors: Mapping[str, CutAnchor]) -> None:
 
 def _plan(settings: ExportSettings, anchors: Mapping[str, CutAnchor], similarity: Similarity) -> list[LayerPlan]:
     shapes = [AnchorShape(anchor.name, anchor.stages) for anchor in anchors.values()]
-    if settings.rule == "sn-net":
-        plans = sn_net(shapes, settings.kernel, settings.stride, settings.stages)
-    else:
-        plans = restnet(shapes, similarity)
+    plans = sn_net(shapes, settings.kernel, settings.stride, settings.stages) if settings.rule == "sn-net" else restnet(shapes, similarity)
     return split_shared(plans, {name: anchor.layouts for name, anchor in anchors.items()})
 
 

@@ -28,37 +28,35 @@ def render_report(
     similarity: CKA [cut of the first, cut of the second] by pair of anchors. cuts: names of each anchor's cuts.
     """
     return {
-        "report/routes.png": routes_picture(routes),
-        "report/similarity.png": similarity_picture(similarity, cuts),
+        "report/routes.png": _png(routes_figure(routes)),
+        "report/similarity.png": _png(similarity_figure(similarity, cuts)),
         "report/report.html": _page(routes).encode(),
     }
 
 
-def routes_picture(routes: Sequence[RoutePoint]) -> bytes:
-    """Accuracy over cost as PNG: anchors, stitched routes, the Pareto front, and the straight line between the anchors."""
+def routes_figure(routes: Sequence[RoutePoint]) -> "Figure":
+    """Accuracy over cost: anchors, stitched routes, the Pareto front, and the straight line between the anchors."""
     from matplotlib.figure import Figure
 
     front = pareto_front((macs, accuracy) for _, macs, accuracy, _ in routes)
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     scale, unit = (1e9, "G") if max(point[1] for point in routes) >= 1e9 else (1e6, "M")
-    anchors = sorted((macs / scale, 100 * accuracy) for _, macs, accuracy, anchor in routes if anchor)
-    best = sorted((macs / scale, 100 * accuracy) for (_, macs, accuracy, _), on in zip(routes, front, strict=True) if on)
-    others = [
-        (macs / scale, 100 * accuracy)
-        for (_, macs, accuracy, anchor), on in zip(routes, front, strict=True)
-        if not anchor and not on
-    ]
-    stitched = [
-        (macs / scale, 100 * accuracy) for (_, macs, accuracy, anchor), on in zip(routes, front, strict=True) if not anchor and on
-    ]
-    axes.plot(*zip(*anchors, strict=True), color="0.7", linestyle="--", linewidth=1, label="straight line between the anchors")
-    axes.step(*zip(*best, strict=True), where="post", color="tab:blue", linewidth=1, label="Pareto front")
-    if others:
-        axes.scatter(*zip(*others, strict=True), color="0.6", s=22, zorder=3, label="stitched, dominated")
-    if stitched:
-        axes.scatter(*zip(*stitched, strict=True), color="tab:blue", s=30, zorder=3, label="stitched, on the front")
-    axes.scatter(*zip(*anchors, strict=True), color="tab:orange", marker="*", s=140, zorder=4, label="anchors")
+    points = [(macs / scale, 100 * accuracy, anchor, on) for (_, macs, accuracy, anchor), on in zip(routes, front, strict=True)]
+    anchors = sorted((cost, percent) for cost, percent, anchor, _ in points if anchor)
+    best = sorted((cost, percent) for cost, percent, _, on in points if on)
+    dominated = [(cost, percent) for cost, percent, anchor, on in points if not anchor and not on]
+    stitched = [(cost, percent) for cost, percent, anchor, on in points if not anchor and on]
+    axes.plot(*_columns(anchors), color="0.7", linestyle="--", linewidth=1, label="straight line between the anchors")
+    axes.step(*_columns(best), where="post", color="tab:blue", linewidth=1, label="Pareto front")
+    for xy, color, marker, size, label in (
+        (dominated, "0.6", "o", 22, "stitched, dominated"),
+        (stitched, "tab:blue", "o", 30, "stitched, on the front"),
+        (anchors, "tab:orange", "*", 140, "anchors"),
+    ):
+        if xy:
+            x, y = _columns(xy)
+            axes.scatter(x, y, s=size, color=color, marker=marker, zorder=4 if marker == "*" else 3, label=label)
     for name, macs, accuracy, anchor in routes:
         if anchor:
             axes.annotate(name, (macs / scale, 100 * accuracy), xytext=(6, -12), textcoords="offset points", fontsize=8)
@@ -67,11 +65,11 @@ def routes_picture(routes: Sequence[RoutePoint]) -> bytes:
     axes.margins(x=0.12, y=0.1)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
-    return _png(figure)
+    return figure
 
 
-def similarity_picture(similarity: Mapping[tuple[str, str], NDArray[np.float64]], cuts: Mapping[str, Sequence[str]]) -> bytes:
-    """CKA between the cuts of neighbouring anchors as PNG, one heat map per pair."""
+def similarity_figure(similarity: Mapping[tuple[str, str], NDArray[np.float64]], cuts: Mapping[str, Sequence[str]]) -> "Figure":
+    """CKA between the cuts of neighbouring anchors, one heat map per pair."""
     from matplotlib.figure import Figure
 
     largest = max(max(values.shape) for values in similarity.values())
@@ -85,7 +83,11 @@ def similarity_picture(similarity: Mapping[tuple[str, str], NDArray[np.float64]]
         axes.set_xlabel(f"cuts of {columns}")
         axes.set_ylabel(f"cuts of {rows}")
         figure.colorbar(image, ax=axes, label="CKA (linear, debiased)")
-    return _png(figure)
+    return figure
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _png(figure: "Figure") -> bytes:

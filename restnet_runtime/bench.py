@@ -11,7 +11,7 @@ from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Executor
 from restnet_runtime.machine import describe_machine
 from restnet_runtime.memory import footprint
-from restnet_runtime.policy import Candidate, choose_for_request
+from restnet_runtime.policy import Candidate, History, decide
 from restnet_runtime.profile import percentile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
@@ -80,7 +80,7 @@ def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Be
     if not executor.loaded:
         raise CompileError(f"no route could be loaded: {engine.loader.progress().failed}")
     candidates = [Candidate(route, executor.profile(route.name)) for route in executor.bundle.routes if route.name in executor.loaded]
-    decision = choose_for_request(budget, Budget(), candidates, Reading(), None)
+    decision = decide(Reading(), budget, candidates, History(), now_s=0.0)
     chosen = executor.bundle.route(decision.route)
     loaded = [candidate.route for candidate in candidates]
     cheaper, dearer = neighbours(chosen, loaded)

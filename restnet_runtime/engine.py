@@ -2,8 +2,10 @@
 
     with Engine.open("bundle", Budget.parse("200MFLOPs")) as engine:
         engine.loader.join()
-        answer = engine.run(x)                              # x float32 (batch, C, H, W)
+        answer = engine.run(x)
         engine.controller.budget = Budget.parse("100MFLOPs")
+
+x is float32 (batch, C, H, W).
 """
 
 import os

@@ -48,7 +48,7 @@ class PredictService:
         served = {
             "route": answer.route.name,
             "macs": answer.route.macs,
-            "latency_ms": answer.latency_ms,
+            "latency_ms": round(answer.latency_ms, 3),  # microseconds: more digits are noise
             **_budget_fields(decision, answer.latency_ms / len(payload.inputs)),
         }
         best = best_classes(answer.logits, self._classes, payload.top_k or top_k or self._settings.top_k)

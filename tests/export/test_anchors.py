@@ -307,7 +307,7 @@ def test_timm_without_a_network(tmp_path, monkeypatch):
         ("timm:resnet19@random", "timm has no model 'resnet19'; did you mean resnet1"),
         ("torchvision:resnet19@random", "torchvision has no model 'resnet19'; did you mean resnet18"),
         ("timm:qqqqqqqq@random", "timm has no model 'qqqqqqqq'$"),
-        ("timm:inception_v3@random", r"does not take images of shape \(3, 60, 60\): RuntimeError"),
+        ("timm:levit_128s@random", r"does not take images of shape \(3, 60, 60\): RuntimeError"),
     ],
 )
 def test_models_a_library_does_not_have(spec, told):

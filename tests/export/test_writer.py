@@ -190,7 +190,7 @@ def test_a_failed_rename_puts_the_old_bundle_back(tmp_path, monkeypatch) -> None
 
 def test_an_older_bundle_is_replaced_whole(tmp_path) -> None:
     write_bundle(source(), tmp_path / "bundle")
-    new = write_bundle(source(name="newer", reports={}), tmp_path / "bundle", check=lambda bundle: None)
+    new = write_bundle(source(name="newer", reports={}), tmp_path / "bundle", check=lambda _: None)
     assert new.manifest.name == "newer"
     assert not (tmp_path / "bundle" / "report").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -1,0 +1,216 @@
+"""The engine: real bundle, real sessions, real threads."""
+
+import fcntl
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from restnet_runtime.budget import Budget
+from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.compile import Compiler
+from restnet_runtime.engine import SHIPPED_BUNDLE, Engine, default_cache_root
+from restnet_runtime.errors import BundleError, CompileError, InfeasibleError
+from restnet_runtime.executor import preparation_order
+from restnet_runtime.sessions import SessionSettings, infer, plain_session
+
+X = np.random.default_rng(3).standard_normal((1, 1, 8, 8)).astype(np.float32)
+THREADS = {"restnet-controller", "restnet-loader"}
+
+
+@pytest.fixture
+def engine(family_path: Path, cache_root: Path):
+    """Started, every route loaded, no budget."""
+    with Engine.open(family_path, cache_root=cache_root, threads=1) as engine:
+        engine.loader.join(60)
+        yield engine
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def running() -> set[str]:
+    return THREADS & {thread.name for thread in threading.enumerate()}
+
+
+def test_open_loads_nothing_and_start_loads_all(family_path: Path, tmp_path: Path) -> None:
+    engine = Engine.open(family_path, cache_root=tmp_path, threads=1)
+    assert engine.executor.current is None
+    assert engine.executor.loaded == ()
+    with pytest.raises(InfeasibleError, match="no route is loaded"):
+        engine.run(X)
+    assert not running()
+    engine.start()
+    try:
+        assert running() == THREADS or engine.loader.progress().done
+        engine.loader.join(60)
+        assert engine.executor.loaded == tuple(preparation_order(engine.executor.bundle))
+        assert engine.loader.progress().failed == {}
+    finally:
+        engine.stop()
+    assert not running()
+    assert engine.executor.loaded == ()
+    with pytest.raises(InfeasibleError, match="no route is loaded"):
+        engine.run(X)
+
+
+def test_stop_without_start_is_harmless(family_path: Path, cache_root: Path) -> None:
+    Engine.open(family_path, cache_root=cache_root).stop()
+
+
+def test_the_first_answer_does_not_wait_for_the_other_routes(family_path: Path, family_bundle: Bundle, tmp_path: Path) -> None:
+    first, *_ = preparation_order(family_bundle)
+    compiler = Compiler.for_bundle(family_bundle, tmp_path)
+    compiler.compile(family_bundle.route(first))
+    with (compiler.cache.path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # what is not compiled yet has to wait for this
+        with Engine.open(family_path, cache_root=tmp_path, threads=1) as engine:
+            try:
+                until(lambda: engine.executor.loaded and engine.loader.progress().loading != first)
+                assert engine.loader.progress().loaded == 1
+                assert engine.run(X).route.name == first == "small"
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            engine.loader.join(60)
+            assert engine.loader.progress().compiled == len(family_bundle.routes) - 1
+            assert engine.run(X).route.name == "large"
+
+
+@pytest.mark.parametrize("name", ["small", "small[0-1]>large[3-4]", "small[0-1]>large[2-4]", "large"])
+def test_a_new_budget_switches_at_once_and_the_answer_is_that_of_the_route(engine: Engine, name: str) -> None:
+    bundle = engine.executor.bundle
+    route = bundle.route(name)
+    assert engine.run(X).route.name == "large"
+    engine.controller.budget = Budget(macs=route.macs)
+    assert engine.executor.current == route
+    answer = engine.run(X)
+    assert answer.route == route
+    assert answer.latency_ms > 0
+    np.testing.assert_allclose(answer.logits, infer(plain_session(bundle, route, SessionSettings()), X), rtol=1e-4, atol=1e-4)
+    engine.controller.budget = Budget()
+    assert engine.executor.current is not None
+    assert engine.executor.current.name == "large"
+
+
+def test_limits_of_one_request_hold_for_it_alone(engine: Engine) -> None:
+    cheap = engine.executor.bundle.route("small")
+    assert engine.run(X, Budget(macs=cheap.macs)).route == cheap
+    assert engine.run(X).route.name == "large"
+    assert engine.controller.budget == Budget()
+    engine.controller.budget = Budget(macs=cheap.macs)
+    assert engine.run(X, Budget(macs=10**12)).route == cheap
+
+
+def test_where_nothing_fits_the_cheapest_answers(engine: Engine) -> None:
+    assert engine.run(X, Budget(macs=1)).route.name == "small"
+    decision = engine.controller.decide_request(Budget(macs=1))
+    assert not decision.feasible
+
+
+def test_the_budget_of_the_start_holds_from_the_first_answer(family_path: Path, cache_root: Path, family_bundle: Bundle) -> None:
+    budget = Budget(macs=family_bundle.route("small[0-1]>large[3-4]").macs)
+    with Engine.open(str(family_path), budget, cache_root=cache_root, threads=1) as engine:
+        engine.loader.join(60)
+        assert engine.controller.budget == budget
+        assert engine.run(X).route.name == "small[0-1]>large[3-4]"
+
+
+def test_single_requests_are_what_slowdown_is_told_of(family_path: Path, cache_root: Path) -> None:
+    with Engine.open(family_path, cache_root=cache_root, threads=1, interval_s=3600) as engine:
+        engine.loader.join(60)
+
+        def slowdown() -> float | None:
+            engine.controller.tick()
+            reading = engine.controller.status().reading
+            assert reading is not None
+            return reading.slowdown
+
+        assert engine.run(np.repeat(X, 3, 0)).logits.shape == (3, 3)
+        assert slowdown() is None
+        assert engine.run(X).logits.shape == (1, 3)
+        assert slowdown() is not None
+
+
+def test_it_ticks_at_its_interval(family_path: Path, cache_root: Path) -> None:
+    with Engine.open(family_path, cache_root=cache_root, threads=1, interval_s=0.01) as engine:
+        engine.loader.join(60)
+        engine.run(X)
+
+        def seen() -> bool:
+            reading = engine.controller.status().reading
+            return reading is not None and reading.slowdown is not None
+
+        until(seen)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(2, 2), (None, None)])
+def test_profiles_say_how_many_threads_they_hold_for(family_path: Path, tmp_path: Path, threads: int | None, expected: int | None) -> None:
+    from restnet_runtime.settings import usable_cores
+
+    engine = Engine.open(family_path, cache_root=tmp_path, threads=threads)
+    engine.executor.load("small")
+    engine.stop()
+    (profiles,) = tmp_path.rglob("profiles.json")
+    assert list(json.loads(profiles.read_text())) == [f"small on {expected or usable_cores()} threads"]
+
+
+def test_what_cannot_be_opened_is_said(family_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="missing"):
+        Engine.open(tmp_path / "missing")
+    (tmp_path / "file").touch()
+    with pytest.raises(CompileError, match="no cache can be made"):
+        Engine.open(family_path, cache_root=tmp_path / "file")
+
+
+def test_the_shipped_bundle_is_the_default(tmp_path: Path) -> None:
+    engine = Engine.open(cache_root=tmp_path)
+    assert engine.executor.bundle.path == SHIPPED_BUNDLE == open_bundle(SHIPPED_BUNDLE).path
+    assert engine.executor.bundle.manifest.classes == tuple("0123456789")
+
+
+class TestDefaultCacheRoot:
+    @pytest.fixture(autouse=True)
+    def _bare(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.delenv("RESTNET_CACHE", raising=False)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def test_what_is_named_goes_first(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("RESTNET_CACHE", str(tmp_path / "named"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        assert default_cache_root() == tmp_path / "named"
+        assert not (tmp_path / "xdg").exists()
+
+    def test_the_users_cache_directory(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        assert default_cache_root() == tmp_path / "xdg" / "restnet-runtime"
+        assert default_cache_root().is_dir()
+
+    @pytest.mark.parametrize("base", [None, ""])
+    def test_home_where_there_is_no_other(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, base: str | None) -> None:
+        if base is not None:
+            monkeypatch.setenv("XDG_CACHE_HOME", base)
+        assert default_cache_root() == tmp_path / "home" / ".cache" / "restnet-runtime"
+
+    def test_a_home_that_takes_nothing(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "home").touch()  # holds for root too, whom no mode stops
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+        assert default_cache_root().parent == tmp_path / "tmp"
+
+    def test_a_cache_directory_that_may_not_be_written(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        root = tmp_path / "xdg" / "restnet-runtime"
+        root.mkdir(parents=True)
+        root.chmod(0o500)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent))
+        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != root or mode != 2)  # as it answers anybody but root
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+        assert default_cache_root().parent == tmp_path / "tmp"
