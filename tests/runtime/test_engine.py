@@ -46,7 +46,7 @@ def test_open_loads_nothing_and_start_loads_all(family_path: Path, tmp_path: Pat
     engine = Engine.open(family_path, cache_root=tmp_path, threads=1)
     assert engine.executor.current is None
     assert engine.executor.loaded == ()
-    with pytest.raises(InfeasibleError, match="no route is loaded"):
+    with pytest.raises(InfeasibleError, match="none is loaded"):
         engine.run(X)
     assert not running()
     engine.start()
@@ -59,7 +59,7 @@ def test_open_loads_nothing_and_start_loads_all(family_path: Path, tmp_path: Pat
         engine.stop()
     assert not running()
     assert engine.executor.loaded == ()
-    with pytest.raises(InfeasibleError, match="no route is loaded"):
+    with pytest.raises(InfeasibleError, match="none is loaded"):
         engine.run(X)
 
 

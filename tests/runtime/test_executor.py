@@ -123,10 +123,10 @@ def test_requests_keep_their_route_while_others_switch(executor) -> None:
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for turn in range(4000):
-        executor.switch(ROUTES[turn % len(ROUTES)])
-    while seen != set(ROUTES):
-        executor.switch(next(name for name in ROUTES if name not in seen))
+    turns = 0
+    while turns < 4000 or seen != set(ROUTES):
+        executor.switch(ROUTES[turns % len(ROUTES)])
+        turns += 1
     done.set()
     for thread in threads:
         thread.join()

@@ -305,6 +305,16 @@ def test_over_the_limit_by_little_and_nothing_better_stays() -> None:
     assert loop.run([reading(1.2), reading(1.2)]) == ["cheap", "cheap"]
 
 
+def test_into_half_of_the_reserve_and_nothing_better_stays() -> None:
+    """The quick route takes 100 MB; what the device leaves goes from 100 to 91 and 89."""
+    quick = candidate("quick", 0.9, 30, 10.0, 100)
+    late = candidate("late", 0.8, 10, 30.0, 50)
+    loop = Loop(Budget(latency_ms=20.0), [quick, late])
+    samples = [reading(own_mb=100, available_mb=mb) for mb in (20, 11, 20, 9, 11)]
+    assert loop.run(samples) == ["quick", "quick", "quick", "late", "late"]
+    assert [decision.feasible for decision in loop.decisions] == [True, False, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("up_after_ticks", 0), ("dwell_s", -1.0), ("margin", float("nan")), ("memory_reserve_bytes", -1), ("regret_s", float("inf"))],

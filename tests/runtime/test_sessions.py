@@ -78,7 +78,6 @@ print(json.dumps(pss))
 def wide_family() -> dict[str, object]:
     """An anchor whose middle holds 20 MB of weights, (1, 8, 8) -> 2240 -> 2240 -> 3, and a route without the middle."""
 
-
     def gemm(name, cin, cout, flatten=False):
         weight = np.random.default_rng(cin).standard_normal((cin, cout)).astype(np.float32) / cin**0.5
         shape = [1, 8, 8] if flatten else [cin]

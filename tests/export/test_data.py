@@ -1,0 +1,231 @@
+"""Data specifications: what is read, how it is split, and what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from restnet_export.data import Images, Samples, load_images, load_split
+from restnet_runtime.errors import SpecError
+from restnet_runtime.manifest import Preprocessing
+from restnet_runtime.preprocess import Preprocessor
+from restnet_runtime.settings import ServeSettings
+
+GREY = Preprocessing(mode="L", mean=(0.5,), std=(0.25,))
+COLOUR = Preprocessing(mode="RGB", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+def numbered(labels: list[int]) -> Images:
+    """Image i is one pixel of value i."""
+    return Images("numbered", np.array(labels), None, lambda index: np.full((1, 1, 1), index, np.uint8))
+
+
+def members(images: Images) -> list[int]:
+    return [int(np.asarray(images.source(index)).flat[0]) for index in range(len(images))]
+
+
+def pixels_of(images: Images) -> list[bytes]:
+    return [np.asarray(images.source(index)).tobytes() for index in range(len(images))]
+
+
+class TestDigits:
+    def test_the_split_is_fixed_and_disjoint(self) -> None:
+        whole, train, val = (load_images(spec) for spec in ("digits", "digits:train", "digits:val"))
+        assert (len(whole), len(train), len(val)) == (1797, 1000, 797)
+        assert not set(pixels_of(train)) & set(pixels_of(val))
+        assert sorted(pixels_of(train) + pixels_of(val)) == sorted(pixels_of(whole))
+        assert train.labels[:12].tolist() == load_images("digits:train").labels[:12].tolist() == [6, 1, 6, 9, 9, 9, 5, 3, 8, 4, 0, 9]
+        assert set(train.labels) == set(val.labels) == set(range(10))
+
+    def test_images_are_8x8_grey_with_the_full_range(self) -> None:
+        whole = load_images("digits")
+        zero = np.asarray(whole.source(0))
+        assert (zero.shape, zero.dtype, whole.classes) == ((8, 8, 1), np.uint8, tuple("0123456789"))
+        assert zero[0, :, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]  # ink 0 0 5 13 9 1 0 0 of 16
+        assert whole.labels[0] == 0
+
+    def test_they_bring_their_split(self) -> None:
+        fitting, scoring = load_split("digits", None, 7)
+        assert (fitting.name, scoring.name) == ("digits:train", "digits:val")
+        assert [part.name for part in load_split("digits:val", "digits:train", 0)] == ["digits:val", "digits:train"]
+
+    def test_without_scikit_learn_they_say_what_to_install(self) -> None:
+        code = (
+            "import sys; sys.modules['sklearn'] = None\n"
+            "from restnet_export.data import load_images\n"
+            "try: load_images('digits')\nexcept Exception as error: print(type(error).__name__, error)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout == "SpecError data 'digits' needs scikit-learn: pip install 'restnet-runtime[export]'\n"
+
+
+class TestSplit:
+    def test_every_class_gives_its_share(self) -> None:
+        images = numbered([0] * 50 + [1] * 10 + [2] * 2 + [3])
+        rest, held_out = images.split(0.2, 0)
+        assert np.bincount(held_out.labels, minlength=4).tolist() == [10, 2, 1, 0]
+        assert sorted(members(rest) + members(held_out)) == list(range(63))
+
+    def test_the_seed_alone_decides(self) -> None:
+        images = numbered([0, 1] * 50)
+        assert members(images.split(0.2, 3)[1]) == members(images.split(0.2, 3)[1])
+        assert members(images.split(0.2, 3)[1]) != members(images.split(0.2, 4)[1])
+
+    def test_labels_go_with_their_images(self) -> None:
+        images = numbered([index % 3 for index in range(60)])
+        for part in (*images.split(0.25, 1), images.shuffled(2), images.shuffled(2).subset(np.arange(5))):
+            assert part.labels.tolist() == [index % 3 for index in members(part)]
+
+    def test_shuffling_keeps_all(self) -> None:
+        images = numbered([0] * 30)
+        assert members(images.shuffled(0)) != list(range(30))
+        assert sorted(members(images.shuffled(0))) == list(range(30))
+
+    def test_a_fifth_is_held_out_by_default(self, tmp_path: Path) -> None:
+        path = npz(tmp_path, x=np.zeros((40, 2, 2, 1), np.uint8), y=np.repeat([0, 1], 20))
+        rest, held_out = load_split(path, None, 0)
+        assert np.bincount(rest.labels).tolist() == [16, 16]
+        assert np.bincount(held_out.labels).tolist() == [4, 4]
+
+    def test_where_none_can_be_held_out_another_source_is_asked_for(self, tmp_path: Path) -> None:
+        path = npz(tmp_path, x=np.zeros((3, 2, 2, 1), np.uint8), y=np.arange(3))
+        with pytest.raises(SpecError, match="give --val"):
+            load_split(path, None, 0)
+
+
+def npz(folder: Path, **arrays: np.ndarray) -> str:
+    np.savez(folder / "data.npz", **arrays)  # type: ignore[arg-type]
+    return f"npz:{folder / 'data.npz'}"
+
+
+class TestNpz:
+    @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int32])
+    def test_pixels_and_labels(self, tmp_path: Path, dtype: type) -> None:
+        x = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+        images = load_images(npz(tmp_path, x=x, y=np.array([2, 0, 1, 1, 2], dtype)))
+        assert images.labels.dtype == np.int64
+        assert images.labels.tolist() == [2, 0, 1, 1, 2]
+        assert images.classes is None
+        np.testing.assert_array_equal(np.stack([np.asarray(images.source(index)) for index in range(5)]), x)
+
+    @pytest.mark.parametrize(
+        ("x", "y", "told"),
+        [
+            (np.zeros((2, 4, 4, 1), np.float32), np.zeros(2, int), r"x float32\(2, 4, 4, 1\)"),
+            (np.zeros((2, 4, 4), np.uint8), np.zeros(2, int), "give uint8"),
+            (np.zeros((2, 4, 4, 1), np.uint8), np.zeros(3, int), r"y \(3,\)"),
+            (np.zeros((2, 4, 4, 1), np.uint8), np.zeros((2, 1), int), r"y \(2, 1\)"),
+            (np.zeros((0, 4, 4, 1), np.uint8), np.zeros(0, int), "N > 0"),
+            (np.zeros((2, 4, 4, 1), np.uint8), np.array([0, -1]), "from -1; they must be integers from 0"),
+            (np.zeros((2, 4, 4, 1), np.uint8), np.array([0.5, 1]), "labels of float64 from 0.5"),
+            (np.zeros((2, 4, 4, 1), np.uint8), np.array(["cat", "dog"]), "labels of <U3; they must be integers"),
+            (np.zeros((2, 4, 4, 1), np.uint8), np.array([{}, {}]), "cannot be read"),
+        ],
+    )
+    def test_arrays_that_do_not_fit(self, tmp_path: Path, x: np.ndarray, y: np.ndarray, told: str) -> None:
+        with pytest.raises(SpecError, match=told):
+            load_images(npz(tmp_path, x=x, y=y))
+
+    def test_a_missing_array(self, tmp_path: Path) -> None:
+        with pytest.raises(SpecError, match="'y is not a file in the archive'; it needs the arrays x"):
+            load_images(npz(tmp_path, x=np.zeros((2, 4, 4, 1), np.uint8)))
+
+    @pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut short", "damaged", "one array"])
+    def test_a_file_that_cannot_be_read(self, tmp_path: Path, kind: str) -> None:
+        path = tmp_path / "data.npz"
+        spec = npz(tmp_path, x=np.zeros((20, 4, 4, 1), np.uint8), y=np.zeros(20, int))
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        damaged[200] ^= 255
+        if kind == "missing":
+            path.unlink()
+        elif kind == "one array":
+            with path.open("wb") as file:
+                np.save(file, np.zeros(3))
+        else:
+            path.write_bytes({"empty": b"", "text": b"x,y\n1,2\n", "cut short": whole[: len(whole) // 2], "damaged": bytes(damaged)}[kind])
+        with pytest.raises(SpecError, match="data.npz cannot be read: .*it needs the arrays x") as refused:
+            load_images(spec)
+        assert str(path) in str(refused.value)
+
+    def test_images_of_a_size_that_no_image_has(self, tmp_path: Path) -> None:
+        images = load_images(npz(tmp_path, x=np.zeros((2, 4, 4, 2), np.uint8), y=np.zeros(2, int)))
+        with pytest.raises(SpecError, match=r"data 'npz:data.npz', image 1: .*C one of 1, 3, 4"):
+            Samples(images, GREY, (1, 4, 4))[1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of coloured PNGs, three and two of them, one deeper down, and files that are no images."""
+    rng = np.random.default_rng(0)
+    for name in ("cat/b.png", "cat/a.PNG", "cat/deep/c.png", "dog/a.png", "dog/b.png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "photos" / "dog" / "notes.txt").write_text("none")
+    (tmp_path / "photos" / ".cache").mkdir()
+    return tmp_path / "photos"
+
+
+class TestFolder:
+    def test_a_directory_per_class(self, folder: Path) -> None:
+        images = load_images(f"imagefolder:{folder}")
+        assert images.classes == ("cat", "dog")
+        assert images.labels.tolist() == [0, 0, 0, 1, 1]
+        assert [Path(str(images.source(index))).relative_to(folder).as_posix() for index in range(5)] == [
+            "cat/a.PNG",
+            "cat/b.png",
+            "cat/deep/c.png",
+            "dog/a.png",
+            "dog/b.png",
+        ]
+
+    def test_a_broken_image_is_named(self, folder: Path) -> None:
+        (folder / "dog" / "a.png").write_bytes((folder / "dog" / "b.png").read_bytes()[:60])
+        samples = Samples(load_images(f"imagefolder:{folder}"), COLOUR, (3, 8, 8))
+        with pytest.raises(SpecError, match=r"data 'imagefolder:photos', .*photos/dog/a\.png: "):
+            list(samples.batches())
+
+    def test_an_image_that_went_away_is_named(self, folder: Path) -> None:
+        samples = Samples(load_images(f"imagefolder:{folder}"), COLOUR, (3, 8, 8))
+        (folder / "cat" / "b.png").unlink()
+        with pytest.raises(SpecError, match=r"photos/cat/b\.png: .*No such file"):
+            samples[1]
+
+    def test_no_images_and_no_directory(self, tmp_path: Path) -> None:
+        with pytest.raises(SpecError, match="has no images: it needs one directory per class with JPEG, PNG"):
+            load_images(f"imagefolder:{tmp_path}")
+        with pytest.raises(SpecError, match="is not a directory"):
+            load_images(f"imagefolder:{tmp_path / 'missing'}")
+
+
+@pytest.mark.parametrize("spec", ["", "digits:test", "npz:", "imagefolder:", "imagefolder", "mnist", "/data/photos", "NPZ:x"])
+def test_other_specifications_are_refused_with_those_that_are_allowed(spec: str) -> None:
+    with pytest.raises(SpecError, match=r"is not one of: imagefolder:DIR, npz:FILE .*, digits"):
+        load_images(spec)
+
+
+class TestSamples:
+    def test_they_are_prepared_as_the_device_prepares_them(self, folder: Path) -> None:
+        samples = Samples(load_images(f"imagefolder:{folder}"), COLOUR, (3, 8, 8))
+        device = Preprocessor(COLOUR, (3, 8, 8), ServeSettings())
+        x, label = samples[3]
+        assert (x.dtype, tuple(x.shape), label, len(samples)) == (torch.float32, (3, 8, 8), 1, 5)
+        np.testing.assert_array_equal(x.numpy(), device.from_files([(folder / "dog" / "a.png").read_bytes()])[0])
+
+    def test_batches_are_all_samples_in_order(self) -> None:
+        samples = Samples(load_images("digits:val").subset(np.arange(11)), GREY, (1, 8, 8))
+        batches = list(samples.batches(4))
+        assert [len(y) for _, y in batches] == [4, 4, 3]
+        x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+        for index in range(11):
+            one, label = samples[index]
+            assert torch.equal(x[index], one)
+            assert y[index] == label
+        expected = (np.asarray(samples.images.source(0))[..., 0].astype(np.float32) / 255 - 0.5) / 0.25
+        np.testing.assert_allclose(x[0, 0].numpy(), expected, atol=1e-6)

@@ -1,0 +1,301 @@
+"""The commands of a device: as processes, the way they are used, and in this one, for what they print and return."""
+
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from restnet_runtime import __version__, cli
+from restnet_runtime.budget import Budget
+from restnet_runtime.bundle import Bundle
+from restnet_runtime.engine import SHIPPED_BUNDLE
+from restnet_runtime.units import format_macs
+
+COMMANDS = ("serve", "bench", "inspect")
+MIDDLE = "small[0-1]>large[2-4]"
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    """What the console script runs."""
+    code = f"import sys; from restnet_runtime.cli import {name}; sys.exit({name}())"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(name, *arguments), capture_output=True, text=True, timeout=120, check=False)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], name: str, *arguments: object) -> str:
+    """The message of a command line that argparse refuses."""
+    with pytest.raises(SystemExit) as ended:
+        getattr(cli, name)([str(argument) for argument in arguments])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()[-1]
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+class Server:
+    """A `restnet-serve` that listens, and a client of it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.log: list[str] = []
+        assert process.stderr is not None
+        for line in process.stderr:
+            self.log.append(line)
+            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+                self.client = httpx.Client(base_url=found[1], trust_env=False, timeout=30)
+                return
+        raise AssertionError("".join(self.log))
+
+    def loaded(self) -> dict[str, object]:
+        """The status once every route is loaded."""
+        deadline = time.monotonic() + 60
+        while True:
+            status: dict[str, dict[str, object]] = self.client.get("/status").json()
+            if len(status["routes"]["loaded"]) == status["routes"]["known"]:  # type: ignore[arg-type]
+                return status
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def end(self) -> tuple[int, str, str]:
+        """(exit status, standard output, standard error) after SIGTERM."""
+        self.client.close()
+        self.process.send_signal(signal.SIGTERM)
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, "".join(self.log) + err
+
+
+@pytest.fixture
+def serve(family_path: Path, cache_root: Path) -> Iterator[Callable[..., Server]]:
+    """A factory of servers of the family on free ports. What is still running at the end is killed."""
+    processes = []
+
+    def start(*arguments: object) -> Server:
+        line = command("serve", family_path, "--port", 0, "--threads", 1, "--cache", cache_root, *arguments)
+        processes.append(subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return Server(processes[-1])
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_serve_answers_switches_and_ends(serve: Callable[..., Server], family_bundle: Bundle, family_path: Path) -> None:
+    server = serve("--budget", f"{family_bundle.route(MIDDLE).macs}MACs", "--interval", 0.1)
+    status = server.loaded()
+    assert status["current"] == MIDDLE
+    assert server.client.get("/healthz").status_code == 200
+    answer = server.client.post("/predict", content=png()).raise_for_status().json()
+    assert (answer["route"], answer["budget_met"]) == (MIDDLE, True)
+    assert answer["class"] in family_bundle.manifest.classes
+    switched = server.client.put("/budget", json={"budget": f"{family_bundle.route('small').macs}MACs"}).raise_for_status().json()
+    assert switched["decision"]["route"] == "small"
+    after = server.client.post("/predict", content=png()).json()
+    assert after["route"] == "small"
+    assert server.client.post("/predict", content=png(), headers={"X-Restnet-Budget": "1MACs"}).json()["budget_met"] is False
+    code, out, err = server.end()
+    assert code == 0
+    assert out == f"serving shapes (4 routes) from {family_path}, budget {Budget(macs=family_bundle.route(MIDDLE).macs)}\n"
+    assert "Traceback" not in err
+
+
+def test_serve_passes_its_limits_on(serve: Callable[..., Server]) -> None:
+    server = serve("--strict", "--max-body", 1000, "--workers", 3, "--budget", "1MACs")
+    status = server.loaded()
+    assert status["queue"]["workers"] == 3  # type: ignore[index]
+    small = np.zeros((1, 1, 8, 8), np.float32)
+    stream = io.BytesIO()
+    np.save(stream, small)
+    refused = server.client.post("/predict", content=stream.getvalue())
+    assert refused.status_code == 503
+    assert "1 MACs" in refused.json()["error"]
+    assert server.client.post("/predict", content=bytes(1001)).status_code == 413
+    assert server.end()[0] == 0
+
+
+def test_serve_on_a_taken_port_says_so(family_path: Path, cache_root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("serve", family_path, "--cache", cache_root, "--port", port)
+    assert done.returncode > 0
+    (line,) = [line for line in done.stderr.splitlines() if "address already in use" in line]
+    assert str(port) in line
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_in_this_process(family_path: Path, cache_root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    found: list[int] = []
+    over = threading.Event()
+
+    def visit() -> None:
+        while not found and not over.is_set():
+            try:
+                found.append(httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code)
+            except httpx.TransportError:
+                time.sleep(0.02)
+        if found:
+            signal.raise_signal(signal.SIGTERM)
+
+    visitor = threading.Thread(target=visit)
+    visitor.start()
+    try:
+        assert cli.serve([str(family_path), "--cache", str(cache_root), "--port", str(port), "--threads", "1"]) == 0
+    finally:
+        over.set()
+        visitor.join()
+    assert found in ([200], [503])
+    assert "serving shapes (4 routes)" in capfd.readouterr().out
+    assert not {"restnet-controller", "restnet-loader"} & {thread.name for thread in threading.enumerate()}
+
+
+def test_bench_prints_and_writes_what_it_found(family_path: Path, family_bundle: Bundle, cache_root: Path, tmp_path: Path) -> None:
+    limit = family_bundle.route(MIDDLE).macs
+    options = ("--budget", f"{limit}FLOPs", "--runs", 2, "--threads", 1, "--cache", cache_root, "--json", tmp_path / "bench.json")
+    done = run("bench", family_path, *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads((tmp_path / "bench.json").read_text())
+    assert document["feasible"] is True
+    assert document["budget"]["macs"] == limit
+    assert document["chosen"]["name"] == MIDDLE
+    assert document["chosen"]["macs"] == limit
+    assert document["digest"] == family_bundle.digest
+    assert document["machine"]["restnet_runtime"] == __version__
+    (chosen,) = [line for line in done.stdout.splitlines() if line.startswith("chosen")]
+    assert re.split(r"  +", chosen)[1:4] == [MIDDLE, format_macs(limit), "90.0%"]
+    for role in ("cheaper", "dearer"):
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(role)]
+        assert re.split(r"  +", line)[1] == document[role]["name"]
+
+
+def test_bench_says_by_its_exit_status_that_nothing_fits(family_path: Path, cache_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.bench([str(family_path), "--budget", "1us", "--runs", "1", "--threads", "1", "--cache", str(cache_root)]) == 1
+    assert "small" in capsys.readouterr().out
+
+
+def test_bench_that_cannot_write_says_so(family_path: Path, cache_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "missing" / "bench.json"
+    assert cli.bench([str(family_path), "--runs", "1", "--cache", str(cache_root), "--json", str(target)]) == 2
+    assert capsys.readouterr().err == f"restnet-bench: [Errno 2] No such file or directory: '{target}'\n"
+
+
+def test_inspect_lists_routes_by_cost(family_path: Path, family_bundle: Bundle) -> None:
+    done = run("inspect", family_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "shapes: classification, 3 classes, input 1x8x8, 10 segments"
+    assert lines[1] == "made by tests, scored on 0 images"
+    ordered = sorted(family_bundle.routes, key=lambda route: route.macs)
+    rows = [re.split(r"  +", line) for line in lines[4:-1]]
+    assert [row[0] for row in rows] == [route.name for route in ordered]
+    assert [row[1] for row in rows] == [format_macs(route.macs) for route in ordered]
+    assert [row[4:] for row in rows] == [["80.0%", "yes"], ["85.0%", "yes"], ["90.0%", "yes"], ["95.0%", "yes"]]
+    assert lines[-1].startswith(f"verified {len(family_bundle.manifest.files)} files, ")
+    assert family_bundle.digest in lines[-1]
+
+
+def test_inspect_without_a_bundle_takes_the_one_that_ships(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.inspect([]) == 0
+    assert capsys.readouterr().out.startswith("digits: classification, 10 classes, input 1x8x8, ")
+    assert SHIPPED_BUNDLE.name == "digits"
+
+
+def test_inspect_refuses_damage(own_family: Callable[[], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = own_family()
+    weights = bytearray((path / "weights.bin").read_bytes())
+    weights[0] ^= 1
+    (path / "weights.bin").write_bytes(weights)
+    assert cli.inspect([str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("restnet-inspect: weights.bin: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_missing_bundle_is_one_line(name: str, tmp_path: Path) -> None:
+    done = run(name, tmp_path / "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"restnet-{name}: {tmp_path / 'nowhere'}: cannot be opened: No such file or directory\n"
+
+
+@pytest.mark.parametrize("name", ["serve", "bench"])
+def test_a_cache_that_cannot_be_is_one_line(name: str, family_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert getattr(cli, name)([str(family_path), "--cache", str(tmp_path / "file")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"restnet-{name}: no cache can be made under {tmp_path / 'file'}: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_version(name: str) -> None:
+    told = run(name, "--help")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith(f"usage: restnet-{name} ")
+    if name != "inspect":
+        assert "200MFLOPs or 200MMACs" in told.stdout
+    assert run(name, "--version").stdout == f"restnet-{name} {__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["serve", "bench"])
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [("200parsecs", "unknown unit 'parsecs'"), ("0ms", "above zero"), ("1ms,2ms", "limits latency_ms twice"), ("1ms,", "empty")],
+)
+def test_a_budget_that_cannot_be_read(name: str, budget: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, name, "--budget", budget)
+    assert line.startswith(f"restnet-{name}: error: argument --budget: ")
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "told"),
+    [
+        ("serve", "--port", "65536", "is not a port"),
+        ("serve", "--port", "-1", "is not a port"),
+        ("serve", "--port", "http", "is not a port"),
+        ("serve", "--threads", "0", "must be above zero"),
+        ("serve", "--threads", "1.5", "is not a number"),
+        ("serve", "--interval", "nan", "must be above zero"),
+        ("serve", "--interval", "soon", "is not a number"),
+        ("serve", "--workers", "-2", "must be above zero"),
+        ("serve", "--max-body", "0", "must be above zero"),
+        ("bench", "--runs", "0", "must be above zero"),
+    ],
+)
+def test_numbers_out_of_range(name: str, option: str, value: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, name, f"{option}={value}")
+    assert line.startswith(f"restnet-{name}: error: argument {option}: ")
+    assert told in line
+
+
+def test_the_installed_script_is_this_function(family_path: Path) -> None:
+    script = Path(sys.executable).with_name("restnet-inspect")
+    if not script.exists():
+        pytest.skip("the package is not installed beside this interpreter")
+    done = subprocess.run([script, family_path], capture_output=True, text=True, check=True)
+    assert done.stdout == run("inspect", family_path).stdout
