@@ -132,7 +132,7 @@ def _digits(part: str) -> Images:
 
 def _npz(path: Path) -> Images:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             pixels, labels = arrays["x"], arrays["y"]
     except Exception as error:  # numpy, zipfile and zlib raise what they trip over
         raise SpecError(f"data npz:{path} cannot be read: {error}; it needs the arrays x (uint8, NHWC) and y (int64)") from error

@@ -1,0 +1,425 @@
+"""From anchors in a file of Python to a bundle, and nothing left behind where that fails."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from restnet_export.anchors import AnchorSpec, load_anchor
+from restnet_export.data import Samples, load_images
+from restnet_export.pipeline import ExportSettings, check_routes, export_bundle, fit_layers, measure_similarity
+from restnet_export.rules import LayerPlan
+from restnet_export.scoring import StitchedRoute, count_macs
+
+from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.compose import check_graphs
+from restnet_runtime.errors import CutError, ExportError, ParityError, RestnetError, RuleError, SpecError
+from restnet_runtime.manifest import Preprocessing
+from restnet_runtime.routes import Part
+from restnet_runtime.sessions import SessionSettings, infer, plain_session
+
+torch.set_num_threads(1)  # the tensors are too small to share out
+
+NETS = '''
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width, shift):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return torch.relu(x + self.norm(self.conv(x)))
+
+
+class Cnn(nn.Module):
+    """(B, channels, 8, 8) to (B, classes)."""
+
+    def __init__(self, width, depth, channels=1, classes=4):
+        super().__init__()
+        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+        self.blocks = nn.Sequential(*(Block(width, 0) for _ in range(depth)))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).amax((2, 3)))
+
+
+class Vit(nn.Module):
+    """(B, 1, 8, 8) to (B, 4): 16 patches and a class token."""
+
+    def __init__(self, width, depth):
+        super().__init__()
+        self.embed = nn.Conv2d(1, width, 2, 2)
+        self.cls = nn.Parameter(torch.zeros(1, 1, width))
+        self.place = nn.Parameter(0.02 * torch.randn(1, 17, width))
+        self.blocks = nn.Sequential(*(nn.TransformerEncoderLayer(width, 2, 2 * width, 0.0, batch_first=True) for _ in range(depth)))
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.place
+        return self.head(self.blocks(x)[:, 0])
+
+
+def made(seed, kind, *args, **options):
+    torch.manual_seed(seed)
+    return kind(*args, **options)
+
+
+def small():
+    return made(1, Cnn, 4, 2)
+
+
+def large():
+    return made(2, Cnn, 8, 3)
+
+
+def vit():
+    return made(3, Vit, 16, 2)
+
+
+def colour():
+    return made(4, Cnn, 8, 2, channels=3)
+
+
+def five():
+    return made(5, Cnn, 8, 2, classes=5)
+
+
+def shallow():
+    return made(6, Cnn, 8, 1)
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = large()
+
+    def forward(self, x):
+        y = self.net(x)
+        return y, y
+'''
+CLASSES = ("left top", "right top", "left bottom", "right bottom")
+GREY = Preprocessing(mode="L", mean=(0.5,), std=(0.25,))
+
+
+def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """x uint8 (N, 8, 8, 1), y int64 (N,): the bright quarter is the class."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(60, 160, (count, 8, 8, 1)), np.arange(count) % 4
+    for image, label in zip(x, y, strict=True):
+        image[4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 50
+    return x.astype(np.uint8), y
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A directory with trained anchors and images. `spec` names an anchor."""
+
+    root: Path
+
+    def spec(self, factory: str) -> str:
+        trained = self.root / f"{factory}.pt"
+        return f"python:{self.root / 'nets.py'}:{factory}" + (f"@{trained}" if trained.exists() else "")
+
+    def settings(self, out: Path, *factories: str, **changes: object) -> ExportSettings:
+        base = ExportSettings(
+            anchors=tuple(self.spec(factory) for factory in factories or ("small", "large")),
+            data=f"npz:{self.root / 'train.npz'}",
+            val=f"npz:{self.root / 'val.npz'}",
+            out=out,
+            finetune="none",
+            samples=40,
+            preprocessing=GREY,
+            input_shape=(1, 8, 8),
+            epochs=2,
+            lr=3e-3,
+            progress=False,
+        )
+        return replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    root = tmp_path_factory.mktemp("workshop")
+    (root / "nets.py").write_text(NETS)
+    shop = Workshop(root)
+    for name, (x, y) in (("train", images(96, 0)), ("val", images(60, 1))):
+        np.savez(root / f"{name}.npz", x=x, y=y)
+    x, y = next(Samples(load_images(f"npz:{root / 'train.npz'}"), GREY, (1, 8, 8)).batches(96))
+    for factory, steps in (("small", 25), ("large", 40), ("vit", 25)):
+        module = load_anchor(AnchorSpec.parse(shop.spec(factory)), (1, 8, 8)).module.train()
+        optimiser = torch.optim.Adam(module.parameters(), 1e-2)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(module(x), y).backward()
+            optimiser.step()
+        torch.save(module.state_dict(), root / f"{factory}.pt")
+    return shop
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished export."""
+
+    settings: ExportSettings
+    bundle: Bundle
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def make(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
+    """Exports, each made once for all tests."""
+    known: dict[str, Made] = {}
+
+    def export(*factories: str, **changes: object) -> Made:
+        key = repr((factories, sorted(changes.items())))
+        if key not in known:
+            settings = workshop.settings(tmp_path_factory.mktemp("made") / "family", *factories, **changes)
+            said: list[str] = []
+            known[key] = Made(settings, export_bundle(settings, said.append), said)
+        return known[key]
+
+    return export
+
+
+RESTNET = {"rule": "restnet", "finetune": "stitch"}
+SN_NET = {"rule": "sn-net", "finetune": "none"}
+OTHERS = [{"rule": "restnet", "finetune": "none"}, {"rule": "sn-net", "finetune": "stitch"}]
+
+
+def onnx_logits(bundle: Bundle, x: np.ndarray) -> dict[str, np.ndarray]:
+    return {route.name: infer(plain_session(bundle, route, SessionSettings()), x) for route in bundle.routes}
+
+
+def prepared(data: str) -> tuple[np.ndarray, np.ndarray]:
+    """x float32 NCHW and y of an npz, normalised by hand."""
+    with np.load(data.removeprefix("npz:")) as arrays:
+        x, y = arrays["x"], arrays["y"]
+    return ((x.astype(np.float32).transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25).astype(np.float32), y
+
+
+@pytest.mark.parametrize("changes", [RESTNET, SN_NET, *OTHERS], ids=lambda changes: "-".join(changes.values()))
+def test_a_bundle_of_two_networks(make: Callable[..., Made], workshop: Workshop, changes: dict[str, str]) -> None:
+    made = make(**changes)
+    bundle, manifest = made.bundle, made.bundle.manifest
+    reopened = open_bundle(made.settings.out)
+    check_graphs(reopened)
+    assert reopened.digest == bundle.digest
+    assert (manifest.name, manifest.classes, manifest.input.shape, manifest.preprocessing) == ("family", tuple("0123"), (1, 8, 8), GREY)
+    provenance = manifest.provenance
+    assert (provenance.rule, provenance.finetune, provenance.seed) == (changes["rule"], changes["finetune"], 0)
+    assert (provenance.fitted_on, provenance.scored_on) == (40, 60)
+    assert provenance.versions["torch"] == torch.__version__
+    assert [(anchor.name, anchor.source, len(anchor.segments)) for anchor in manifest.anchors] == [
+        ("small", workshop.spec("small")[:400], 4),
+        ("large", workshop.spec("large")[:400], 5),
+    ]
+    stitched = [route for route in bundle.routes if "~" in "".join(route.segments)]
+    assert len(stitched) == len(bundle.routes) - 2 >= 2
+    assert all(route.name.startswith("large[" if changes["rule"] == "restnet" else "small[") for route in stitched)
+
+    x, y = prepared(made.settings.val or "")
+    for name, logits in onnx_logits(bundle, x).items():
+        assert bundle.route(name).accuracy == pytest.approx(float((logits.argmax(1) == y).mean()), abs=1e-9)
+    assert {"report/routes.png", "report/similarity.png", "report/report.html"} <= set(manifest.files)
+
+
+@pytest.mark.parametrize("factory", ["small", "large"])
+def test_anchors_in_the_bundle_are_the_networks_in_torch(make: Callable[..., Made], workshop: Workshop, factory: str) -> None:
+    made = make(**RESTNET)
+    module = load_anchor(AnchorSpec.parse(workshop.spec(factory)), (1, 8, 8)).module
+    x, y = prepared(made.settings.val or "")
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(onnx_logits(made.bundle, x)[factory], expected, rtol=1e-3, atol=1e-4)
+    route = made.bundle.route(factory)
+    assert route.accuracy == pytest.approx(float((expected.argmax(1) == y).mean()))
+    assert route.accuracy > 0.6
+    assert route.macs == count_macs(module, (1, 8, 8))
+    assert route.params == sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_it_says_what_it_does(make: Callable[..., Made]) -> None:
+    said = make(**RESTNET).said
+    assert said[:2] == ["anchor small: 4 blocks in stages of 2", "anchor large: 5 blocks in stages of 3"]
+    assert any(line.startswith("rule restnet: ") for line in said)
+    assert "least squares on 40 images" in said
+    assert any(line.startswith("fine-tuning on 96 images: ") for line in said)
+    assert any(line.endswith("routes on 60 images") for line in said)
+    assert any(line.startswith("exporting ") for line in said)
+
+
+def test_the_same_seed_makes_the_same_weights(make: Callable[..., Made], workshop: Workshop, tmp_path: Path) -> None:
+    first = make(**RESTNET)
+    again = export_bundle(workshop.settings(tmp_path / "family", **RESTNET), lambda _: None)  # type: ignore[arg-type]
+    assert again.manifest.files["weights.bin"] == first.bundle.manifest.files["weights.bin"]
+    assert [(route.name, route.accuracy) for route in again.routes] == [(route.name, route.accuracy) for route in first.bundle.routes]
+
+
+def test_another_seed_makes_others(make: Callable[..., Made]) -> None:
+    assert make(**RESTNET).bundle.manifest.files["weights.bin"] != make(**OTHERS[0]).bundle.manifest.files["weights.bin"]
+
+
+def test_maps_and_tokens_go_together(make: Callable[..., Made]) -> None:
+    """A convolutional network in front of a transformer, with a class token that a stitching layer has to create."""
+    made = make("small", "vit", rule="sn-net", finetune="stitch", max_routes=4, classes=CLASSES)
+    assert made.bundle.manifest.classes == CLASSES
+    (to_tokens, *_) = [segment for segment in made.bundle.manifest.segments if segment.kind == "stitch"]
+    assert (len(to_tokens.input_shape), to_tokens.output_shape) == (3, (17, 16))
+    x, y = prepared(made.settings.val or "")
+    logits = onnx_logits(made.bundle, x)
+    assert 3 <= len(logits) <= 4
+    for name, scores in logits.items():
+        assert made.bundle.route(name).accuracy == pytest.approx(float((scores.argmax(1) == y).mean()), abs=1e-9)
+    vit = made.bundle.route("vit")
+    tokens, width = 17, 16
+    block = 4 * tokens * width * width + 2 * tokens * tokens * width + 2 * tokens * width * 2 * width
+    assert vit.macs == 16 * width * 4 + 2 * block + width * 4
+
+
+def test_max_routes_keeps_the_anchors_and_the_segments_of_what_is_kept(make: Callable[..., Made]) -> None:
+    bundle = make(rule="sn-net", finetune="none", max_routes=3).bundle
+    assert len(bundle.routes) == 3
+    assert {"small", "large"} <= {route.name for route in bundle.routes}
+    assert len([segment for segment in bundle.manifest.segments if segment.kind == "stitch"]) == 1
+    assert len(make(**SN_NET).bundle.routes) > 3
+
+
+def test_a_default_split_and_names_from_the_data(workshop: Workshop, tmp_path: Path) -> None:
+    x, y = images(48, 5)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    settings = workshop.settings(tmp_path / "out", data=f"npz:{tmp_path / 'data.npz'}", val=None, samples=1000, max_routes=2)
+    provenance = export_bundle(settings, lambda _: None).manifest.provenance
+    assert (provenance.fitted_on, provenance.scored_on) == (36, 12)  # of 4 x 12 images, a fifth of each class: 4 x round(2.4)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("older", [False, True], ids=["nothing there", "an older bundle there"])
+    @pytest.mark.parametrize(
+        ("factories", "changes", "kind", "told"),
+        [
+            (("large", "small"), {}, ExportError, "small to large, by MACs that is: small large"),
+            (("small", "colour"), {}, SpecError, "colour"),
+            (("small", "five"), {}, SpecError, "different numbers of classes apart: {'small': 4, 'five': 5}"),
+            (("five", "five"), {}, SpecError, "with different names"),
+            (("small",), {}, SpecError, "at least two"),
+            (("small", "Pair"), {}, SpecError, "must answer 2 images with float32 scores"),
+            (("small", "missing"), {}, SpecError, "no function 'missing'"),
+            (("small", "shallow"), {}, RuleError, "both need 2"),
+            (("small", "large"), {"classes": ("a", "b")}, SpecError, "2 class names for 4 classes"),
+            (("small", "large"), {"preprocessing": None}, SpecError, "give --input, --mean and --std"),
+            (("small", "large"), {"input_shape": None}, SpecError, "give the input size, mean and std"),
+            (("small", "large"), {"data": "npz:nowhere.npz"}, SpecError, "nowhere.npz cannot be read"),
+            (("small", "large"), {"rule": "sn-net", "kernel": 0}, RuleError, "kernel 0"),
+            (("small", "large"), {"finetune": "stitch", "lr": -1.0}, ExportError, "lr"),
+        ],
+    )
+    def test_a_clear_error_and_no_new_bundle(
+        self,
+        make: Callable[..., Made],
+        workshop: Workshop,
+        tmp_path: Path,
+        older: bool,
+        factories: tuple[str, ...],
+        changes: dict[str, object],
+        kind: type[RestnetError],
+        told: str,
+    ) -> None:
+        out = tmp_path / "out"
+        if older:
+            shutil.copytree(make(**RESTNET).settings.out, out)
+        with pytest.raises(kind) as refused:
+            export_bundle(workshop.settings(out, *factories, **changes), lambda _: None)
+        assert told in str(refused.value)
+        assert [entry.name for entry in tmp_path.iterdir()] == (["out"] if older else [])
+        if older:
+            assert open_bundle(out).digest == make(**RESTNET).bundle.digest
+
+    @pytest.mark.parametrize("where", ["data", "val"])
+    def test_a_label_without_a_class(self, workshop: Workshop, tmp_path: Path, where: str) -> None:
+        x, y = images(20, 0)
+        y[7] = 4
+        np.savez(tmp_path / "data.npz", x=x, y=y)
+        with pytest.raises(SpecError, match=r"the data has the label 4, the anchors tell 4 classes apart \(0..3\)"):
+            export_bundle(workshop.settings(tmp_path / "out", **{where: f"npz:{tmp_path / 'data.npz'}"}), lambda _: None)
+        assert not (tmp_path / "out").exists()
+
+    def test_labels_that_mean_other_classes_in_the_other_data(self, workshop: Workshop, tmp_path: Path) -> None:
+        from PIL import Image
+
+        for name in ("data/a", "data/b", "data/c", "data/d", "val/b", "val/c"):
+            (tmp_path / name).mkdir(parents=True)
+            for index in range(2):
+                Image.new("L", (8, 8)).save(tmp_path / name / f"{index}.png")
+        folders = {part: f"imagefolder:{tmp_path / part}" for part in ("data", "val")}
+        with pytest.raises(
+            SpecError, match=r"labels mean different classes in 'imagefolder:data' \(a, b, c, d\) and 'imagefolder:val' \(b, c\)"
+        ):
+            export_bundle(workshop.settings(tmp_path / "out", **folders), lambda _: None)
+
+    @pytest.mark.parametrize("name", ["with space", ".hidden", "a" * 101])
+    def test_a_name_that_no_bundle_has_before_any_work(self, workshop: Workshop, tmp_path: Path, name: str) -> None:
+        with pytest.raises(ExportError, match=f"a bundle cannot be called '{name}'"):
+            export_bundle(workshop.settings(tmp_path / name, data="npz:nowhere"), lambda _: None)
+
+    def test_what_is_no_bundle_is_not_replaced(self, workshop: Workshop, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").touch()
+        with pytest.raises(ExportError, match="is in the way"):
+            export_bundle(workshop.settings(tmp_path), lambda _: None)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_stages_that_cannot_be_paired(self, workshop: Workshop, tmp_path: Path) -> None:
+        with pytest.raises(RuleError, match=r"stages \(3,\) must be different and from 0..0"):
+            export_bundle(workshop.settings(tmp_path / "out", rule="sn-net", stages=(3,)), lambda _: None)
+
+
+class TestSteps:
+    """Functions of the pipeline by themselves, on anchors in memory."""
+
+    @pytest.fixture(scope="class")
+    def cut(self, workshop: Workshop):  # noqa: ANN201
+        from restnet_export.cuts import cut_anchor
+
+        return {name: cut_anchor(load_anchor(AnchorSpec.parse(workshop.spec(name)), (1, 8, 8))) for name in ("small", "large")}
+
+    @pytest.fixture(scope="class")
+    def samples(self, workshop: Workshop) -> Samples:
+        return Samples(load_images(f"npz:{workshop.root / 'train.npz'}"), GREY, (1, 8, 8))
+
+    def test_similarity_is_of_cuts_of_the_larger_by_cuts_of_the_smaller(self, cut, samples: Samples) -> None:
+        found = measure_similarity([cut["small"], cut["large"]], samples)
+        assert {pair: values.shape for pair, values in found.items()} == {("large", "small"): (4, 3)}
+        own = measure_similarity([cut["small"], replace(cut["small"], name="twin")], samples)["twin", "small"]
+        np.testing.assert_allclose(np.diag(own), 1, atol=1e-6)
+
+    def test_a_layer_between_twins_is_the_identity(self, cut, samples: Samples) -> None:
+        twins = {"small": cut["small"], "twin": replace(cut["small"], name="twin")}
+        layers = fit_layers([LayerPlan("x", "small", "twin", ((0, 1), (1, 2)))], twins, samples)
+        layer = layers["x"]
+        np.testing.assert_allclose(layer.weight.detach().numpy(), np.eye(4), atol=0.01)
+        np.testing.assert_allclose(layer.bias.detach().numpy(), 0, atol=0.01)
+
+    def test_a_route_that_is_another_network_is_found(self, make: Callable[..., Made], cut, samples: Samples) -> None:
+        bundle = make(**RESTNET).bundle
+        route = StitchedRoute("small", (Part("small", 0, 3),), None)
+        images = next(samples.batches(3))[0]
+        check_routes(bundle, [route], cut, {}, images)
+        swapped = {**cut, "small": replace(cut["large"], name="small")}
+        longer = StitchedRoute("small", (Part("small", 0, 4),), None)
+        with pytest.raises(ParityError, match="route 'small' differs from torch"):
+            check_routes(bundle, [longer], swapped, {}, images)
+
+
+def test_a_network_without_cuts_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "flat.py").write_text("from torch import nn\ndef flat():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n")
+    settings = workshop.settings(tmp_path / "out")
+    with pytest.raises(CutError, match="flat"):
+        export_bundle(replace(settings, anchors=(f"python:{tmp_path / 'flat.py'}:flat", settings.anchors[1])), lambda _: None)
