@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from restnet_export.anchors import AnchorSpec, load_anchor
+from restnet_export.cuts import CutAnchor, cut_anchor
 from restnet_export.data import Samples, load_images
 from restnet_export.pipeline import ExportSettings, check_routes, export_bundle, fit_layers, measure_similarity
 from restnet_export.rules import LayerPlan
 from restnet_export.scoring import StitchedRoute, count_macs
-
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compose import check_graphs
 from restnet_runtime.errors import CutError, ExportError, ParityError, RestnetError, RuleError, SpecError
@@ -29,7 +30,7 @@ from torch import nn
 
 
 class Block(nn.Module):
-    def __init__(self, width, shift):
+    def __init__(self, width):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
         self.norm = nn.BatchNorm2d(width)
@@ -44,7 +45,7 @@ class Cnn(nn.Module):
     def __init__(self, width, depth, channels=1, classes=4):
         super().__init__()
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
-        self.blocks = nn.Sequential(*(Block(width, 0) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
         self.head = nn.Linear(width, classes)
 
     def forward(self, x):
@@ -64,7 +65,7 @@ class Vit(nn.Module):
 
     def forward(self, x):
         x = self.embed(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.place
+        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1) + self.place
         return self.head(self.blocks(x)[:, 0])
 
 
@@ -139,8 +140,8 @@ class Workshop:
             samples=40,
             preprocessing=GREY,
             input_shape=(1, 8, 8),
-            epochs=2,
-            lr=3e-3,
+            epochs=6,
+            lr=1e-2,
             progress=False,
         )
         return replace(base, **changes)  # type: ignore[arg-type]
@@ -192,7 +193,6 @@ def make(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 RESTNET = {"rule": "restnet", "finetune": "stitch"}
 SN_NET = {"rule": "sn-net", "finetune": "none"}
-OTHERS = [{"rule": "restnet", "finetune": "none"}, {"rule": "sn-net", "finetune": "stitch"}]
 
 
 def onnx_logits(bundle: Bundle, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -206,7 +206,7 @@ def prepared(data: str) -> tuple[np.ndarray, np.ndarray]:
     return ((x.astype(np.float32).transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25).astype(np.float32), y
 
 
-@pytest.mark.parametrize("changes", [RESTNET, SN_NET, *OTHERS], ids=lambda changes: "-".join(changes.values()))
+@pytest.mark.parametrize("changes", [RESTNET, SN_NET], ids=lambda changes: "-".join(changes.values()))
 def test_a_bundle_of_two_networks(make: Callable[..., Made], workshop: Workshop, changes: dict[str, str]) -> None:
     made = make(**changes)
     bundle, manifest = made.bundle, made.bundle.manifest
@@ -252,7 +252,7 @@ def test_it_says_what_it_does(make: Callable[..., Made]) -> None:
     assert said[:2] == ["anchor small: 4 blocks in stages of 2", "anchor large: 5 blocks in stages of 3"]
     assert any(line.startswith("rule restnet: ") for line in said)
     assert "least squares on 40 images" in said
-    assert any(line.startswith("fine-tuning on 96 images: ") for line in said)
+    assert "fine-tuning on 96 images: 2 of 2 layers improved on held-out loss" in said
     assert any(line.endswith("routes on 60 images") for line in said)
     assert any(line.startswith("exporting ") for line in said)
 
@@ -264,41 +264,23 @@ def test_the_same_seed_makes_the_same_weights(make: Callable[..., Made], worksho
     assert [(route.name, route.accuracy) for route in again.routes] == [(route.name, route.accuracy) for route in first.bundle.routes]
 
 
-def test_another_seed_makes_others(make: Callable[..., Made]) -> None:
-    assert make(**RESTNET).bundle.manifest.files["weights.bin"] != make(**OTHERS[0]).bundle.manifest.files["weights.bin"]
-
-
 def test_maps_and_tokens_go_together(make: Callable[..., Made]) -> None:
     """A convolutional network in front of a transformer, with a class token that a stitching layer has to create."""
-    made = make("small", "vit", rule="sn-net", finetune="stitch", max_routes=4, classes=CLASSES)
+    made = make("small", "vit", rule="sn-net", max_routes=3, classes=CLASSES)
     assert made.bundle.manifest.classes == CLASSES
-    (to_tokens, *_) = [segment for segment in made.bundle.manifest.segments if segment.kind == "stitch"]
+    (to_tokens,) = [segment for segment in made.bundle.manifest.segments if segment.kind == "stitch"]
     assert (len(to_tokens.input_shape), to_tokens.output_shape) == (3, (17, 16))
     x, y = prepared(made.settings.val or "")
     logits = onnx_logits(made.bundle, x)
-    assert 3 <= len(logits) <= 4
+    assert len(logits) == 3
+    assert {"small", "vit"} <= set(logits)
+    assert "rule sn-net: 4 stitched routes through 1 stitching layers" in made.said
     for name, scores in logits.items():
         assert made.bundle.route(name).accuracy == pytest.approx(float((scores.argmax(1) == y).mean()), abs=1e-9)
     vit = made.bundle.route("vit")
     tokens, width = 17, 16
     block = 4 * tokens * width * width + 2 * tokens * tokens * width + 2 * tokens * width * 2 * width
     assert vit.macs == 16 * width * 4 + 2 * block + width * 4
-
-
-def test_max_routes_keeps_the_anchors_and_the_segments_of_what_is_kept(make: Callable[..., Made]) -> None:
-    bundle = make(rule="sn-net", finetune="none", max_routes=3).bundle
-    assert len(bundle.routes) == 3
-    assert {"small", "large"} <= {route.name for route in bundle.routes}
-    assert len([segment for segment in bundle.manifest.segments if segment.kind == "stitch"]) == 1
-    assert len(make(**SN_NET).bundle.routes) > 3
-
-
-def test_a_default_split_and_names_from_the_data(workshop: Workshop, tmp_path: Path) -> None:
-    x, y = images(48, 5)
-    np.savez(tmp_path / "data.npz", x=x, y=y)
-    settings = workshop.settings(tmp_path / "out", data=f"npz:{tmp_path / 'data.npz'}", val=None, samples=1000, max_routes=2)
-    provenance = export_bundle(settings, lambda _: None).manifest.provenance
-    assert (provenance.fitted_on, provenance.scored_on) == (36, 12)  # of 4 x 12 images, a fifth of each class: 4 x round(2.4)
 
 
 class TestRefusals:
@@ -381,33 +363,33 @@ class TestRefusals:
             export_bundle(workshop.settings(tmp_path / "out", rule="sn-net", stages=(3,)), lambda _: None)
 
 
+@pytest.fixture(scope="module")
+def cut(workshop: Workshop) -> dict[str, CutAnchor]:
+    return {name: cut_anchor(load_anchor(AnchorSpec.parse(workshop.spec(name)), (1, 8, 8))) for name in ("small", "large")}
+
+
+@pytest.fixture(scope="module")
+def samples(workshop: Workshop) -> Samples:
+    return Samples(load_images(f"npz:{workshop.root / 'train.npz'}"), GREY, (1, 8, 8))
+
+
 class TestSteps:
     """Functions of the pipeline by themselves, on anchors in memory."""
 
-    @pytest.fixture(scope="class")
-    def cut(self, workshop: Workshop):  # noqa: ANN201
-        from restnet_export.cuts import cut_anchor
-
-        return {name: cut_anchor(load_anchor(AnchorSpec.parse(workshop.spec(name)), (1, 8, 8))) for name in ("small", "large")}
-
-    @pytest.fixture(scope="class")
-    def samples(self, workshop: Workshop) -> Samples:
-        return Samples(load_images(f"npz:{workshop.root / 'train.npz'}"), GREY, (1, 8, 8))
-
-    def test_similarity_is_of_cuts_of_the_larger_by_cuts_of_the_smaller(self, cut, samples: Samples) -> None:
+    def test_similarity_is_of_cuts_of_the_larger_by_cuts_of_the_smaller(self, cut: dict[str, CutAnchor], samples: Samples) -> None:
         found = measure_similarity([cut["small"], cut["large"]], samples)
         assert {pair: values.shape for pair, values in found.items()} == {("large", "small"): (4, 3)}
         own = measure_similarity([cut["small"], replace(cut["small"], name="twin")], samples)["twin", "small"]
         np.testing.assert_allclose(np.diag(own), 1, atol=1e-6)
 
-    def test_a_layer_between_twins_is_the_identity(self, cut, samples: Samples) -> None:
+    def test_a_layer_between_twins_is_the_identity(self, cut: dict[str, CutAnchor], samples: Samples) -> None:
         twins = {"small": cut["small"], "twin": replace(cut["small"], name="twin")}
         layers = fit_layers([LayerPlan("x", "small", "twin", ((0, 1), (1, 2)))], twins, samples)
         layer = layers["x"]
         np.testing.assert_allclose(layer.weight.detach().numpy(), np.eye(4), atol=0.01)
         np.testing.assert_allclose(layer.bias.detach().numpy(), 0, atol=0.01)
 
-    def test_a_route_that_is_another_network_is_found(self, make: Callable[..., Made], cut, samples: Samples) -> None:
+    def test_a_route_that_is_another_network_is_found(self, make: Callable[..., Made], cut: dict[str, CutAnchor], samples: Samples) -> None:
         bundle = make(**RESTNET).bundle
         route = StitchedRoute("small", (Part("small", 0, 3),), None)
         images = next(samples.batches(3))[0]
