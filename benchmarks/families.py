@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from restnet_export.pipeline import ExportSettings, export_bundle
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.errors import BundleError

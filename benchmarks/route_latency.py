@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from families import FAMILIES, ROOT, family
+
 from restnet_runtime.compile import Compiler
 from restnet_runtime.machine import describe_machine
 from restnet_runtime.profile import percentile

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from families import FAMILIES, ROOT, family
+
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.machine import describe_machine
@@ -83,7 +84,10 @@ def main() -> None:
                 (
                     row["family"],
                     str(row["routes"]),
-                    *(f"{row[f'{key}_bytes'] / 1e6:.1f} MB" for key in ("first", "further", "further_anonymous", "plain_first", "plain_further")),
+                    *(
+                        f"{row[f'{key}_bytes'] / 1e6:.1f} MB"
+                        for key in ("first", "further", "further_anonymous", "plain_first", "plain_further")
+                    ),
                     f"{row['factor']:.1f}x",
                 )
                 for row in rows

@@ -1,5 +1,6 @@
 """From anchors to a bundle: load, cut, compare, stitch, fit, tune, score, write."""
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -76,8 +77,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
 
     say: told what is going on, a line at a time.
     """
-    _check_name(settings.out)
-    check_target(settings.out)
+    _check_out(settings.out)
     torch.manual_seed(settings.seed)
     fitting, scoring = load_split(settings.data, settings.val, settings.seed)
     loaded = [load_anchor(AnchorSpec.parse(text), settings.input_shape) for text in settings.anchors]
@@ -188,15 +188,20 @@ def check_routes(
             )
 
 
-def _check_name(out: Path) -> None:
-    """A bundle is called as its directory; better to learn now than after an hour of tuning that it cannot be."""
-    name = out.resolve().name
+def _check_out(out: Path) -> None:
+    """Better to learn now than after an hour of tuning that there can be no bundle. Raises `ExportError` and changes nothing."""
+    name = out.resolve().name  # a bundle is called as its directory
     try:
         TypeAdapter(Name).validate_python(name)
     except ValidationError as error:
         raise ExportError(
             f"a bundle cannot be called {name!r}: a name has letters, digits and . _ ~ + -, starts with a letter or digit, at most 100"
         ) from error
+    check_target(out)
+    try:
+        tempfile.TemporaryDirectory(dir=next(parent for parent in out.resolve().parents if parent.exists())).cleanup()
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written: {error}") from error
 
 
 def _agreed(loaded: Sequence[Anchor], given: Preprocessing | None) -> tuple[tuple[int, int, int], Preprocessing]:

@@ -23,9 +23,14 @@ INPUT, OUTPUT = "x", "y"
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """threads: how many threads one request may use within ONNX Runtime."""
+    """How a session uses the processor.
+
+    threads:  of one request within ONNX Runtime
+    spin_us:  how long an idle thread of a running request waits actively for work before it sleeps
+    """
 
     threads: int = 1
+    spin_us: int = 20
 
 
 @lru_cache(maxsize=1)
@@ -46,7 +51,8 @@ def load_session(compiled: CompiledRoute, settings: SessionSettings) -> ort.Infe
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # Threads may wait actively within a run, where it halves the latency of small operators, and never between runs.
+    # Threads spin this long before they sleep, and not after a run: docs/decisions/0004-threads.md has the measurement.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(settings.spin_us))
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = ort.InferenceSession(str(compiled.graph), options, providers=list(PROVIDERS))

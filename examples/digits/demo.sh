@@ -8,8 +8,19 @@ mkdir -p "$out"
 started=$(date +%s)
 
 say() { printf '\n== %s\n' "$*"; }
-# The commands that are shown are the commands that run.
-show() { printf '$ %s\n' "$*"; "$@"; printf '\n'; }
+# The commands that are shown are the commands that run, quoted where a shell needs it.
+show() {
+  printf '$'
+  for word in "$@"; do
+    case $word in
+      *[!A-Za-z0-9_./:=@,-]*) printf " '%s'" "$word" ;;
+      *) printf ' %s' "$word" ;;
+    esac
+  done
+  printf '\n'
+  "$@"
+  printf '\n'
+}
 field() { python -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"; }
 
 command -v curl >/dev/null || { echo "the demo needs curl"; exit 1; }
@@ -36,14 +47,14 @@ until [ "$(curl -s "$url/status" | python -c 'import json, sys; r = json.loads(s
 done
 
 say "4. real images, no limits: the most accurate route answers"
-for digit in 3 7 8; do
+for digit in 2 5 7; do
   show curl -sS -F "image=@$out/images/$digit.png" "$url/predict?top_k=2"
 done
 before=$(curl -sS -F "image=@$out/images/3.png" "$url/predict" | field route)
 
 say "5. a smaller budget: the next answers come from a cheaper route"
 show curl -sS -X PUT -H 'Content-Type: application/json' -d '{"budget": "1.8MFLOPs"}' "$url/budget"
-for digit in 3 7 8; do
+for digit in 2 5 7; do
   show curl -sS -F "image=@$out/images/$digit.png" "$url/predict?top_k=2"
 done
 after=$(curl -sS -F "image=@$out/images/3.png" "$url/predict" | field route)

@@ -1,0 +1,83 @@
+"""How long threads should spin before they sleep: for microseconds, within a run only, never, or by ONNX Runtime's default. See docs/decisions/0004-threads.md.
+
+    python benchmarks/thread_waiting.py [--family resnet18-50] [--route resnet18] [--threads 2] [--rounds 20] [--busy 1]
+
+Sessions of one compiled route take turns with a plain session; prints each median over the plain one's. `--busy` runs that
+many processes beside it that only count.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+
+import numpy as np
+import onnxruntime as ort
+from families import FAMILIES, ROOT, family
+
+from restnet_runtime.compile import Compiler
+from restnet_runtime.profile import percentile
+from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session, share_arena
+
+WAITING = {
+    "spin in a run": {"session.force_spinning_stop": "1"},
+    "20 us": {"session.intra_op.spin_duration_us": "20"},
+    "100 us": {"session.intra_op.spin_duration_us": "100"},
+    "never spin": {"session.intra_op.allow_spinning": "0"},
+    "default": {},
+}
+BUSY = "import time; end = time.time() + 300\nwhile time.time() < end: sum(range(10000))"
+REST_S = 0.03
+"""Between sessions, so that one's threads have gone to sleep before the next is timed."""
+
+
+def session(graph: str, threads: int, entries: dict[str, str]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    for key, value in {"session.use_env_allocators": "1", **entries}.items():
+        options.add_session_config_entry(key, value)
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="resnet18-50")
+    parser.add_argument("--route", default="resnet18")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--busy", type=int, default=0)
+    args = parser.parse_args()
+    bundle = family(args.family)
+    route = bundle.route(args.route)
+    settings = SessionSettings(args.threads)
+    compiled = Compiler.for_bundle(bundle, ROOT / "cache").compile(route)
+    share_arena()
+    sessions = {name: session(str(compiled.graph), args.threads, entries) for name, entries in WAITING.items()}
+    sessions["as served"] = load_session(compiled, settings)
+    sessions["plain"] = plain_session(bundle, route, settings)
+    x = np.random.default_rng(0).standard_normal((1, *bundle.manifest.input.shape)).astype(np.float32)
+    expected = infer(sessions["plain"], x)
+    for name, candidate in sessions.items():
+        if not np.allclose(infer(candidate, x), expected, rtol=1e-4, atol=1e-4):
+            raise SystemExit(f"{name}: outputs differ")
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    neighbours = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(args.busy)]
+    for _ in range(args.rounds):
+        for name, candidate in sessions.items():
+            time.sleep(REST_S)
+            infer(candidate, x)
+            for _ in range(4):
+                started = time.perf_counter()
+                infer(candidate, x)
+                times[name].append((time.perf_counter() - started) * 1e3)
+    for neighbour in neighbours:
+        neighbour.kill()
+        neighbour.wait()
+    plain = percentile(times["plain"], 0.5)
+    for name, values in times.items():
+        print(f"{name:14} {percentile(values, 0.5):8.2f} ms  {percentile(values, 0.5) / plain:.3f} of plain")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""`restnet-export`: what it prints, writes, returns and refuses."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from restnet_export.cli import main
+from restnet_runtime import __version__
+from restnet_runtime.bundle import open_bundle
+
+NETS = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        return x + torch.relu(self.conv(x))
+
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.blocks = nn.Sequential(Block(width), Block(width))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def tiny():
+    return Net(3)
+
+
+def small():
+    return Net(5)
+"""
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A command line that makes a bundle, but for `--out DIR`."""
+    root = tmp_path_factory.mktemp("cli")
+    (root / "nets.py").write_text(NETS)
+    rng = np.random.default_rng(0)
+    np.savez(root / "data.npz", x=rng.integers(0, 256, (30, 8, 8, 1), dtype=np.uint8), y=np.arange(30) % 3)
+    anchors = [f"mini=python:{root / 'nets.py'}:tiny", f"python:{root / 'nets.py'}:small"]
+    inputs = ["--input", "8", "--mean", "0.5", "--std", "0.25"]
+    return ["--anchors", *anchors, "--data", f"npz:{root / 'data.npz'}", *inputs, "--rule", "sn-net", "--finetune", "none"]
+
+
+def changed(line: list[str], option: str, *values: str) -> list[str]:
+    """The line with other values for an option."""
+    start = line.index(option)
+    end = next((index for index in range(start + 1, len(line)) if line[index].startswith("--")), len(line))
+    return [*line[:start], option, *values, *line[end:]]
+
+
+def test_it_prints_its_way_and_the_routes(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "names.txt").write_text("cat\n\ndog\nhen\n", encoding="utf-8")
+    out = tmp_path / "bundle"
+    options = [
+        "--kernel",
+        "1",
+        "--samples",
+        "7",
+        "--seed",
+        "3",
+        "--max-routes",
+        "3",
+        "--classes",
+        str(tmp_path / "names.txt"),
+        "--out",
+        str(out),
+    ]
+    assert main([*line, *options]) == 0
+    told, errors = capsys.readouterr()
+    assert errors == ""
+    bundle = open_bundle(out)
+    manifest = bundle.manifest
+    assert manifest.classes == ("cat", "dog", "hen")
+    assert (manifest.provenance.fitted_on, manifest.provenance.scored_on, manifest.provenance.seed) == (7, 6, 3)
+    assert [anchor.name for anchor in manifest.anchors] == ["mini", "small"]
+    assert manifest.preprocessing.mode == "L"
+    lines = told.splitlines()
+    assert lines[0] == "anchor mini: 4 blocks in stages of 2"
+    assert "rule sn-net: 2 stitched routes through 2 stitching layers" in lines
+    assert lines[-1] == f"wrote {out}"
+    listed = [re.split(r"  +", row)[0] for row in lines[lines.index(next(row for row in lines if row.startswith("---"))) + 1 : -1]]
+    assert listed == [route.name for route in sorted(bundle.routes, key=lambda route: route.macs)]
+    assert len(listed) == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "told"),
+    [
+        ("--data", ["mnist"], "data 'mnist' is not one of: imagefolder:DIR"),
+        ("--anchors", ["resnet18"], "anchor 'resnet18' cannot be read"),
+        ("--input", ["8", "8", "8"], "--input 8 8 8: give height and width"),
+        ("--input", ["0"], "--input 0: give height and width"),
+        ("--mean", ["0.5", "0.5"], "give one number each (grey) or three (RGB)"),
+        ("--mean", ["nan"], "--mean [nan]"),
+        ("--std", ["0"], "deviations above 0"),
+        ("--std", ["inf"], "--std [inf]"),
+        ("--samples", ["0"], "--samples 0 must be at least 1"),
+        ("--epochs", ["0"], "--epochs 0 must be at least 1"),
+        ("--max-routes", ["0"], "--max-routes 0 must be at least 1"),
+        ("--seed", ["-1"], "--seed -1 must be at least 0"),
+        ("--stages", ["7"], "stages (7,) must be different and from 0..0"),
+        ("--stride", ["0"], "stride 0 must be at least 1"),
+        ("--classes", ["/nowhere/names.txt"], "--classes /nowhere/names.txt cannot be read"),
+        ("--out", ["/proc/bundle"], "/proc/bundle cannot be written: "),
+        ("--out", [f"{__file__}/deep/bundle"], "cannot be written: [Errno 20] Not a directory"),
+        ("--out", [__file__], "is in the way"),
+    ],
+)
+def test_one_line_and_exit_status_2(
+    line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, values: list[str], told: str
+) -> None:
+    whole = [*line, "--out", str(tmp_path / "bundle"), "--quiet"]
+    assert main(changed(whole, option, *values) if option in whole else [*whole, option, *values]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("restnet-export: ")
+    assert told in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("a\nb\na\n", "has 3 names, 2 of them different"), ("\n", "has 0 names"), ("\xff", "cannot be read")]
+)
+def test_class_names_that_are_none(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, told: str) -> None:
+    (tmp_path / "names.txt").write_bytes(text.encode("latin-1"))
+    assert main([*line, "--classes", str(tmp_path / "names.txt"), "--out", str(tmp_path / "bundle")]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left_out", ["--mean", "--std", "--input"])
+def test_mean_and_std_and_input_go_together(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], left_out: str) -> None:
+    start = line.index(left_out)
+    assert main([*line[:start], *line[start + 2 :], "--out", str(tmp_path / "bundle")]) == 2
+    assert "--mean and --std go together and need --input" in capsys.readouterr().err
+
+
+def test_a_size_alone_is_of_colour_images(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = line.index("--mean")
+    assert main([*line[:start], *line[start + 4 :], "--out", str(tmp_path / "bundle")]) == 2
+    assert "does not take images of shape (3, 8, 8)" in capsys.readouterr().err
+
+
+def test_nothing_about_input_at_all(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = line.index("--input")
+    assert main([*line[:start], *line[start + 6 :], "--out", str(tmp_path / "bundle")]) == 2
+    assert "give the input size, mean and std" in capsys.readouterr().err
+
+
+def test_a_device_install_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("torch", "tqdm") else found(name))
+    assert main(["--anchors", "timm:a", "timm:b", "--data", "digits", "--out", "x"]) == 2
+    assert capsys.readouterr().err == (
+        "restnet-export: this needs torch, tqdm, which a device install leaves out: pip install 'restnet-runtime[export]'\n"
+    )
+
+
+def test_help_needs_no_torch_and_version_is_the_packages() -> None:
+    code = "import sys; sys.modules['torch'] = None; from restnet_export.cli import main; sys.exit(main())"
+    told = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    for option in (
+        "--anchors",
+        "--data",
+        "--val",
+        "--out",
+        "--rule",
+        "--finetune",
+        "--max-routes",
+        "--input",
+        "--mean",
+        "--std",
+        "--classes",
+    ):
+        assert option in told.stdout
+    version = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout == f"restnet-export {__version__}\n"
+
+
+def test_what_argparse_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--anchors", "a", "b", "--data", "digits", "--out", "x", "--rule", "all"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'all'" in capsys.readouterr().err
