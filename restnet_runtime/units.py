@@ -16,8 +16,13 @@ _SI = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _MACS = {f"{si}{unit}".lower(): factor for si, factor in _SI.items() for unit in ("FLOPs", "FLOP", "MACs", "MAC")}
 _MS = {"us": 1e-3, "\u00b5s": 1e-3, "\u03bcs": 1e-3, "ms": 1.0, "s": 1e3}
 _BYTES = {
-    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9,
-    "kib": 2**10, "mib": 2**20, "gib": 2**30,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
 }
 ALLOWED = "a number with FLOPs/MACs (K, M, G, T before it), us/ms/s, or B/kB/MB/GB/KiB/MiB/GiB"
 

@@ -107,7 +107,6 @@ class Pair(nn.Module):
         y = self.net(x)
         return y, y
 '''
-CLASSES = ("left top", "right top", "left bottom", "right bottom")
 GREY = Preprocessing(mode="L", mean=(0.5,), std=(0.25,))
 
 
@@ -192,7 +191,7 @@ def make(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 
 RESTNET = {"rule": "restnet", "finetune": "stitch"}
-SN_NET = {"rule": "sn-net", "finetune": "none"}
+SN_NET = {"rule": "sn-net", "finetune": "none", "max_routes": 3}
 
 
 def onnx_logits(bundle: Bundle, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -206,9 +205,9 @@ def prepared(data: str) -> tuple[np.ndarray, np.ndarray]:
     return ((x.astype(np.float32).transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25).astype(np.float32), y
 
 
-@pytest.mark.parametrize("changes", [RESTNET, SN_NET], ids=lambda changes: "-".join(changes.values()))
-def test_a_bundle_of_two_networks(make: Callable[..., Made], workshop: Workshop, changes: dict[str, str]) -> None:
-    made = make(**changes)
+@pytest.mark.parametrize(("end", "changes"), [("large", RESTNET), ("vit", SN_NET)], ids=["restnet-stitch", "sn-net-none"])
+def test_a_bundle_of_two_networks(make: Callable[..., Made], workshop: Workshop, end: str, changes: dict[str, str]) -> None:
+    made = make("small", end, **changes)
     bundle, manifest = made.bundle, made.bundle.manifest
     reopened = open_bundle(made.settings.out)
     check_graphs(reopened)
@@ -220,10 +219,10 @@ def test_a_bundle_of_two_networks(make: Callable[..., Made], workshop: Workshop,
     assert provenance.versions["torch"] == torch.__version__
     assert [(anchor.name, anchor.source, len(anchor.segments)) for anchor in manifest.anchors] == [
         ("small", workshop.spec("small")[:400], 4),
-        ("large", workshop.spec("large")[:400], 5),
+        (end, workshop.spec(end)[:400], {"large": 5, "vit": 4}[end]),
     ]
     stitched = [route for route in bundle.routes if "~" in "".join(route.segments)]
-    assert len(stitched) == len(bundle.routes) - 2 >= 2
+    assert len(stitched) == len(bundle.routes) - 2 == (2 if end == "large" else 1)
     assert all(route.name.startswith("large[" if changes["rule"] == "restnet" else "small[") for route in stitched)
 
     x, y = prepared(made.settings.val or "")
@@ -234,7 +233,7 @@ def test_a_bundle_of_two_networks(make: Callable[..., Made], workshop: Workshop,
 
 @pytest.mark.parametrize("factory", ["small", "large"])
 def test_anchors_in_the_bundle_are_the_networks_in_torch(make: Callable[..., Made], workshop: Workshop, factory: str) -> None:
-    made = make(**RESTNET)
+    made = make("small", "large", **RESTNET)
     module = load_anchor(AnchorSpec.parse(workshop.spec(factory)), (1, 8, 8)).module
     x, y = prepared(made.settings.val or "")
     with torch.no_grad():
@@ -248,7 +247,7 @@ def test_anchors_in_the_bundle_are_the_networks_in_torch(make: Callable[..., Mad
 
 
 def test_it_says_what_it_does(make: Callable[..., Made]) -> None:
-    said = make(**RESTNET).said
+    said = make("small", "large", **RESTNET).said
     assert said[:2] == ["anchor small: 4 blocks in stages of 2", "anchor large: 5 blocks in stages of 3"]
     assert any(line.startswith("rule restnet: ") for line in said)
     assert "least squares on 40 images" in said
@@ -258,7 +257,7 @@ def test_it_says_what_it_does(make: Callable[..., Made]) -> None:
 
 
 def test_the_same_seed_makes_the_same_weights(make: Callable[..., Made], workshop: Workshop, tmp_path: Path) -> None:
-    first = make(**RESTNET)
+    first = make("small", "large", **RESTNET)
     again = export_bundle(workshop.settings(tmp_path / "family", **RESTNET), lambda _: None)  # type: ignore[arg-type]
     assert again.manifest.files["weights.bin"] == first.bundle.manifest.files["weights.bin"]
     assert [(route.name, route.accuracy) for route in again.routes] == [(route.name, route.accuracy) for route in first.bundle.routes]
@@ -266,17 +265,11 @@ def test_the_same_seed_makes_the_same_weights(make: Callable[..., Made], worksho
 
 def test_maps_and_tokens_go_together(make: Callable[..., Made]) -> None:
     """A convolutional network in front of a transformer, with a class token that a stitching layer has to create."""
-    made = make("small", "vit", rule="sn-net", max_routes=3, classes=CLASSES)
-    assert made.bundle.manifest.classes == CLASSES
+    made = make("small", "vit", **SN_NET)
     (to_tokens,) = [segment for segment in made.bundle.manifest.segments if segment.kind == "stitch"]
     assert (len(to_tokens.input_shape), to_tokens.output_shape) == (3, (17, 16))
-    x, y = prepared(made.settings.val or "")
-    logits = onnx_logits(made.bundle, x)
-    assert len(logits) == 3
-    assert {"small", "vit"} <= set(logits)
+    assert {"small", "vit"} < {route.name for route in made.bundle.routes}
     assert "rule sn-net: 4 stitched routes through 1 stitching layers" in made.said
-    for name, scores in logits.items():
-        assert made.bundle.route(name).accuracy == pytest.approx(float((scores.argmax(1) == y).mean()), abs=1e-9)
     vit = made.bundle.route("vit")
     tokens, width = 17, 16
     block = 4 * tokens * width * width + 2 * tokens * tokens * width + 2 * tokens * width * 2 * width
@@ -317,13 +310,13 @@ class TestRefusals:
     ) -> None:
         out = tmp_path / "out"
         if older:
-            shutil.copytree(make(**RESTNET).settings.out, out)
+            shutil.copytree(make("small", "large", **RESTNET).settings.out, out)
         with pytest.raises(kind) as refused:
             export_bundle(workshop.settings(out, *factories, **changes), lambda _: None)
         assert told in str(refused.value)
         assert [entry.name for entry in tmp_path.iterdir()] == (["out"] if older else [])
         if older:
-            assert open_bundle(out).digest == make(**RESTNET).bundle.digest
+            assert open_bundle(out).digest == make("small", "large", **RESTNET).bundle.digest
 
     @pytest.mark.parametrize("where", ["data", "val"])
     def test_a_label_without_a_class(self, workshop: Workshop, tmp_path: Path, where: str) -> None:
@@ -390,7 +383,7 @@ class TestSteps:
         np.testing.assert_allclose(layer.bias.detach().numpy(), 0, atol=0.01)
 
     def test_a_route_that_is_another_network_is_found(self, make: Callable[..., Made], cut: dict[str, CutAnchor], samples: Samples) -> None:
-        bundle = make(**RESTNET).bundle
+        bundle = make("small", "large", **RESTNET).bundle
         route = StitchedRoute("small", (Part("small", 0, 3),), None)
         images = next(samples.batches(3))[0]
         check_routes(bundle, [route], cut, {}, images)
