@@ -45,9 +45,10 @@ def measure(path: Path, names: list[str], plain: bool) -> list[Footprint]:
     queue: multiprocessing.Queue[list[Footprint]] = context.Queue()
     process = context.Process(target=grow, args=(path, names, plain, queue))
     process.start()
-    sizes = queue.get()
     process.join()
-    return sizes
+    if process.exitcode:
+        raise SystemExit(f"the process that loads the routes ended with {process.exitcode}")
+    return queue.get()
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""How long threads should spin before they sleep: for microseconds, within a run only, never, or by ONNX Runtime's default. See docs/decisions/0004-threads.md.
+"""How long threads should spin before they sleep: for microseconds, within a run only, never, or by ONNX Runtime's
+default. See docs/decisions/0004-threads.md.
 
     python benchmarks/thread_waiting.py [--family resnet18-50] [--route resnet18] [--threads 2] [--rounds 20] [--busy 1]
 

@@ -2,9 +2,10 @@
 # Anchors trained on scikit-learn's digits -> a bundle: sh examples/digits/bundle.sh [DIR]
 # Without DIR it remakes the bundle that ships with the package, and the picture in the README.
 set -eu
-cd "$(dirname "$0")/../.."
 shipped=restnet_runtime/bundles/digits
 out=${1:-$shipped}
+case $out in /* | "$shipped") ;; *) out=$PWD/$out ;; esac
+cd "$(dirname "$0")/../.."
 anchors=build/digits
 
 # Two threads and no active waiting: small networks gain nothing from more, and a busy machine loses less.

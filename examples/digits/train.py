@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+
 from restnet_export.data import Samples, load_images
 from restnet_runtime.manifest import Preprocessing
-from torch import Tensor, nn
 
 PREPROCESSING = Preprocessing(mode="L", mean=(0.0,), std=(1.0,))
 EPOCHS = {"cnn_s": 6, "cnn_l": 20}
