@@ -1,14 +1,15 @@
 """Which route fits a budget on this device, what it costs here, and what its neighbours would give."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.engine import Engine
 from restnet_runtime.errors import CompileError
-from restnet_runtime.executor import Executor
+from restnet_runtime.executor import Executor, preparation_order
+from restnet_runtime.loader import Loader
 from restnet_runtime.machine import describe_machine
 from restnet_runtime.memory import footprint
 from restnet_runtime.policy import Candidate, History, decide
@@ -25,7 +26,8 @@ class RouteFigures:
 
     predicted_ms:            from the profile that the policy uses
     median_ms, p95_ms:       measured now, interleaved with the other routes shown
-    predicted_memory_bytes:  PSS of a process that serves this route, as the policy predicts it
+    predicted_memory_bytes:  PSS of this process with this route alone, as the policy predicts it
+    memory_bytes:            the same, measured after the other routes were released
     first_ms:                median of the first answer after a switch to this route
     """
 
@@ -37,6 +39,7 @@ class RouteFigures:
     median_ms: float
     p95_ms: float
     predicted_memory_bytes: int
+    memory_bytes: int
     first_ms: float
 
 
@@ -44,6 +47,7 @@ class RouteFigures:
 class Benchmark:
     """What `restnet-bench` found.
 
+    failed:     routes that cannot be loaded here, and why
     pss_bytes:  of this process with all routes resident
     switch_ms:  median of replacing the current route
     load_ms:    median of making a route resident from a warm compiled cache: what a reload on the request path would cost;
@@ -59,6 +63,7 @@ class Benchmark:
     cheaper: RouteFigures | None
     dearer: RouteFigures | None
     resident_routes: int
+    failed: dict[str, str]
     pss_bytes: int
     switch_ms: float
     load_ms: float | None
@@ -76,9 +81,11 @@ def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Be
     Raises `CompileError` when not one route can be loaded.
     """
     executor = engine.executor
-    engine.loader.run()
+    loader = Loader(executor, preparation_order(executor.bundle))  # also what is over the budget: it is to be compared
+    loader.run()
+    failed = loader.progress().failed
     if not executor.loaded:
-        raise CompileError(f"no route could be loaded: {engine.loader.progress().failed}")
+        raise CompileError(f"no route could be loaded: {failed}")
     candidates = [Candidate(route, executor.profile(route.name)) for route in executor.bundle.routes if route.name in executor.loaded]
     decision = decide(Reading(), budget, candidates, History(), now_s=0.0)
     chosen = executor.bundle.route(decision.route)
@@ -88,7 +95,11 @@ def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Be
     figures = _measure(executor, {role: route for role, route in shown.items() if route is not None}, runs)
     pss_bytes = footprint().pss_bytes
     switch_ms = _switch_ms(executor, [route.name for route in loaded], runs)
-    load_ms = [_reload_ms(executor, route.name) for route in shown.values() if route is not None] if len(loaded) > 1 else []
+    load_ms = []
+    for role in [*figures, *figures] if len(loaded) > 1 else []:
+        took_ms, alone_bytes = _alone(executor, figures[role].name)
+        load_ms += [took_ms] if took_ms is not None else []
+        figures[role] = replace(figures[role], memory_bytes=alone_bytes)
     return Benchmark(
         bundle=executor.bundle.manifest.name,
         digest=executor.bundle.digest,
@@ -99,6 +110,7 @@ def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Be
         cheaper=figures.get("cheaper"),
         dearer=figures.get("dearer"),
         resident_routes=len(loaded),
+        failed=failed,
         pss_bytes=pss_bytes,
         switch_ms=switch_ms,
         load_ms=percentile(load_ms, 0.5) if load_ms else None,
@@ -123,7 +135,7 @@ def render(benchmark: Benchmark) -> str:
         f"route  {benchmark.chosen.name}: {benchmark.reason}",
         "",
         table(
-            ("", "route", "cost", "accuracy", "predicted", "median", "p95", "memory", "first after switch"),
+            ("", "route", "cost", "accuracy", "predicted", "median", "p95", "first after switch", "memory, predicted", "alone"),
             (
                 (
                     figures.role,
@@ -133,8 +145,9 @@ def render(benchmark: Benchmark) -> str:
                     format_ms(figures.predicted_ms),
                     format_ms(figures.median_ms),
                     format_ms(figures.p95_ms),
-                    format_bytes(figures.predicted_memory_bytes),
                     format_ms(figures.first_ms),
+                    format_bytes(figures.predicted_memory_bytes),
+                    format_bytes(figures.memory_bytes),
                 )
                 for figures in shown
             ),
@@ -144,6 +157,7 @@ def render(benchmark: Benchmark) -> str:
         f"a switch costs {format_ms(benchmark.switch_ms)}"
         + ("" if benchmark.load_ms is None else f"; loading a route would cost {format_ms(benchmark.load_ms)}"),
     ]
+    lines += [f"route {name} cannot be loaded: {why}" for name, why in benchmark.failed.items()]
     return "\n".join(lines)
 
 
@@ -170,6 +184,7 @@ def _measure(executor: Executor, shown: dict[str, Route], runs: int) -> dict[str
             median_ms=percentile(times[role], 0.5),
             p95_ms=percentile(times[role], 0.95),
             predicted_memory_bytes=profile.memory_bytes,
+            memory_bytes=footprint().pss_bytes,
             first_ms=percentile(first[role], 0.5),
         )
     return figures
@@ -184,13 +199,19 @@ def _switch_ms(executor: Executor, names: list[str], runs: int) -> float:
     return percentile(times, 0.5)
 
 
-def _reload_ms(executor: Executor, name: str) -> float:
-    """Release a route and load it again from the compiled cache. Needs another loaded route, to switch to meanwhile."""
-    executor.switch(next(loaded for loaded in executor.loaded if loaded != name))
-    executor.release(name)
-    started = time.perf_counter()
-    executor.load(name)
-    return (time.perf_counter() - started) * 1e3
+def _alone(executor: Executor, name: str) -> tuple[float | None, int]:
+    """Milliseconds to load the route from the compiled cache (`None` if it was loaded), and PSS once it alone is resident."""
+    took_ms = None
+    if name not in executor.loaded:
+        started = time.perf_counter()
+        executor.load(name)
+        took_ms = (time.perf_counter() - started) * 1e3
+    executor.switch(name)
+    for other in executor.loaded:
+        if other != name:
+            executor.release(other)
+    executor.run(_noise(executor))
+    return took_ms, footprint().pss_bytes
 
 
 def _noise(executor: Executor) -> np.ndarray:

@@ -17,13 +17,13 @@ import mmap
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-FORMAT = 1
+FORMAT = 2
 _SMALL_ALIGN = 64
 _PAGE_ALIGN = max(4096, mmap.ALLOCATIONGRANULARITY)
 
@@ -32,15 +32,19 @@ _PAGE_ALIGN = max(4096, mmap.ALLOCATIONGRANULARITY)
 class CompiledRoute:
     """One compiled route on disk.
 
-    extents:        (offset, length, SHA-256) of everything in the weights file that its graph refers to
-    touched_bytes:  how much of that a session really reads (a raw tensor with a prepacked twin is never touched)
+    extents:  (offset, length, SHA-256) of everything in the weights file that its graph refers to
+    touched:  (offset, length) of what a session really reads (a raw tensor with a prepacked twin is never touched)
     """
 
     name: str
     graph: Path
     graph_sha256: str
     extents: tuple[tuple[int, int, str], ...]
-    touched_bytes: int
+    touched: frozenset[tuple[int, int]]
+
+    @property
+    def touched_bytes(self) -> int:
+        return sum(length for _, length in self.touched)
 
 
 class DamagedCacheError(Exception):
@@ -122,7 +126,7 @@ class Cache:
             graph=self.path / _plain_name(entry["graph"]),
             graph_sha256=entry["graph_sha256"],
             extents=tuple((int(offset), int(length), str(sha)) for offset, length, sha in entry["extents"]),
-            touched_bytes=int(entry["touched_bytes"]),
+            touched=frozenset((int(offset), int(length)) for offset, length in entry["touched"]),
         )
 
     def _verify(self, compiled: CompiledRoute, weights: Path) -> None:
@@ -222,7 +226,7 @@ class CacheWriter:
         pieces = (data[start : start + 2**20] for start in range(0, len(data), 2**20))
         return length == len(data) and all(self._file.read(len(piece)) == piece for piece in pieces)
 
-    def commit(self, name: str, graph: bytes, touched_bytes: int) -> CompiledRoute:
+    def commit(self, name: str, graph: bytes, touched: Iterable[tuple[int, int]]) -> CompiledRoute:
         """Make the route durable: weights first, then the graph, then the list that names them."""
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -232,7 +236,7 @@ class CacheWriter:
             "graph": file,
             "graph_sha256": hashlib.sha256(graph).hexdigest(),
             "extents": [[offset, length, sha] for sha, (offset, length) in sorted(self._used.items(), key=lambda item: item[1])],
-            "touched_bytes": touched_bytes,
+            "touched": sorted(touched),
         }
         document = {
             "format": FORMAT,

@@ -137,7 +137,7 @@ def _merge(name: str, graph: Path, weights: Path, writer: CacheWriter) -> Compil
             del tensor.external_data[:]
             for key, value in moved.items():
                 tensor.external_data.add(key=key, value=value)
-    return writer.commit(name, model.SerializeToString(), sum(touched.values()))
+    return writer.commit(name, model.SerializeToString(), touched.items())
 
 
 def _move_prepacked(value: str, move: Callable[[int, int], int], touched: dict[int, int]) -> str:

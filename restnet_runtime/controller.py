@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import UnitError
-from restnet_runtime.policy import DEFAULTS, Candidate, Decision, History, PolicySettings, choose_for_request, decide
+from restnet_runtime.policy import DEFAULTS, Candidate, Decision, History, PolicySettings, choose_for_request, decide, in_force
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
@@ -150,6 +150,12 @@ class Controller:
     def decision(self) -> Decision | None:
         """The last decision; `None` until a tick finds a loaded route."""
         return self._standing.decision
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """What this process may take now: the lower of the budget's limit and what the device leaves; `None` when neither is known."""
+        budget, reading = self._standing[:2]
+        return in_force(budget, reading or Reading(), self._settings).memory_bytes
 
     def observe(self, route: str, latency_ms: float) -> None:
         """Report one answered request of batch 1. For the request path: no lock, one append. Routes without profile are left out."""

@@ -1,7 +1,7 @@
 """The engine: one bundle on this device, wired. The Python API, and what the commands and the server are built on.
 
     with Engine.open("bundle", Budget.parse("200MFLOPs")) as engine:
-        engine.loader.join()
+        engine.wait_ready()                                 # the first route; the others follow
         answer = engine.run(x)
         engine.controller.budget = Budget.parse("100MFLOPs")
 
@@ -10,6 +10,7 @@ x is float32 (batch, C, H, W).
 
 import os
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
+from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Answer, Executor, preparation_order
 from restnet_runtime.loader import Loader
 from restnet_runtime.sensors import Sensors
@@ -60,13 +62,28 @@ class Engine:
         compiler = Compiler.for_bundle(bundle, cache_root or default_cache_root())
         executor = Executor(bundle, compiler, SessionSettings(threads or usable_cores()))
         controller = Controller(executor, Sensors(), budget, interval_s)
-        loader = Loader(executor, preparation_order(bundle), on_loaded=lambda _: controller.reconsider())
+        loader = Loader(
+            executor,
+            preparation_order(bundle),
+            on_loaded=lambda _: controller.reconsider(),
+            memory_limit=lambda: controller.memory_limit_bytes,
+            interval_s=interval_s,
+        )
         return cls(executor, controller, loader)
 
     def start(self) -> None:
         """Make routes ready in the background, the cheapest of the Pareto front first, and watch the device."""
         self.loader.start()
         self.controller.start()
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Wait until the first route is loaded. Raises `CompileError` if none is after `timeout_s` seconds, or all have failed."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self.executor.current is None:
+            progress = self.loader.progress()
+            if progress.done or (deadline is not None and time.monotonic() > deadline):
+                raise CompileError(f"no route is loaded: {progress.failed or 'not yet'}")
+            time.sleep(0.005)
 
     def stop(self) -> None:
         """End both threads and release every session."""

@@ -16,14 +16,16 @@ from restnet_runtime.cache import CompiledRoute, write_atomically
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError, InputError
 from restnet_runtime.memory import footprint
-from restnet_runtime.profile import Measurement, RouteProfile, percentile, time_runs
+from restnet_runtime.profile import RouteProfile, Timing, time_runs
+from restnet_runtime.residency import Need, together
 from restnet_runtime.routes import Route
-from restnet_runtime.sessions import SessionSettings, infer, load_session
+from restnet_runtime.sessions import SessionSettings, infer, load_session, trim_heap
 
 log = logging.getLogger(__name__)
 
 _PROFILES_FILE = "profiles.json"
 _WARM_RUNS = 2
+_GUESSED_ANONYMOUS_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,6 @@ class Resident:
     route: Route
     session: ort.InferenceSession
     compiled: CompiledRoute
-    profile: RouteProfile
 
 
 class Executor:
@@ -51,11 +52,14 @@ class Executor:
     def __init__(self, bundle: Bundle, compiler: Compiler, settings: SessionSettings) -> None:
         self.bundle = bundle
         self._compiler, self._settings = compiler, settings
-        self._base_bytes = footprint().pss_bytes
         self._lock = threading.Lock()  # guards the next two
         self._residents: dict[str, Resident] = {}
         self._current: Resident | None = None
-        self._loading = threading.Lock()  # one load at a time, so that what it adds to the process can be measured
+        self._loading = threading.Lock()  # one load or release at a time, so that what it changes can be measured
+        # Kept for released routes too. Replaced or added to by the thread that holds `_loading`, read by any.
+        self._needs: dict[str, Need] = {}
+        self._timings: dict[str, Timing] = {}
+        self._overhead_bytes = footprint().pss_bytes
 
     @property
     def current(self) -> Route | None:
@@ -69,10 +73,26 @@ class Executor:
         with self._lock:
             return tuple(self._residents)
 
+    @property
+    def overhead_bytes(self) -> int:
+        """PSS of this process without any route, as measured when a route was last loaded or released."""
+        return self._overhead_bytes
+
     def profile(self, name: str) -> RouteProfile | None:
-        """The profile of a loaded route, else `None`."""
-        resident = self._residents.get(name)
-        return resident.profile if resident else None
+        """The profile of a route that is or was loaded, else `None`. Its memory is that of the process with this route alone."""
+        timing, need = self._timings.get(name), self._needs.get(name)
+        if timing is None or need is None:
+            return None
+        return RouteProfile(timing.latency_ms, timing.p95_ms, self._overhead_bytes + together([need]))
+
+    def need(self, name: str) -> Need:
+        """What the route adds when it is loaded; before its first load a cautious guess from the size of its weights."""
+        known = self._needs.get(name)
+        if known is not None:
+            return known
+        route = self.bundle.route(name)
+        # An extent that no other route has: what is shared is known only once it is compiled.
+        return Need(frozenset({(-1 - hash(name) % 2**40, route.weight_bytes)}), _GUESSED_ANONYMOUS_BYTES)
 
     def load(self, name: str, on_compile: Callable[[Route], None] | None = None) -> Resident:
         """Compile (unless cached), load, warm and profile a route, then let it be switched to. The first one becomes current.
@@ -83,29 +103,33 @@ class Executor:
         with self._loading:
             if name in self._residents:
                 return self._residents[name]
-            compiled = self._compiler.compile(route, on_compile)
-            before = footprint().anonymous_bytes
-            session = load_session(compiled, self._settings)
-            x = self._example()
-            self._warm(route, session, x)
-            measured = self._remembered(name)
-            if measured is None:
-                anonymous = max(0, footprint().anonymous_bytes - before)
-                times = time_runs(lambda: infer(session, x), time.perf_counter)
-                measured = Measurement(percentile(times, 0.5), percentile(times, 0.95), anonymous)
-                self._remember(name, measured)
-            resident = Resident(route, session, compiled, measured.profile(self._base_bytes, compiled.touched_bytes))
+            compiled, session, anonymous = self._session(route, on_compile)
+            if name not in self._timings:
+                self._timings[name] = self._remembered(name) or self._timed(name, session)
+            self._needs[name] = Need(compiled.touched, anonymous)
+            resident = Resident(route, session, compiled)
             with self._lock:
                 self._residents[name] = resident
                 self._current = self._current or resident
+            self._weigh()
         return resident
+
+    def refine(self, name: str) -> None:
+        """Time a loaded route again and keep the quicker timing: the last start may have met a busy moment."""
+        resident = self._residents.get(name)
+        if resident is not None:
+            times = time_runs(lambda: infer(resident.session, self._example()), time.perf_counter, max_runs=10, max_s=0.1)
+            self._timings[name] = self._timings[name].better(Timing.of(times))
+            self._remember(name, self._timings[name])
 
     def release(self, name: str) -> None:
         """Forget a loaded route; requests that run on it finish. Raises `CompileError` for the current one."""
-        with self._lock:
-            if self._current is not None and self._current.route.name == name:
-                raise CompileError(f"the route {name!r} is the current one and cannot be released: switch first")
-            self._residents.pop(name, None)
+        with self._loading:
+            with self._lock:
+                if self._current is not None and self._current.route.name == name:
+                    raise CompileError(f"the route {name!r} is the current one and cannot be released: switch first")
+                self._residents.pop(name, None)
+            self._weigh()
 
     def switch(self, name: str) -> None:
         """Make a loaded route the current one. Requests under way keep theirs. Raises `CompileError` if it is not loaded."""
@@ -151,22 +175,52 @@ class Executor:
         if shapes != {(1, len(self.bundle.manifest.classes))}:
             raise CompileError(f"the route {route.name!r} answers {shapes.pop()} for {len(self.bundle.manifest.classes)} classes")
 
-    def _remembered(self, name: str) -> Measurement | None:
+    def _session(self, route: Route, on_compile: Callable[[Route], None] | None) -> tuple[CompiledRoute, ort.InferenceSession, int]:
+        """The compiled route, a warm session on it, and the anonymous memory that this added."""
+        for attempt in (1, 2):
+            compiled = self._compiler.compile(route, on_compile)
+            try:
+                if not self._needs:
+                    # The very first session also brings what all share (arena, code), which is no route's own.
+                    self._warm(route, load_session(compiled, self._settings), self._example())
+                before = footprint().anonymous_bytes
+                session = load_session(compiled, self._settings)
+            except CompileError:
+                if attempt == 2 or compiled.graph.exists():
+                    raise
+                continue  # another process found the cache damaged and dropped it just now
+            self._warm(route, session, self._example())
+            return compiled, session, max(0, footprint().anonymous_bytes - before)
+        raise AssertionError("the second attempt returns or raises")
+
+    def _timed(self, name: str, session: ort.InferenceSession) -> Timing:
+        timing = Timing.of(time_runs(lambda: infer(session, self._example()), time.perf_counter))
+        self._remember(name, timing)
+        return timing
+
+    def _weigh(self) -> None:
+        """Measure the process without its routes: what it has now less what they add. Needs `_loading`."""
+        trim_heap()
+        with self._lock:
+            loaded = list(self._residents)
+        self._overhead_bytes = max(0, footprint().pss_bytes - together(self._needs[name] for name in loaded))
+
+    def _remembered(self, name: str) -> Timing | None:
         try:
             entry = json.loads((self._compiler.cache.path / _PROFILES_FILE).read_bytes())[self._profile_key(name)]
-            return Measurement(float(entry["latency_ms"]), float(entry["p95_ms"]), int(entry["anonymous_bytes"]))
+            return Timing(float(entry["latency_ms"]), float(entry["p95_ms"]))
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
 
-    def _remember(self, name: str, measured: Measurement) -> None:
-        """Keep a measurement beside the compiled routes; of two processes that write at once the last one wins."""
+    def _remember(self, name: str, timing: Timing) -> None:
+        """Keep a timing beside the compiled routes; of two processes that write at once the last one wins."""
         path = self._compiler.cache.path / _PROFILES_FILE
         try:
             known = dict(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, RecursionError):
             known = {}
         try:
-            write_atomically(path, json.dumps({**known, self._profile_key(name): asdict(measured)}).encode())
+            write_atomically(path, json.dumps({**known, self._profile_key(name): asdict(timing)}).encode())
         except OSError as error:  # a full disk costs the next start a measurement, no more
             log.warning("the profile of %s cannot be kept: %s", name, error)
 

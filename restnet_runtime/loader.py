@@ -1,42 +1,64 @@
-"""The loader: a thread that makes one route after the other ready, off the request path."""
+"""The loader: a thread that makes routes ready and lets go of what no longer fits, off the request path."""
 
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from restnet_runtime.errors import RestnetError
 from restnet_runtime.executor import Executor
+from restnet_runtime.residency import by_value, keep
 from restnet_runtime.routes import Route
 
 log = logging.getLogger(__name__)
 
+LOAD_MARGIN = 1.1
+"""A route is loaded only where this much more than its need would fit, so that it is not loaded and released in turns."""
+
 
 @dataclass(frozen=True)
 class Progress:
-    """total: routes to make ready. loading: the one being made ready. failed: what went wrong, by route."""
+    """total: routes to make ready. loading: the one being made ready. left_out: for want of memory. failed: what went wrong, by route."""
 
     total: int
     loaded: int
     loading: str | None
     compiled: int
+    left_out: tuple[str, ...]
     failed: dict[str, str]
 
     @property
     def done(self) -> bool:
-        return self.loaded + len(self.failed) >= self.total
+        return self.loaded + len(self.left_out) + len(self.failed) >= self.total
 
 
 class Loader:
-    """Loads `names` into `executor` in that order. A route that fails is reported and left out; the others go on."""
+    """Keeps as many of `names` loaded in `executor` as the memory limit allows, loading them in that order.
 
-    def __init__(self, executor: Executor, names: Sequence[str], on_loaded: Callable[[str], None] | None = None) -> None:
+    on_loaded, on_released:  told the name of a route after its load, and after its release
+    memory_limit:            bytes that the process may take now, `None` for no limit; asked before every step
+
+    A route that fails is reported and left out; the others go on.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        names: Sequence[str],
+        on_loaded: Callable[[str], None] | None = None,
+        memory_limit: Callable[[], int | None] | None = None,
+        interval_s: float = 1.0,
+    ) -> None:
         self._executor, self._names, self._on_loaded = executor, tuple(names), on_loaded
+        self._memory_limit, self._interval_s = memory_limit, interval_s
         self._loading: str | None = None
         self._compiled = 0
-        self._failed: dict[str, str] = {}
+        known = {route.name for route in executor.bundle.routes}
+        self._failed = {name: f"the bundle has no route {name!r}" for name in names if name not in known}
+        self._left_out: tuple[str, ...] = ()
+        self._refined: set[str] = set()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.run, name="restnet-loader", daemon=True)
+        self._settled = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="restnet-loader", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -48,29 +70,77 @@ class Loader:
             self._thread.join()
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Wait until every route is loaded or has failed."""
-        self._thread.join(timeout_s)
+        """Wait until every route that fits is loaded, and every other one has failed or been left out."""
+        self._settled.wait(timeout_s)
 
     def progress(self) -> Progress:
         loaded = len(set(self._names) & set(self._executor.loaded))
-        return Progress(len(self._names), loaded, self._loading, self._compiled, dict(self._failed))
+        return Progress(len(self._names), loaded, self._loading, self._compiled, self._left_out, dict(self._failed))
 
     def run(self) -> None:
-        """Load all, in this thread."""
-        for name in self._names:
-            if self._stop.is_set():
-                break
-            self._loading = name
-            try:
-                self._executor.load(name, self._count)
-            except RestnetError as error:
-                self._failed[name] = str(error)
-                log.error("route %s cannot be loaded: %s", name, error)
-            else:
-                if self._on_loaded is not None:
-                    self._on_loaded(name)
-        self._loading = None
-        log.info("%d of %d routes ready, %d of them compiled now", len(self._executor.loaded), len(self._names), self._compiled)
+        """Load and release until nothing is left to do, in this thread."""
+        while not self._stop.is_set() and self.step():
+            pass
+        self._settled.set()
+        log.info(
+            "%d of %d routes ready, %d compiled now, %d left out for want of memory",
+            len(self._executor.loaded),
+            len(self._names),
+            self._compiled,
+            len(self._left_out),
+        )
+
+    def step(self) -> bool:
+        """Release what does not fit, else load the next that does. Returns whether there was anything to do."""
+        limit = self._memory_limit() if self._memory_limit is not None else None
+        current = self._executor.current
+        order = [name for name in by_value(self._executor.bundle.routes, current.name if current else None) if name in self._names]
+        loaded = self._executor.loaded
+        staying = self._fitting([name for name in order if name in loaded], limit)
+        gone = [name for name in loaded if name in self._names and name not in staying]
+        for name in gone:
+            self._release(name)
+        wanted = [name for name in order if name not in self._failed]
+        fitting = self._fitting(wanted, None if limit is None else limit / LOAD_MARGIN)
+        self._left_out = tuple(name for name in wanted if name not in fitting and name not in staying)
+        missing = [name for name in self._names if name in fitting and name not in loaded]
+        if missing:
+            self._load(missing[0])
+        return bool(gone or missing)
+
+    def _loop(self) -> None:
+        self.run()
+        while not self._stop.wait(self._interval_s):
+            if self.step():
+                continue
+            stale = [name for name in self._executor.loaded if name not in self._refined]
+            if stale:
+                self._refined.add(stale[0])
+                self._executor.refine(stale[0])
+
+    def _fitting(self, order: Sequence[str], limit: float | None) -> list[str]:
+        needs = {name: self._executor.need(name) for name in order}
+        return keep(order, needs, self._executor.overhead_bytes, limit)
+
+    def _load(self, name: str) -> None:
+        self._loading = name
+        try:
+            self._executor.load(name, self._count)
+            if self._on_loaded is not None:
+                self._on_loaded(name)
+        except Exception as error:  # whatever it is, the other routes can still be made ready
+            self._failed[name] = str(error) or repr(error)
+            log.error("route %s cannot be loaded: %s", name, error)
+        finally:
+            self._loading = None
+
+    def _release(self, name: str) -> None:
+        try:
+            self._executor.release(name)
+        except Exception as error:  # it became the current route a moment ago
+            log.info("route %s stays: %s", name, error)
+        else:
+            log.info("route %s released for want of memory", name)
 
     def _count(self, route: Route) -> None:
         self._compiled += 1

@@ -145,6 +145,11 @@ def decide(
     return _decision(scene, chosen, fallen, f"{current.route.name} no longer fits: {_broken(scene, current)}; {chosen.route.name} does")
 
 
+def in_force(budget: Budget, reading: Reading, settings: PolicySettings = DEFAULTS) -> Budget:
+    """The limits in force: the budget, its memory lowered to the sensed limit."""
+    return _Scene.of(reading, budget, settings).in_force()
+
+
 def choose_for_request(
     standing: Budget,
     request: Budget,

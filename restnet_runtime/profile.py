@@ -20,19 +20,19 @@ class RouteProfile:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """What running a session alone showed, without what the process needs anyway; this is what the cache keeps.
-
-    anonymous_bytes:  memory of its own that loading and running the session added
-    """
+class Timing:
+    """Latencies of a session at batch 1, median and 95th percentile; what the cache keeps from one start to the next."""
 
     latency_ms: float
     p95_ms: float
-    anonymous_bytes: int
 
-    def profile(self, base_bytes: int, touched_bytes: int) -> RouteProfile:
-        """The route's profile in a process of `base_bytes` without routes, when the session maps and reads `touched_bytes`."""
-        return RouteProfile(self.latency_ms, self.p95_ms, base_bytes + touched_bytes + self.anonymous_bytes)
+    @classmethod
+    def of(cls, times_ms: Sequence[float]) -> "Timing":
+        return cls(percentile(times_ms, 0.5), percentile(times_ms, 0.95))
+
+    def better(self, other: "Timing") -> "Timing":
+        """The quicker of two: what disturbs a measurement makes it slower, never quicker."""
+        return self if self.latency_ms <= other.latency_ms else other
 
 
 def time_runs(

@@ -172,6 +172,7 @@ class RouteCounts(_Answer):
     loaded: list[str]
     loading: Annotated[str | None, Field(description="being compiled or loaded now")]
     compiled: Annotated[int, Field(description="compiled since the start; the others came from the cache")]
+    left_out: Annotated[list[str], Field(description="not loaded for want of memory")]
     failed: Annotated[dict[str, str], Field(description="routes that cannot be loaded here, and why")]
 
 

@@ -70,6 +70,7 @@ def describe_server(executor: Executor, controller: Controller, queue: QueueAnsw
             loaded=list(executor.loaded),
             loading=progress.loading if progress else None,
             compiled=progress.compiled if progress else 0,
+            left_out=list(progress.left_out) if progress else [],
             failed=progress.failed if progress else {},
         ),
         current=_current(executor),

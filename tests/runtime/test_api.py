@@ -585,7 +585,7 @@ def test_not_ready_until_a_route_is_loaded(make):
         served.executor.load("small")
         assert client.get("/readyz").json() == {"status": "ready"}
         assert client.post("/predict", content=png()).json()["route"] == "small"
-        assert client.get("/status").json()["routes"] == {"known": 4, "loaded": ["small"], "loading": None, "compiled": 0, "failed": {}}
+        assert client.get("/status").json()["routes"] == {"known": 4, "loaded": ["small"], "loading": None, "compiled": 0, "left_out": [], "failed": {}}
 
 
 def test_health_checks_answer_head(client):

@@ -54,7 +54,8 @@ def test_every_figure_is_what_it_says(engine: Engine) -> None:
     bundle, budget = engine.executor.bundle, Budget(macs=engine.executor.bundle.route(MIDDLE).macs)
     result = bench_under(engine, budget)
     assert (result.bundle, result.digest, result.budget, result.threads) == ("shapes", bundle.digest, budget, 1)
-    assert result.resident_routes == len(bundle.routes) == len(engine.executor.loaded)
+    assert result.resident_routes == len(bundle.routes)
+    assert result.failed == {}
     assert result.machine == describe_machine()
     for role in ("cheaper", "chosen", "dearer"):
         figures = getattr(result, role)
@@ -62,7 +63,7 @@ def test_every_figure_is_what_it_says(engine: Engine) -> None:
         assert profile is not None
         assert (figures.role, figures.macs, figures.accuracy) == (role, route.macs, route.accuracy)
         assert figures.predicted_ms == profile.latency_ms
-        assert figures.predicted_memory_bytes > 0
+        assert figures.predicted_memory_bytes == pytest.approx(figures.memory_bytes, rel=0.15)
         assert 0 < figures.median_ms <= figures.p95_ms
         assert figures.first_ms > 0
     assert result.pss_bytes > 10_000_000  # an interpreter with ONNX Runtime is never smaller

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from restnet_runtime.bundle import Bundle
-from restnet_runtime.cache import Cache, DamagedCacheError, mapped, write_atomically
+from restnet_runtime.cache import FORMAT, Cache, DamagedCacheError, mapped, write_atomically
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
@@ -144,7 +144,7 @@ DAMAGE = {
     "no fields": garbage(b"{}"),
     "a directory": a_directory,
     "foreign key": edit(lambda document: document["key"].update(cpu="another")),
-    "newer format": edit(lambda document: document.update(format=2)),
+    "newer format": edit(lambda document: document.update(format=FORMAT + 1)),
     "weights elsewhere": outside,
     "absolute weights": edit(lambda document: document.update(weights="/etc/passwd")),
     "graph elsewhere": edit(lambda document: document["routes"]["small"].update(graph="../route.onnx")),
@@ -227,7 +227,7 @@ def test_nothing_counts_before_the_commit(tmp_path) -> None:
     assert cache.get("route") is None
     with cache.locked() as held, held.writer() as writer:
         offsets = [writer.place(memoryview(data)) for data in (b"a" * 5000, b"small", b"b" * 5000, b"a" * 5000)]
-        made = writer.commit("route", b"graph", 7)
+        made = writer.commit("route", b"graph", [(0, 7)])
     assert offsets == [0, 5056, 8192, 0]
     assert cache.get("route") == made
     assert made.graph.read_bytes() == b"graph"

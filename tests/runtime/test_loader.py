@@ -1,6 +1,7 @@
 """The loader: progress, routes that fail, and stopping."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.executor import Executor, preparation_order
 from restnet_runtime.loader import Loader, Progress
+from restnet_runtime.profile import Timing
 from restnet_runtime.sessions import SessionSettings
 
 
@@ -31,20 +33,21 @@ def test_loads_all_in_order_and_tells_how_far_it_is(family_bundle, make) -> None
         seen.append((name, loader.progress()))
 
     loader = Loader(executor, names, on_loaded)
-    assert loader.progress() == Progress(total=4, loaded=0, loading=None, compiled=0, failed={})
+    assert loader.progress() == Progress(total=4, loaded=0, loading=None, compiled=0, left_out=(), failed={})
     loader.start()
     loader.join(60)
     assert [name for name, _ in seen] == names == list(executor.loaded)
-    assert [progress for _, progress in seen] == [Progress(4, index, name, index, {}) for index, name in enumerate(names, 1)]
+    assert [progress for _, progress in seen] == [Progress(4, index, name, index, (), {}) for index, name in enumerate(names, 1)]
     assert [progress.done for _, progress in seen] == [False, False, False, True]
-    assert loader.progress() == Progress(total=4, loaded=4, loading=None, compiled=4, failed={})
+    assert loader.progress() == Progress(total=4, loaded=4, loading=None, compiled=4, left_out=(), failed={})
+    loader.stop()
 
 
 def test_a_warm_cache_compiles_nothing(family_bundle, make) -> None:
     for compiled in (4, 0):
         loader = Loader(make(family_bundle), preparation_order(family_bundle))
         loader.run()
-        assert loader.progress() == Progress(4, 4, None, compiled, {})
+        assert loader.progress() == Progress(4, 4, None, compiled, (), {})
 
 
 def test_routes_loaded_by_others_do_not_count(family_bundle, make) -> None:
@@ -88,7 +91,7 @@ def test_stop_ends_after_the_route_under_way(family_bundle, make) -> None:
     go_on.set()
     stopping.join(60)
     assert executor.loaded == ("small",)
-    assert loader.progress() == Progress(total=4, loaded=1, loading=None, compiled=1, failed={})
+    assert loader.progress() == Progress(total=4, loaded=1, loading=None, compiled=1, left_out=(), failed={})
 
 
 def test_stop_before_the_start_loads_nothing(family_bundle, make) -> None:
@@ -104,3 +107,41 @@ def in_thread(work: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=work)
     thread.start()
     return thread
+
+
+def test_one_that_fails_in_an_unforeseen_way_does_not_end_the_others(family_bundle, make) -> None:
+    def spoil(name: str) -> None:
+        if name == "small":
+            raise ValueError("nobody thought of this")
+
+    executor = make(family_bundle)
+    loader = Loader(executor, preparation_order(family_bundle), spoil)
+    loader.start()
+    loader.join(60)
+    assert len(executor.loaded) == 4
+    assert loader.progress().failed == {"small": "nobody thought of this"}
+    assert loader.progress().loading is None
+    loader.stop()
+
+
+def test_without_room_only_the_first_is_loaded(family_bundle, make) -> None:
+    executor = make(family_bundle)
+    loader = Loader(executor, preparation_order(family_bundle), memory_limit=lambda: 1)
+    loader.run()
+    assert executor.loaded == ("small",)
+    assert set(loader.progress().left_out) == {route.name for route in family_bundle.routes} - {"small"}
+    assert loader.progress().done
+
+
+def test_idle_it_times_again_what_was_measured_in_a_busy_moment(family_bundle, make) -> None:
+    executor = make(family_bundle)
+    executor.load("small")
+    slow = executor._timings["small"] = Timing(1e6, 2e6)
+    loader = Loader(executor, ["small"], interval_s=0.01)
+    loader.start()
+    deadline = time.monotonic() + 60
+    while executor.profile("small").latency_ms == slow.latency_ms:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    loader.stop()
+    assert 0 < executor.profile("small").latency_ms < 1e5

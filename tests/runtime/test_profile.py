@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restnet_runtime.profile import Measurement, RouteProfile, percentile, time_runs
+from restnet_runtime.profile import Timing, percentile, time_runs
 
 
 class Clock:
@@ -46,5 +46,7 @@ def test_known_percentiles() -> None:
     assert [percentile([3.0, 1.0, 2.0], share) for share in (0, 0.5, 0.95, 1)] == [1.0, 2.0, 3.0, 3.0]
 
 
-def test_memory_is_the_process_the_weights_and_the_session() -> None:
-    assert Measurement(1.5, 2.0, 300).profile(base_bytes=50_000, touched_bytes=4_000) == RouteProfile(1.5, 2.0, 54_300)
+def test_of_two_timings_the_quicker_counts() -> None:
+    busy, quiet = Timing.of([9.0, 8.0, 30.0]), Timing.of([2.0, 3.0, 4.0])
+    assert (busy, quiet) == (Timing(9.0, 30.0), Timing(3.0, 4.0))
+    assert busy.better(quiet) == quiet.better(busy) == quiet

@@ -1,0 +1,130 @@
+"""Which routes stay loaded: the definition, and a real process that is held to a memory limit."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from restnet_export.writer import RouteSource, SegmentSource
+from restnet_runtime.budget import Budget
+from restnet_runtime.engine import Engine
+from restnet_runtime.manifest import Anchor
+from restnet_runtime.memory import footprint
+from restnet_runtime.residency import Need, by_value, keep, together
+from restnet_runtime.routes import Route
+
+MB = 10**6
+
+
+def route(name: str, macs: int, on_front: bool = True) -> Route:
+    return Route(name, ("a",), ("fp32",), macs, 0, 0, 0.5, on_front)
+
+
+def test_shared_weights_count_once() -> None:
+    first, second = Need(frozenset({(0, 100), (100, 50)}), 7), Need(frozenset({(0, 100), (200, 30)}), 9)
+    assert together([first]) == 157
+    assert together([first, second]) == 100 + 50 + 30 + 7 + 9
+    assert together([]) == 0
+
+
+def test_the_current_route_then_the_way_down_then_its_neighbours() -> None:
+    routes = [route("e", 5), route("a", 1), route("c", 3), route("d", 4), route("b", 2, on_front=False)]
+    assert by_value(routes, "d") == ["d", "a", "c", "e", "b"]
+    assert by_value(routes, None) == ["a", "c", "d", "e", "b"]
+
+
+needs = st.dictionaries(
+    st.sampled_from("abcdef"),
+    st.builds(Need, st.frozensets(st.tuples(st.integers(0, 5), st.integers(1, 40)), max_size=4), st.integers(0, 30)),
+    min_size=1,
+)
+
+
+@given(needs, st.integers(0, 50), st.integers(1, 300))
+def test_what_is_kept_fits_and_the_first_always_stays(needs: dict[str, Need], overhead: int, limit: int) -> None:
+    order = sorted(needs)
+    kept = keep(order, needs, overhead, limit)
+    assert kept[0] == order[0]
+    assert kept == [name for name in order if name in kept]
+    if len(kept) > 1:
+        assert overhead + together(needs[name] for name in kept) <= limit
+    assert keep(order, needs, overhead, None) == order
+
+
+@given(needs, st.integers(0, 50), st.integers(1, 300))
+def test_nothing_is_left_out_that_would_have_fitted(needs: dict[str, Need], overhead: int, limit: int) -> None:
+    order = sorted(needs)
+    kept = keep(order, needs, overhead, limit)
+    for name in order:
+        if name not in kept:
+            earlier = [one for one in kept if one < name]
+            assert overhead + together(needs[one] for one in [*earlier, name]) > limit
+
+
+def gemm(name: str, anchor: str, rng: np.random.Generator, cin: int, cout: int, flatten: bool = False) -> SegmentSource:
+    weight = rng.standard_normal((cin, cout)).astype(np.float32) / np.float32(cin**0.5)
+    shape = [1, 8, 8] if flatten else [cin]
+    nodes = [onnx.helper.make_node("Flatten", ["x"], ["flat"])] if flatten else []
+    nodes.append(onnx.helper.make_node("MatMul", ["flat" if flatten else "x", "w"], ["y"]))
+    graph = onnx.helper.make_graph(
+        nodes,
+        "segment",
+        [onnx.helper.make_tensor_value_info("x", 1, ["batch", *shape])],
+        [onnx.helper.make_tensor_value_info("y", 1, ["batch", cout])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    return SegmentSource(name, "block", anchor, "", tuple(shape), (cout,), weight.size, weight.size, model)
+
+
+def four_wide_anchors() -> dict[str, object]:
+    """Four networks of 16 MB of weights each that share nothing."""
+    rng = np.random.default_rng(0)
+    anchors, segments, routes = [], [], []
+    for index in range(4):
+        name, width = f"wide-{index}", 2000 + 16 * index
+        names = tuple(f"{name}.{block}" for block in range(3))
+        segments += [
+            gemm(names[0], name, rng, 64, width, flatten=True),
+            gemm(names[1], name, rng, width, width),
+            gemm(names[2], name, rng, width, 3),
+        ]
+        anchors.append(Anchor(name=name, segments=names))
+        routes.append(RouteSource(name, names, 0.5 + index / 10))
+    return {"anchors": tuple(anchors), "segments": tuple(segments), "routes": tuple(routes)}
+
+
+def test_a_memory_budget_unloads_and_room_loads_again(own_family: Callable[..., Path], tmp_path: Path) -> None:
+    """The limit decides how many are loaded, and the memory of the process really follows."""
+    path = own_family(**four_wide_anchors())
+    x = np.zeros((1, 1, 8, 8), np.float32)
+    with Engine.open(path, cache_root=tmp_path / "cache", threads=1, interval_s=0.05) as engine:
+        engine.loader.join(60)
+        executor = engine.executor
+        assert len(executor.loaded) == 4
+        for name in executor.loaded:
+            executor.run(x, name)
+        full = footprint().pss_bytes
+        limit = executor.overhead_bytes + 40 * MB
+        engine.controller.budget = Budget(memory_bytes=limit)
+        wait_until(lambda: len(executor.loaded) == 2)
+        held = footprint().pss_bytes
+        assert held < limit
+        assert full - held > 25 * MB
+        assert executor.current is not None
+        assert set(executor.loaded) == {"wide-0", executor.current.name}
+        wait_until(lambda: len(engine.loader.progress().left_out) == 2)
+        engine.controller.budget = Budget()
+        wait_until(lambda: len(executor.loaded) == 4)
+        wait_until(lambda: engine.loader.progress().left_out == ())
+
+
+def wait_until(holds: Callable[[], bool], limit_s: float = 30) -> None:
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
