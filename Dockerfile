@@ -35,7 +35,7 @@ WORKDIR /var/cache/restnet
 VOLUME ["/var/cache/restnet"]
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# A first start compiles the routes, so a slow board has two minutes before a failure counts.
+# Healthy is who can predict. A first start compiles the routes, so a slow board has two minutes before a failure counts.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/healthz', timeout=4).read()"]
+    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/readyz', timeout=4).read()"]
 CMD ["restnet-serve", "--host", "0.0.0.0", "--port", "8080"]

@@ -1,7 +1,5 @@
 """Activations: what an anchor computes at each of its cuts, one batch at a time and without gradients."""
 
-from collections.abc import Iterable, Iterator
-
 import torch
 from torch import Tensor
 
@@ -28,9 +26,3 @@ def cut_activations(anchor: CutAnchor, images: Tensor) -> list[Tensor]:
             x = block(x)
             outputs.append(x)
     return outputs
-
-
-def stream_activations(anchor: CutAnchor, batches: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """`cut_activations` of each batch in turn; nothing of a batch is kept once the next is asked for."""
-    for images in batches:
-        yield cut_activations(anchor, images)

@@ -31,6 +31,9 @@ FORMS = (
 RANDOM = "random"
 """In place of a checkpoint: random weights, the same each time, for trying a pipeline out. A file of that name is ./random."""
 
+_FILE_MODULE = "restnet_anchor_"
+"""In front of the names that modules get that are run from a file."""
+
 _SPEC = re.compile(r"(?:(?P<name>[^=:@]+)=)?(?P<kind>python|timm|torchvision):(?P<what>[^@]+?)(?:@(?P<checkpoint>.+))?")
 _FACTORY = re.compile(r"(?P<target>.+):(?P<factory>[A-Za-z_]\w*)")
 
@@ -90,17 +93,17 @@ class Anchor:
 def load_anchor(spec: AnchorSpec, input_shape: tuple[int, int, int] | None = None) -> Anchor:
     """Build the model, load its weights and try it once on a blank image.
 
-    `input_shape` is (C, H, W); timm models know their own and are built for another one where they can be. Raises SpecError if the model
-    cannot be built, its weights cannot be loaded or downloaded, no input shape is known, or it does not map a batch of such images to a row
-    of scores each.
+    `input_shape` is (C, H, W); models of timm and torchvision know their own, and timm's are built for another one where they can be.
+    Raises SpecError if the model cannot be built, its weights cannot be loaded or downloaded, no input shape is known, or it does not map a
+    batch of such images to a row of scores each.
     """
     state = read_state(spec.checkpoint) if spec.checkpoint is not None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if spec.kind == "timm":
+        if spec.kind == "torchvision":
+            module, preprocessing, own_shape = _from_torchvision(spec, state)
+        elif spec.kind == "timm":
             module, preprocessing, own_shape = _from_timm(spec, state, input_shape)
-        elif spec.kind == "torchvision":
-            module, preprocessing, own_shape = _from_torchvision(spec, state), None, None
         else:
             module, preprocessing, own_shape = _from_python(spec), None, None
     if state is not None:
@@ -154,7 +157,7 @@ def _from_timm(
 
 
 def _preprocessing(config: Mapping[str, Any], channels: int) -> Preprocessing | None:
-    """From timm's data configuration; None for images that are neither grey nor in colour."""
+    """From a data configuration as timm writes it; None for images that are neither grey nor in colour."""
     if channels not in (1, 3):
         return None
     # A colour network that was rebuilt for grey images keeps the configuration of three channels.
@@ -169,7 +172,9 @@ def _preprocessing(config: Mapping[str, Any], channels: int) -> Preprocessing | 
     )
 
 
-def _from_torchvision(spec: AnchorSpec, state: Mapping[str, Tensor] | None) -> nn.Module:
+def _from_torchvision(
+    spec: AnchorSpec, state: Mapping[str, Tensor] | None
+) -> tuple[nn.Module, Preprocessing | None, tuple[int, int, int] | None]:
     models = _library("torchvision").models
     if spec.target not in models.list_models():
         raise SpecError(f"torchvision has no model {spec.target!r}{_similar(spec.target, models.list_models())}")
@@ -181,7 +186,18 @@ def _from_torchvision(spec: AnchorSpec, state: Mapping[str, Tensor] | None) -> n
             warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
             return _built(spec, models.get_model, spec.target, weights=weights, **more)
 
-    return _with_classes(build, state)
+    module = _with_classes(build, state)
+    transforms = models.get_model_weights(spec.target).DEFAULT.transforms()
+    size = getattr(transforms, "crop_size", None)
+    if size is None or len(size) != 1:  # detectors and video networks, which are no anchors
+        return module, None, None
+    config = {
+        "interpolation": transforms.interpolation.value,
+        "crop_pct": size[0] / transforms.resize_size[0],
+        "mean": transforms.mean,
+        "std": transforms.std,
+    }
+    return module, _preprocessing(config, 3), (3, size[0], size[0])
 
 
 def _from_python(spec: AnchorSpec) -> nn.Module:
@@ -203,7 +219,7 @@ def _from_python(spec: AnchorSpec) -> nn.Module:
 
 def _run_file(path: Path) -> ModuleType:
     # A name of its own, so that two files called model.py do not replace one another.
-    name = f"restnet_anchor_{path.stem}_{abs(hash(path.resolve())):x}"
+    name = f"{_FILE_MODULE}{path.stem}_{abs(hash(path.resolve())):x}"
     found = importlib.util.spec_from_file_location(name, path)
     if found is None or found.loader is None:
         raise ImportError(f"{path} is not a Python file")
@@ -220,12 +236,28 @@ def _run_file(path: Path) -> ModuleType:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let the user's code import its neighbours, as it can when it is run as a script."""
+    """Let the user's code import its neighbours, as it can when it is run as a script.
+
+    They are forgotten afterwards: another anchor's neighbours may have the same names.
+    """
+    path, modules = list(sys.path), set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        sys.path[:] = path
+        # Not by the file of each module: a virtual environment may lie in this folder too.
+        new = {name for name in sys.modules if name not in modules and not name.startswith(_FILE_MODULE)}
+        tops = {top for top in {name.partition(".")[0] for name in new} if _lies_in(folder, sys.modules.get(top))}
+        for name in new:
+            if name.partition(".")[0] in tops:
+                del sys.modules[name]
+
+
+def _lies_in(folder: Path, module: ModuleType | None) -> bool:
+    """Is this the module or package that `import` finds in `folder` itself?"""
+    places = getattr(module, "__path__", None) or [getattr(module, "__file__", None)]
+    return any(Path(place).resolve().parent == folder.resolve() for place in places if place)
 
 
 def _built(spec: AnchorSpec, factory: Callable[..., Any], *args: Any, **options: Any) -> nn.Module:

@@ -6,11 +6,10 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from restnet_runtime import __version__
 from restnet_runtime.errors import ExportError, RestnetError, SpecError
-from restnet_runtime.manifest import Preprocessing
 from restnet_runtime.tables import routes_table
 
 DESCRIPTION = """\
@@ -47,22 +46,31 @@ def parser() -> argparse.ArgumentParser:
         help="restnet: early blocks of the larger, late blocks of the smaller, cuts chosen by similarity; "
         "sn-net: small to large in sliding windows (default: %(default)s)",
     )
-    rule.add_argument("--kernel", type=int, default=2, help="sn-net: blocks in a window (default: %(default)s)")
-    rule.add_argument("--stride", type=int, default=1, help="sn-net: step between windows (default: %(default)s)")
+    rule.add_argument("--kernel", type=int, help="sn-net: blocks in a window (default: 2)")
+    rule.add_argument("--stride", type=int, help="sn-net: step between windows (default: 1)")
     rule.add_argument("--stages", type=int, nargs="+", metavar="N", help="sn-net: stages to stitch, from 0 (default: all but the last)")
-    rule.add_argument("--samples", type=int, default=100, help="images behind similarity and least squares (default: %(default)s)")
+    rule.add_argument(
+        "--samples", type=int, default=100, help="images behind similarity and least squares, at least 4 (default: %(default)s)"
+    )
     rule.add_argument("--max-routes", type=int, metavar="N", help="keep the N most promising routes, the anchors among them")
     tune = result.add_argument_group("fine-tuning")
     tune.add_argument(
         "--finetune", choices=("none", "stitch"), default="stitch", help="stitch: stitching layers alone (default: %(default)s)"
     )
-    tune.add_argument("--epochs", type=int, default=5, help="passes over --data for every route (default: %(default)s)")
-    tune.add_argument("--lr", type=float, default=3e-4, help="step size; larger ones wreck routes (default: %(default)s)")
-    inputs = result.add_argument_group("input, for anchors that do not bring it")
+    tune.add_argument("--epochs", type=int, help="passes over --data for every route (default: 5)")
+    tune.add_argument("--lr", type=float, help="step size; larger ones wreck routes (default: 3e-4)")
+    inputs = result.add_argument_group("input, in place of what the anchors bring; --input, --mean and --std for those that bring none")
     inputs.add_argument("--input", type=int, nargs="+", metavar="SIZE", help="height and width, or one number for both")
     inputs.add_argument("--mean", type=float, nargs="+", help="per channel, of values in 0..1; one channel is grey, three are RGB")
     inputs.add_argument("--std", type=float, nargs="+", help="per channel")
-    inputs.add_argument("--classes", type=Path, metavar="FILE", help="class names, a line each, in the order of the labels")
+    inputs.add_argument("--resize", choices=("squash", "shortest"), help="squash: whatever the aspect; shortest: keep it, crop the centre")
+    inputs.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic"))
+    inputs.add_argument(
+        "--crop-pct", type=float, metavar="SHARE", help="of the resized image, what the centre crop keeps: above 0, at most 1"
+    )
+    inputs.add_argument(
+        "--classes", type=Path, metavar="FILE", help="class names, a line each, in the anchors' order; an imagefolder is read in this order"
+    )
     result.add_argument("--seed", type=int, default=0)
     result.add_argument("--quiet", action="store_true", help="print errors only")
     return result
@@ -73,9 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         _require_extra()
+        from .inputs import GivenPreprocessing
         from .pipeline import ExportSettings, export_bundle
 
-        preprocessing, input_shape = _input(args.input, args.mean, args.std)
+        mean, std, input_shape = _input(args.input, args.mean, args.std)
         bundle = export_bundle(
             ExportSettings(
                 anchors=tuple(args.anchors),
@@ -84,18 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 out=args.out,
                 rule=args.rule,
                 finetune=args.finetune,
-                samples=_at_least(args.samples, 1, "--samples"),
+                samples=args.samples,
                 max_routes=None if args.max_routes is None else _at_least(args.max_routes, 1, "--max-routes"),
                 seed=_at_least(args.seed, 0, "--seed"),
-                preprocessing=preprocessing,
+                preprocessing=GivenPreprocessing(mean, std, args.resize, args.interpolation, _crop_pct(args.crop_pct)),
                 input_shape=input_shape,
                 classes=_classes(args.classes),
-                stages=None if args.stages is None else tuple(args.stages),
-                kernel=args.kernel,
-                stride=args.stride,
-                epochs=_at_least(args.epochs, 1, "--epochs"),
-                lr=args.lr,
                 progress=not args.quiet,
+                **_of_choices(args),
             ),
             (lambda _: None) if args.quiet else (lambda line: print(line, flush=True)),
         )
@@ -114,22 +119,37 @@ def _require_extra() -> None:
         raise ExportError(f"this needs {', '.join(missing)}, which a device install leaves out: pip install 'restnet-runtime[export]'")
 
 
+def _of_choices(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that belong to one rule or one way of tuning, as far as given. Raises `SpecError` if they would do nothing."""
+    given = {name: value for name in ("kernel", "stride", "stages", "epochs", "lr") if (value := getattr(args, name)) is not None}
+    for name in given:
+        of_rule = name in ("kernel", "stride", "stages")
+        if of_rule and args.rule != "sn-net":
+            raise SpecError(f"--{name} does nothing with --rule {args.rule}: leave it out, or give --rule sn-net")
+        if not of_rule and args.finetune == "none":
+            raise SpecError(f"--{name} does nothing with --finetune none: leave it out, or give --finetune stitch")
+    if "stages" in given:
+        given["stages"] = tuple(given["stages"])
+    if "epochs" in given:
+        _at_least(given["epochs"], 1, "--epochs")
+    return given
+
+
 def _input(
     size: list[int] | None, mean: list[float] | None, std: list[float] | None
-) -> tuple[Preprocessing | None, tuple[int, int, int] | None]:
-    """Preprocessing and (channels, height, width), as far as given; both, or --input alone, or neither."""
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, tuple[int, int, int] | None]:
+    """Mean, deviation and (channels, height, width), as far as given: all, or --input alone, or none."""
     if (mean is None) != (std is None) or (mean is not None and size is None):
         raise SpecError("--mean and --std go together and need --input")
     if size is None:
-        return None, None
+        return None, None, None
     if len(size) > 2 or min(size) < 1:
         raise SpecError(f"--input {' '.join(map(str, size))}: give height and width, or one number for both")
     if mean is None or std is None:
-        return None, (3, size[0], size[-1])
+        return None, None, (3, size[0], size[-1])
     if len(mean) != len(std) or len(mean) not in (1, 3) or min(std) <= 0 or not all(map(math.isfinite, [*mean, *std])):
         raise SpecError(f"--mean {mean} --std {std}: give one number each (grey) or three (RGB), deviations above 0")
-    mode: Literal["L", "RGB"] = "L" if len(mean) == 1 else "RGB"
-    return Preprocessing(mode=mode, mean=tuple(mean), std=tuple(std)), (len(mean), size[0], size[-1])
+    return tuple(mean), tuple(std), (len(mean), size[0], size[-1])
 
 
 def _classes(path: Path | None) -> tuple[str, ...] | None:
@@ -142,6 +162,12 @@ def _classes(path: Path | None) -> tuple[str, ...] | None:
     if not names or len(set(names)) != len(names):
         raise SpecError(f"--classes {path} has {len(names)} names, {len(set(names))} of them different: give each class its own")
     return names
+
+
+def _crop_pct(value: float | None) -> float | None:
+    if value is not None and not 0 < value <= 1:
+        raise SpecError(f"--crop-pct {value} must be above 0 and at most 1")
+    return value
 
 
 def _at_least(value: int, least: int, option: str) -> int:

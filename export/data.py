@@ -14,7 +14,6 @@ from torch import Tensor
 from restnet_runtime.errors import RequestError, SpecError
 from restnet_runtime.manifest import Preprocessing
 from restnet_runtime.preprocess import FORMATS, Preprocessor
-from restnet_runtime.settings import ServeSettings
 
 ALLOWED = "imagefolder:DIR, npz:FILE (arrays x uint8 NHWC, y int64), digits, digits:train or digits:val"
 DIGITS_TRAIN = 1000
@@ -49,6 +48,22 @@ class Images:
         """The same images in an order that depends on `seed` alone."""
         return self.subset(np.random.default_rng(seed).permutation(len(self)))
 
+    def labelled(self, classes: tuple[str, ...]) -> "Images":
+        """The same images with labels that index `classes`; images without names of their own are labelled so already.
+
+        Raises `SpecError` if they have names and these are others.
+        """
+        if self.classes is None or self.classes == classes:
+            return self
+        if sorted(self.classes) != sorted(classes):
+            odd = sorted(set(self.classes) ^ set(classes))
+            raise SpecError(
+                f"the classes of {self.name!r} are not those given: {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''} "
+                f"{'is' if len(odd) == 1 else 'are'} on one side only"
+            )
+        labels = np.array([classes.index(name) for name in self.classes], np.int64)[self.labels]
+        return replace(self, labels=labels, classes=classes)
+
     def split(self, share: float, seed: int) -> tuple["Images", "Images"]:
         """(rest, held out): `share` of each class is held out, at least one image of every class that has two."""
         rng = np.random.default_rng(seed)
@@ -65,7 +80,7 @@ class Samples:
 
     def __init__(self, images: Images, preprocessing: Preprocessing, input_shape: tuple[int, int, int]) -> None:
         self.images = images
-        self._preprocessor = Preprocessor(preprocessing, input_shape, ServeSettings())
+        self._preprocessor = Preprocessor(preprocessing, input_shape)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -104,15 +119,30 @@ def load_images(spec: str) -> Images:
 
 
 def load_split(data: str, val: str | None, seed: int) -> tuple[Images, Images]:
-    """(to fit and tune on, to score on). Without `val` a fifth of each class of `data` is held out; digits has a split of its own."""
-    if val is not None:
-        return load_images(data), load_images(val)
-    if data == "digits":
+    """(to fit and tune on, to score on). Without `val` a fifth of each class of `data` is held out; digits has a split of its own.
+
+    Raises `SpecError` if the images to score on are among those to fit on.
+    """
+    if data == "digits" and val in (None, "digits:val"):
         return load_images("digits:train"), load_images("digits:val")
+    if val is not None:
+        if _overlap(data, val):
+            raise SpecError(f"--data {data} and --val {val} are the same images; what is tuned on them must be scored on others")
+        return load_images(data), load_images(val)
     rest, held_out = load_images(data).split(0.2, seed)
     if not len(held_out):
         raise SpecError(f"data {data!r} has one image of each class at most, so none can be held out: give --val")
     return rest, held_out
+
+
+def _overlap(data: str, val: str) -> bool:
+    """Do both name one file or directory, or parts of digits that share images?"""
+    (kind, _, rest), (other_kind, _, other_rest) = data.partition(":"), val.partition(":")
+    if kind != other_kind:
+        return False
+    if kind == "digits":
+        return rest == other_rest or not rest or not other_rest
+    return Path(rest).resolve() == Path(other_rest).resolve()
 
 
 def _digits(part: str) -> Images:

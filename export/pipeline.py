@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from restnet_runtime import __version__
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.errors import ExportError, ParityError, SpecError
 from restnet_runtime.manifest import Anchor as AnchorEntry
-from restnet_runtime.manifest import Name, Preprocessing, Provenance
+from restnet_runtime.manifest import Name, Provenance
 from restnet_runtime.routes import Part, route_name
 from restnet_runtime.sessions import SessionSettings, infer, plain_session
 
@@ -26,17 +26,21 @@ from .anchors import Anchor, AnchorSpec, load_anchor
 from .cuts import CutAnchor, cut_anchor
 from .data import Images, Samples, load_split
 from .finetune import Tuned, finetune_stitch
+from .inputs import GivenPreprocessing, agreed_input
 from .report import render_report
 from .rules import AnchorShape, LayerPlan, restnet, sn_net, split_shared
 from .scoring import StitchedRoute, block_name, count_macs, count_params, most_promising, score_routes
-from .segments import export_segment
-from .similarity import MinibatchCKA
+from .segments import export_segment, one_registry
+from .similarity import MIN_BATCH, MinibatchCKA
 from .stitching import StitchFit, StitchingLayer
 from .writer import BundleSource, RouteSource, SegmentSource, check_target, write_bundle
 
 Similarity = Mapping[tuple[str, str], NDArray[np.float64]]
 ROUTE_TOLERANCE = 1e-3
 """Largest difference between a whole route in ONNX Runtime and in torch, relative to the largest logit."""
+
+TEACHER_IMAGES = 512
+"""So many images tell which anchor teaches."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,10 @@ class ExportSettings:
 
     anchors:        specs, small to large
     data, val:      data specs: fit and tune on the first, score on the second (default: a held-out part of the first)
-    samples:        images behind similarity and least squares
-    preprocessing:  for anchors that bring none of their own, with `input_shape` (channels, height, width)
-    classes:        class names by label; default: those of the data, or the numbers
+    samples:        images behind similarity and least squares, at least 4
+    preprocessing:  in place of what the anchors bring
+    input_shape:    (channels, height, width), for anchors that do not know theirs or can be built for another
+    classes:        class names in the anchors' order; default: those of the data, or the numbers
     stages, kernel, stride: of the rule sn-net
     epochs, lr:     of fine-tuning
     """
@@ -61,7 +66,7 @@ class ExportSettings:
     samples: int = 100
     max_routes: int | None = None
     seed: int = 0
-    preprocessing: Preprocessing | None = None
+    preprocessing: GivenPreprocessing = field(default_factory=GivenPreprocessing)
     input_shape: tuple[int, int, int] | None = None
     classes: tuple[str, ...] | None = None
     stages: tuple[int, ...] | None = None
@@ -80,15 +85,19 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     _check_out(settings.out)
     torch.manual_seed(settings.seed)
     fitting, scoring = load_split(settings.data, settings.val, settings.seed)
+    if settings.classes is not None:
+        fitting, scoring = fitting.labelled(settings.classes), scoring.labelled(settings.classes)
+    _check_samples(settings.samples, fitting)
     loaded = [load_anchor(AnchorSpec.parse(text), settings.input_shape) for text in settings.anchors]
-    input_shape, preprocessing = _agreed(loaded, settings.preprocessing)
+    _check_names(loaded)
+    input_shape, preprocessing = agreed_input(loaded, settings.preprocessing)
     classes = _class_names(loaded, input_shape, fitting, scoring, settings.classes)
     anchors = {anchor.name: cut_anchor(anchor) for anchor in loaded}
     for name, cut in anchors.items():
         say(f"anchor {name}: {len(cut.blocks)} blocks in stages of {', '.join(map(str, cut.stages))}")
     _check_order(anchors)
 
-    samples = Samples(fitting.shuffled(settings.seed).subset(np.arange(min(settings.samples, len(fitting)))), preprocessing, input_shape)
+    samples = Samples(_first(fitting.shuffled(settings.seed), settings.samples), preprocessing, input_shape)
     similarity = measure_similarity(list(anchors.values()), samples)
     plans = _plan(settings, anchors, similarity)
     say(f"rule {settings.rule}: {sum(len(plan.pairs) for plan in plans)} stitched routes through {len(plans)} stitching layers")
@@ -96,8 +105,11 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     say(f"least squares on {len(samples.images)} images")
     routes = _routes(anchors, plans)
     if settings.finetune == "stitch":
-        tuned = _tune(settings, routes, anchors, layers, Samples(fitting, preprocessing, input_shape))
-        say(f"fine-tuning on {len(fitting)} images: {sum(item.kept for item in tuned)} of {len(tuned)} layers improved on held-out loss")
+        few = Samples(_first(fitting.shuffled(settings.seed), TEACHER_IMAGES), preprocessing, input_shape)
+        teacher = strongest(anchors, few)
+        tuned = _tune(settings, routes, anchors, layers, teacher, Samples(fitting, preprocessing, input_shape))
+        improved = f"{sum(item.kept for item in tuned)} of {len(tuned)} layers improved on held-out loss"
+        say(f"fine-tuning on {len(fitting)} images, taught by {teacher}: {improved}")
     accuracies = score_routes(routes, anchors, layers, Samples(scoring, preprocessing, input_shape).batches())
     say(f"scored {len(routes)} routes on {len(scoring)} images")
 
@@ -169,6 +181,13 @@ def fit_layers(plans: Sequence[LayerPlan], anchors: Mapping[str, CutAnchor], sam
     return layers
 
 
+def strongest(anchors: Mapping[str, CutAnchor], samples: Samples) -> str:
+    """The anchor that is right most often on `samples`; of equals the larger. Anchors are given small to large."""
+    alone = _routes(anchors, [])
+    scores = score_routes(alone, anchors, {}, samples.batches())
+    return max(zip(scores, range(len(alone)), anchors, strict=True))[2]
+
+
 def check_routes(
     bundle: Bundle,
     routes: Sequence[StitchedRoute],
@@ -204,21 +223,21 @@ def _check_out(out: Path) -> None:
         raise ExportError(f"{out} cannot be written: {error}") from error
 
 
-def _agreed(loaded: Sequence[Anchor], given: Preprocessing | None) -> tuple[tuple[int, int, int], Preprocessing]:
-    """The one input shape and preprocessing of all anchors; their own, else what was given."""
+def _check_samples(samples: int, fitting: Images) -> None:
+    if samples < MIN_BATCH:
+        raise SpecError(f"--samples {samples} must be at least {MIN_BATCH}: similarity cannot be measured on fewer images")
+    if len(fitting) < MIN_BATCH:
+        raise SpecError(f"data {fitting.name!r} has {len(fitting)} images to fit on; similarity needs at least {MIN_BATCH}")
+
+
+def _first(images: Images, count: int) -> Images:
+    return images.subset(np.arange(min(count, len(images))))
+
+
+def _check_names(loaded: Sequence[Anchor]) -> None:
     names = [anchor.name for anchor in loaded]
     if len(set(names)) != len(names) or len(names) < 2:
         raise SpecError(f"anchors {names}: at least two are needed, with different names (NAME=SPEC renames one)")
-    shapes = {anchor.name: anchor.input_shape for anchor in loaded}
-    if len(set(shapes.values())) != 1:
-        raise SpecError(f"anchors take different inputs, which one image cannot be: {shapes}; --input sets it where the model allows")
-    own = {anchor.name: anchor.preprocessing for anchor in loaded if anchor.preprocessing is not None}
-    chosen = given or next(iter(own.values()), None)
-    if chosen is None:
-        raise SpecError("none of these anchors brings its preprocessing: give --input, --mean and --std")
-    if given is None and any(item != chosen for item in own.values()):
-        raise SpecError(f"anchors bring different preprocessing: {own}; give --input, --mean and --std to settle it")
-    return loaded[0].input_shape, chosen
 
 
 def _class_names(
@@ -284,13 +303,12 @@ def _tune(
     routes: Sequence[StitchedRoute],
     anchors: Mapping[str, CutAnchor],
     layers: Mapping[str, StitchingLayer],
+    teacher: str,
     samples: Samples,
 ) -> list[Tuned]:
-    teacher = torch.nn.Sequential(*anchors[list(anchors)[-1]].blocks)
     modules = [route.module(anchors, layers) for route in routes if route.layer is not None]
-    return finetune_stitch(
-        modules, teacher, samples, epochs=settings.epochs, lr=settings.lr, seed=settings.seed, progress=settings.progress
-    )
+    whole = torch.nn.Sequential(*anchors[teacher].blocks)
+    return finetune_stitch(modules, whole, samples, epochs=settings.epochs, lr=settings.lr, seed=settings.seed, progress=settings.progress)
 
 
 def _segments(
@@ -320,6 +338,8 @@ def _segments(
         for block in range(len(anchor.blocks))
     }
     say(f"exporting {len(used)} segments")
+    with one_registry():
+        models = {name: export_segment(modules[name], shapes[name][0], name) for name in used}
     return kept, {
         name: SegmentSource(
             name=name,
@@ -330,9 +350,9 @@ def _segments(
             output_shape=shapes[name][1],
             macs=macs[name],
             params=count_params(modules[name]),
-            model=export_segment(modules[name], shapes[name][0], name),
+            model=model,
         )
-        for name in used
+        for name, model in models.items()
     }
 
 

@@ -1,6 +1,7 @@
 """What segments cost and what routes score."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -102,7 +103,9 @@ def most_promising(
 ) -> list[StitchedRoute]:
     """The anchors and the stitched routes that are worth keeping, at most `limit` in all, in the order given.
 
-    The Pareto front first, then those that lose least accuracy against the best route that is at most as dear.
+    The Pareto front comes first, and what is less accurate than an anchor that costs less comes last. Within each of these the range of
+    costs is filled evenly: it is cut into `limit` equal stretches, and in turn a stretch with the fewest kept routes gets the route that
+    loses least accuracy against the best one that is at most as dear. Routes that lose least may lie side by side, and budgets do not.
     """
     if limit is None or len(routes) <= limit:
         return list(routes)
@@ -112,6 +115,16 @@ def most_promising(
         best = max(accuracy for cost, accuracy in zip(macs, accuracies, strict=True) if cost <= macs[index])
         return best - accuracies[index]
 
-    ranked = sorted(range(len(routes)), key=lambda index: (routes[index].layer is not None, not front[index], lost(index), macs[index]))
-    kept = set(ranked[: max(limit, sum(route.layer is None for route in routes))])
-    return [route for index, route in enumerate(routes) if index in kept]
+    def stretch(index: int) -> int:
+        return min((macs[index] - low) * limit // max(high - low, 1), limit - 1)
+
+    kept = [index for index, route in enumerate(routes) if route.layer is None]
+    weak = [any(macs[a] <= macs[index] and accuracies[a] > accuracies[index] for a in kept) for index in range(len(routes))]
+    low, high = min(macs), max(macs)
+    left = {index: lost(index) for index in range(len(routes)) if index not in kept}
+    while left and len(kept) < limit:
+        there = Counter(stretch(index) for index in kept)
+        best = min(left, key=lambda index: (weak[index], not front[index], there[stretch(index)], left[index], macs[index]))
+        del left[best]
+        kept.append(best)
+    return [routes[index] for index in sorted(kept)]

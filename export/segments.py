@@ -1,8 +1,10 @@
 """A block or a stitching layer as an ONNX graph that computes what torch computes."""
 
+import importlib
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +24,9 @@ TOLERANCE = 1e-4
 """Largest difference allowed between ONNX Runtime and torch, relative to torch's largest output."""
 
 INPUT, OUTPUT = "x", "y"
+
+_REGISTRY = "torch.onnx._internal.exporter._registration", "ONNXRegistry", "from_torchlib"
+"""Module, class and class method with which torch makes its table of operators."""
 
 _EXPORTER_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
@@ -52,6 +57,29 @@ def export_segment(module: nn.Module, input_shape: tuple[int, ...], name: str) -
     onnx.checker.check_model(model)
     _check(model, module, input_shape, name)
     return model
+
+
+@contextmanager
+def one_registry() -> Iterator[None]:
+    """While many segments are exported, torch makes its table of operators once.
+
+    It makes the same table anew in each export, which is more than half of a small segment's time. The method is private to torch: where
+    it is missing, exports take longer and nothing else changes.
+    """
+    module, name, method = _REGISTRY
+    try:
+        registry: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        registry = None
+    build = vars(registry).get(method) if registry else None
+    if not isinstance(build, classmethod):
+        yield
+        return
+    setattr(registry, method, staticmethod(cache(getattr(registry, method))))
+    try:
+        yield
+    finally:
+        setattr(registry, method, build)
 
 
 def _strip(model: onnx.ModelProto) -> None:

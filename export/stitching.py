@@ -4,9 +4,6 @@ Initialisation by least squares follows Pan et al., Stitchable Neural Networks, 
 that memory does not depend on the number of images.
 """
 
-from collections.abc import Iterable
-from itertools import zip_longest
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -206,19 +203,6 @@ class StitchFit:
                     weight, bias = equations.solve(max(ridge, RIDGE))  # one row per image: never without a ridge
                     layer.prefix_weight[index].copy_(weight)
                     layer.prefix_bias[index].copy_(bias)
-
-
-def fit(layer: StitchingLayer, source_batches: Iterable[Tensor], target_batches: Iterable[Tensor], ridge: float = RIDGE) -> None:
-    """Fit `layer` in place by ridge least squares on batches of source and target activations of the same images.
-
-    Raises `ExportError` for no batches, unequal numbers of them, and activations of other shapes than the layer's.
-    """
-    fitting = StitchFit(layer)
-    for source, target in zip_longest(source_batches, target_batches):
-        if source is None or target is None:
-            raise ExportError("stitching: there are more batches on one side than on the other")
-        fitting.add(source, target)
-    fitting.finish(ridge)
 
 
 def _parted(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.requests import ClientDisconnect
 
 from restnet_runtime import __version__
 from restnet_runtime.api_docs import BUDGET_BODY, PREDICT_BODY, PREDICT_PARAMETERS
@@ -24,6 +23,7 @@ from restnet_runtime.loader import Progress
 from restnet_runtime.npy import MAGIC
 from restnet_runtime.payload import BodyKind, parse_top_k
 from restnet_runtime.preprocess import looks_like_image
+from restnet_runtime.receiving import Receiver
 from restnet_runtime.schemas import (
     BatchAnswer,
     BudgetAnswer,
@@ -51,7 +51,8 @@ STATUS_OF: dict[type[Exception], int] = {
 _MEDIA_KINDS: dict[str, BodyKind] = {"multipart/form-data": "form", "application/json": "json", "application/x-npy": "npy"}
 _UNTOLD_MEDIA = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _ALLOWED_MEDIA = "multipart/form-data, image/*, application/json, application/x-npy, or application/octet-stream with an image or .npy file"
-_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 413, 415, 422, 500, 503)}
+_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 408, 413, 415, 422, 500, 503)}
+_TRY_AGAIN = {"Retry-After": "1"}
 
 T = TypeVar("T")
 
@@ -65,7 +66,16 @@ def create_app(
     """
     service = PredictService(executor, controller, settings)
     pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
+    receiver = Receiver(settings)
     in_flight = 0
+
+    def refuse_unready() -> None:
+        if not executor.loaded:
+            raise HTTPException(503, "no route is loaded yet", _TRY_AGAIN)
+
+    def refuse_overload() -> None:
+        if in_flight >= settings.max_in_flight:
+            raise HTTPException(503, f"{in_flight} requests are in flight, which is the limit: try again", _TRY_AGAIN)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -93,15 +103,16 @@ def create_app(
     async def predict(request: Request) -> Response:
         """Classify an image, or a batch of inputs."""
         nonlocal in_flight
-        if in_flight >= settings.max_in_flight:
-            raise HTTPException(503, f"{in_flight} requests are in flight, which is the limit: try again", {"Retry-After": "1"})
+        refuse_unready()
+        refuse_overload()
+        top_k, budget = _wishes(request)
+        content_type = request.headers.get("content-type", "")
+        body = await receiver.read(request)
+        kind = body_kind(content_type, body)
+        work = partial(service.predict, kind, content_type, body, top_k=top_k, budget=budget)
+        refuse_overload()  # others may have come while the body did
         in_flight += 1
         try:
-            top_k, budget = _wishes(request)
-            content_type = request.headers.get("content-type", "")
-            body = await read_body(request, settings.max_body_bytes)
-            kind = body_kind(content_type, body)
-            work = partial(service.predict, kind, content_type, body, top_k=top_k, budget=budget)
             answer = await asyncio.get_running_loop().run_in_executor(pool, work)
         finally:
             in_flight -= 1
@@ -115,7 +126,7 @@ def create_app(
     @app.put("/budget", responses={200: {"model": BudgetAnswer}, **_ERRORS}, openapi_extra={"requestBody": BUDGET_BODY})
     async def put_budget(request: Request) -> Response:
         """Replace the standing budget; the next requests are served under it."""
-        limits = read_json(BudgetRequest, await read_body(request, settings.max_body_bytes)).limits()
+        limits = read_json(BudgetRequest, await receiver.read(request)).limits()
 
         def replace() -> BudgetAnswer:
             controller.budget = limits
@@ -131,7 +142,9 @@ def create_app(
     @app.get("/status", responses={200: {"model": StatusAnswer}})
     def get_status() -> Response:
         """What is served, under which budget, and how the device is doing."""
-        queue = QueueAnswer(in_flight=in_flight, max_in_flight=settings.max_in_flight, workers=settings.workers)
+        queue = QueueAnswer(
+            in_flight=in_flight, max_in_flight=settings.max_in_flight, workers=settings.workers, receiving_bytes=receiver.held_bytes
+        )
         return _json(describe_server(executor, controller, queue, progress() if progress else None))
 
     @app.head("/healthz", include_in_schema=False)
@@ -144,34 +157,10 @@ def create_app(
     @app.get("/readyz", responses={200: {"model": HealthAnswer}, 503: {"model": ErrorAnswer}})
     async def readyz() -> Response:
         """A route is loaded, so that predictions can be answered."""
-        if not executor.loaded:
-            raise HTTPException(503, "no route is loaded yet")
+        refuse_unready()
         return _json(HealthAnswer(status="ready"))
 
     return app
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body.
-
-    Raises HTTP 413 as soon as it is known to exceed `limit` bytes, whatever Content-Length says, and 415 when it is compressed.
-    """
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding != "identity":
-        raise HTTPException(415, f"Content-Encoding {encoding[:60]!r} is not taken here: send the body as it is")
-    too_large = f"the body exceeds {limit} bytes, which is the limit"
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
-        raise HTTPException(413, too_large)
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise HTTPException(413, too_large)
-    except ClientDisconnect as gone:
-        raise HTTPException(400, "the client went away before the body was complete") from gone
-    return bytes(body)
 
 
 def body_kind(content_type: str, body: bytes) -> BodyKind:

@@ -10,8 +10,9 @@ from pathlib import Path
 from restnet_runtime import __version__
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
-from restnet_runtime.engine import SHIPPED_BUNDLE, Engine, default_cache_root
+from restnet_runtime.engine import SHIPPED_BUNDLE, Engine
 from restnet_runtime.errors import RestnetError, UnitError
+from restnet_runtime.places import default_cache_root
 from restnet_runtime.tables import routes_table
 from restnet_runtime.units import format_bytes
 
@@ -35,7 +36,7 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
         if not 0 < value < 1e9:
-            raise argparse.ArgumentTypeError(f"{text} must be above zero")
+            raise argparse.ArgumentTypeError(f"{text} must be above zero and below a thousand million")
         return value
 
     parse.__name__ = kind.__name__
@@ -58,7 +59,12 @@ def _common(command: str, description: str) -> argparse.ArgumentParser:
 def _engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=_budget, default=Budget(), metavar="LIMITS", help=BUDGET_HELP)
     parser.add_argument("--threads", type=_positive(int), metavar="N", help="threads of one request (default: the usable cores)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="compiled routes (default: $RESTNET_CACHE or the user's cache directory)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="compiled routes (default: $RESTNET_CACHE, else the user's cache directory, else one for temporary files)",
+    )
 
 
 def _run(command: str, action: Callable[[], int]) -> int:
@@ -79,6 +85,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--strict", action="store_true", help="refuse requests (503) when no route fits, instead of serving the cheapest")
     parser.add_argument("--max-body", type=_positive(int), default=16_000_000, metavar="BYTES", help="longest request body (16 MB)")
     parser.add_argument("--workers", type=_positive(int), metavar="N", help="requests run at once (default: the usable cores)")
+    parser.add_argument("--max-in-flight", type=_positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
     args = parser.parse_args(argv)
     return _run("restnet-serve", lambda: _serve(args))
 
@@ -86,16 +93,24 @@ def serve(argv: Sequence[str] | None = None) -> int:
 def _serve(args: argparse.Namespace) -> int:
     # Here and not above: the other commands need no HTTP.
     from restnet_runtime.api import create_app
-    from restnet_runtime.server import run_server
+    from restnet_runtime.server import listen, run_server, url_of
     from restnet_runtime.settings import ServeSettings, usable_cores
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
-    settings = ServeSettings(max_body_bytes=args.max_body, strict=args.strict, workers=args.workers or usable_cores())
-    engine = _open(args)
-    bundle = engine.executor.bundle
-    print(f"serving {bundle.manifest.name} ({len(bundle.routes)} routes) from {bundle.path}, budget {args.budget}", flush=True)
-    with engine:
-        run_server(create_app(engine.executor, engine.controller, settings, engine.loader.progress), args.host, args.port)
+    settings = ServeSettings(
+        max_body_bytes=args.max_body,
+        max_receiving_bytes=max(4 * args.max_body, ServeSettings.max_receiving_bytes),
+        strict=args.strict,
+        workers=args.workers or usable_cores(),
+        max_in_flight=args.max_in_flight,
+    )
+    with listen(args.host, args.port) as listener:  # first, so that a taken port costs no loading
+        engine = _open(args)
+        bundle = engine.executor.bundle
+        print(f"serving {bundle.manifest.name} ({len(bundle.routes)} routes) from {bundle.path}, budget {args.budget}")
+        print(f"listening on {url_of(listener)}", flush=True)
+        with engine:
+            run_server(create_app(engine.executor, engine.controller, settings, engine.loader.progress), listener)
     return 0
 
 

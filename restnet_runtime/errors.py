@@ -5,6 +5,7 @@
       CompileError         a route could not be compiled or loaded on this device
       UnitError            a quantity or a budget could not be read
       InfeasibleError      no route fits the budget, and the operator chose to refuse rather than overrun
+      AddressError         the address to serve on cannot be had
       RequestError         what a client sent cannot be used
         ImageError           an image that cannot be decoded
         InputError           an array of the wrong shape, type or value
@@ -41,6 +42,10 @@ class UnitError(RestnetError):
 
 class InfeasibleError(RestnetError):
     """No route fits the budget, and running one anyway was ruled out."""
+
+
+class AddressError(RestnetError):
+    """An address that cannot be listened on."""
 
 
 class RequestError(RestnetError):

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from restnet_runtime.errors import ImageError, InputError
 from restnet_runtime.manifest import Preprocessing
-from restnet_runtime.settings import ServeSettings
+from restnet_runtime.settings import MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is decoded. Pillow reads more (PostScript through Ghostscript, say), which a server must not."""
@@ -52,11 +52,11 @@ class Preprocessor:
     orientation in EXIF is applied. Thread safe: it holds nothing but settings.
     """
 
-    def __init__(self, preprocessing: Preprocessing, input_shape: tuple[int, int, int], settings: ServeSettings) -> None:
+    def __init__(self, preprocessing: Preprocessing, input_shape: tuple[int, int, int], *, max_pixels: int = MAX_PIXELS) -> None:
         Image.init()
         self.preprocessing = preprocessing
         self.input_shape = input_shape
-        self.max_pixels = settings.max_pixels
+        self.max_pixels = max_pixels
         self.formats = tuple(name for name in FORMATS if name in Image.OPEN)
         self._mean = np.asarray(preprocessing.mean, np.float32).reshape(-1, 1, 1)
         self._std = np.asarray(preprocessing.std, np.float32).reshape(-1, 1, 1)

@@ -177,11 +177,12 @@ class RouteCounts(_Answer):
 
 
 class QueueAnswer(_Answer):
-    """Requests being decoded, waiting or running."""
+    """Requests being decoded, waiting or running, and what has arrived of bodies that are not complete."""
 
     in_flight: int
     max_in_flight: int
     workers: int
+    receiving_bytes: int
 
 
 class SwitchAnswer(_Answer):

@@ -1,35 +1,66 @@
 """Server: uvicorn around an application, in this process, until it is told to stop."""
 
 import signal
+import socket
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from restnet_runtime.errors import AddressError
 
-def run_server(app: ASGIApp, host: str, port: int, *, log_level: str = "info", graceful_s: int = 30) -> None:
-    """Serve `app` until SIGTERM or SIGINT; then take no new requests, finish those in flight, and return.
+_BACKLOG = 2048
 
-    port:        0 takes a free one; the log says which
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that the address is known to be free before anything is loaded; connections wait until it is served.
+
+    host:  a name, or an IPv4 or IPv6 address
+    port:  0 takes a free one
+    Raises `AddressError`.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        # A port whose last connections still linger can be had; one that is listened on cannot.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listener.family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except (OSError, UnicodeError) as error:
+        listener.close()
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise AddressError(f"cannot listen on host {host}, port {port}: {reason}") from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """`http://127.0.0.1:8080`, with the port that was taken."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+def run_server(app: ASGIApp, listener: socket.socket, *, log_level: str = "info", graceful_s: int = 30) -> None:
+    """Serve `app` until SIGTERM or SIGINT; then take no new requests, finish those in flight, close `listener`, and return.
+
     graceful_s:  how long requests in flight may take to finish
-    Call it from the main thread. Raises `SystemExit` with a code other than 0 when the address cannot be bound or `app` does not start.
+    Call it from the main thread. Raises `SystemExit` with a code other than 0 when `app` does not start.
     """
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_level=log_level,
         access_log=False,
         lifespan="on",
         server_header=False,
         timeout_graceful_shutdown=graceful_s,
         ws="none",
+        backlog=_BACKLOG,
     )
     # uvicorn raises the signal again once it is done, which would end the process by that signal instead of with code 0.
     previous = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server = uvicorn.Server(config)
-        server.run()
+        server.run(sockets=[listener])
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

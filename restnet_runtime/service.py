@@ -24,7 +24,8 @@ class PredictService:
         self._controller = controller
         self._settings = settings
         self._classes = manifest.classes
-        self._reader = PayloadReader(Preprocessor(manifest.preprocessing, manifest.input.shape, settings), settings.max_batch)
+        preprocessor = Preprocessor(manifest.preprocessing, manifest.input.shape, max_pixels=settings.max_pixels)
+        self._reader = PayloadReader(preprocessor, settings.max_batch)
 
     def predict(
         self, kind: BodyKind, content_type: str, body: bytes, *, top_k: int | None = None, budget: Budget | None = None
@@ -40,7 +41,7 @@ class PredictService:
         payload = self._reader.read(kind, content_type, body)
         decision = self._controller.decide_request(payload.budget.narrowed(budget or Budget()))
         if self._settings.strict and not decision.feasible:
-            raise InfeasibleError(decision.reason)
+            raise InfeasibleError(_refusal(decision))
         # The decision is made once: whatever is switched from here on, this request keeps its route.
         answer = self._executor.run(payload.inputs, decision.route)
         if len(payload.inputs) == 1:
@@ -57,6 +58,12 @@ class PredictService:
         return BatchAnswer(**served, predictions=[Prediction(**_prediction(row)) for row in best])
 
 
+def _refusal(decision: Decision) -> str:
+    """Why no route fits. The decision's own reason says first that its route serves, which is not so here."""
+    broken = decision.reason.partition(": ")[2]
+    return f"no route fits the budget ({decision.limits}): {decision.route} would have {broken}"
+
+
 def _budget_fields(decision: Decision, latency_ms: float) -> dict[str, Any]:
     """Whether the budget was met, as predicted and, for latency, as measured per input."""
     limit = decision.limits.latency_ms
@@ -70,5 +77,5 @@ def _budget_fields(decision: Decision, latency_ms: float) -> dict[str, Any]:
 
 
 def _prediction(best: list[Scored]) -> dict[str, Any]:
-    top = [ClassScore(name=scored.name, index=scored.index, probability=scored.probability) for scored in best]
+    top = [ClassScore(name=scored.name, index=scored.index, probability=round(scored.probability, 6)) for scored in best]
     return {**dict(top[0]), "top": top}

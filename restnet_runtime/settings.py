@@ -1,29 +1,45 @@
 """Settings of the server, parsed once by the command line and passed down."""
 
+import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from restnet_runtime.cgroups import read_limits
+
+MAX_PIXELS = 50_000_000
+"""The largest image that is decoded unless somebody says otherwise, width times height."""
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on (its CPU affinity), at least 1."""
-    return max(1, len(os.sched_getaffinity(0)))
+def usable_cores(root: Path = Path("/"), pid: int | str = "self") -> int:
+    """Cores that this process may use, at least 1: those of its CPU affinity, or its CPU quota rounded up where that is less.
+
+    root, pid: whose quota, as for `cgroups.read_limits`
+    """
+    cores = len(os.sched_getaffinity(0))
+    quota = read_limits(root, pid).quota_cores
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
 @dataclass(frozen=True)
 class ServeSettings:
     """Limits of the HTTP server.
 
-    max_body_bytes:  the longest request body that is read
-    max_pixels:      the largest image that is decoded, width times height, checked before any pixel is
-    max_batch:       the most inputs in one request
-    top_k:           how many classes an answer lists unless the request says otherwise
-    strict:          refuse a request when no route fits the budget, rather than overrun it
-    workers:         how many requests are decoded and run at once
-    max_in_flight:   how many requests may wait or run before further ones are refused
+    max_body_bytes:       the longest request body that is read
+    max_receiving_bytes:  how much of unfinished bodies is held, all together, before further bytes are refused
+    body_timeout_s:       how long a body may take to arrive
+    max_pixels:           the largest image that is decoded, width times height, checked before any pixel is
+    max_batch:            the most inputs in one request
+    top_k:                how many classes an answer lists unless the request says otherwise
+    strict:               refuse a request when no route fits the budget, rather than overrun it
+    workers:              how many requests are decoded and run at once
+    max_in_flight:        how many requests whose body is there may wait or run before further ones are refused
     """
 
     max_body_bytes: int = 16_000_000
-    max_pixels: int = 50_000_000
+    max_receiving_bytes: int = 64_000_000
+    body_timeout_s: float = 30.0
+    max_pixels: int = MAX_PIXELS
     max_batch: int = 64
     top_k: int = 5
     strict: bool = False
@@ -35,3 +51,7 @@ class ServeSettings:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name}={value!r} must be at least 1")
+        if not 0 < self.body_timeout_s < math.inf:
+            raise ValueError(f"body_timeout_s={self.body_timeout_s!r} must be above 0 and finite")
+        if self.max_receiving_bytes < self.max_body_bytes:
+            raise ValueError(f"max_receiving_bytes={self.max_receiving_bytes} must be at least max_body_bytes={self.max_body_bytes}")

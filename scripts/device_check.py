@@ -1,6 +1,6 @@
 """Check an installation on a device: start `restnet-serve`, classify PNG files, tighten the budget, print what happened as JSON.
 
-    python scripts/device_check.py IMAGES [--bundle DIR] [--budget 1.8MFLOPs]
+    python scripts/device_check.py IMAGES [--bundle DIR] [--budget 600kFLOPs]
 
 IMAGES holds files named after their class (3.png). Needs nothing but the device install. Exits 1 if an answer is wrong,
 the budget does not change the route, or the server does not end cleanly.
@@ -51,7 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Check a device install.")
     parser.add_argument("images", type=Path)
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--budget", default="1.8MFLOPs")
+    parser.add_argument("--budget", default="600kFLOPs")
     parser.add_argument("--limit", type=float, default=300, help="seconds to get ready in (default: %(default)s)")
     args = parser.parse_args()
     with socket.socket() as probe:

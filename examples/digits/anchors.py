@@ -1,4 +1,7 @@
-"""Two small convolutional networks for 8x8 digits, for `python:examples/digits/anchors.py:cnn_s@CHECKPOINT`.
+"""Two convolutional networks for 8x8 digits, for `python:examples/digits/anchors.py:cnn_s@CHECKPOINT`.
+
+Both work on a 4x4 grid after their stem, as deep networks work on a small grid after theirs, and differ in how they get there: the large
+one looks at all 64 pixels, the small one at their means over 2x2, which is cheap and leaves less to tell digits apart by.
 
 Input (B, 1, 8, 8) float32, ink 0..1; output (B, 10) logits.
 """
@@ -8,45 +11,54 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm and a shortcut; the shortcut is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions with batch norm and a shortcut: (B, width, 4, 4) to the same."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels_out)
-        self.shortcut = (
-            nn.Identity() if channels_in == channels_out and stride == 1 else nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
-        )
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        return F.relu(self.norm2(self.conv2(y)) + x)
 
 
 class DigitNet(nn.Module):
-    """A stem, two stages of blocks (8x8, then 4x4 with twice the channels), a linear head."""
+    """A stem that ends on a 4x4 grid of `width` channels, `depth` blocks, the mean over the grid, a linear head."""
 
-    def __init__(self, width: int, depths: tuple[int, int]) -> None:
+    def __init__(self, stem: nn.Sequential, width: int, depth: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        widths = [width] * depths[0] + [2 * width] * depths[1]
-        strides = [1] * depths[0] + [2] + [1] * (depths[1] - 1)
-        self.blocks = nn.Sequential(
-            *(Block(before, after, stride) for before, after, stride in zip([width, *widths], widths, strides, strict=False))
-        )
-        self.head = nn.Linear(2 * width, 10)
+        self.stem = stem
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
+        self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+def small(width: int, depth: int) -> DigitNet:
+    """Sees the image at half its resolution."""
+    stem = nn.Sequential(nn.AvgPool2d(2), *_convolution(1, width, stride=1))
+    return DigitNet(stem, width, depth)
+
+
+def large(width: int, depth: int) -> DigitNet:
+    """Sees every pixel."""
+    stem = nn.Sequential(*_convolution(1, width // 2, stride=1), *_convolution(width // 2, width, stride=2))
+    return DigitNet(stem, width, depth)
+
+
+def _convolution(channels_in: int, channels_out: int, stride: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()
+
+
 def cnn_s() -> DigitNet:
-    """The small anchor: 1 + 3 blocks of 10 and 20 channels."""
-    return DigitNet(10, (1, 3))
+    """The small anchor: 3 blocks of 16 channels."""
+    return small(16, 3)
 
 
 def cnn_l() -> DigitNet:
-    """The large anchor: 2 + 6 blocks of 18 and 36 channels."""
-    return DigitNet(18, (2, 6))
+    """The large anchor: 6 blocks of 32 channels."""
+    return large(32, 6)

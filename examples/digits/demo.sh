@@ -53,14 +53,14 @@ done
 before=$(curl -sS -F "image=@$out/images/3.png" "$url/predict" | field route)
 
 say "5. a smaller budget: the next answers come from a cheaper route"
-show curl -sS -X PUT -H 'Content-Type: application/json' -d '{"budget": "1.8MFLOPs"}' "$url/budget"
+show curl -sS -X PUT -H 'Content-Type: application/json' -d '{"budget": "600kFLOPs"}' "$url/budget"
 for digit in 2 5 7; do
   show curl -sS -F "image=@$out/images/$digit.png" "$url/predict?top_k=2"
 done
 after=$(curl -sS -F "image=@$out/images/3.png" "$url/predict" | field route)
 
 say "6. a limit for one request alone"
-show curl -sS -H 'X-Restnet-Budget: 500kFLOPs' -F "image=@$out/images/3.png" "$url/predict?top_k=2"
+show curl -sS -H 'X-Restnet-Budget: 300kFLOPs' -F "image=@$out/images/3.png" "$url/predict?top_k=2"
 
 kill -TERM "$server"
 wait "$server"

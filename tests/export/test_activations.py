@@ -1,12 +1,10 @@
-"""Activations at the cuts of an anchor, batch by batch."""
-
-from collections.abc import Iterator
+"""Activations at the cuts of an anchor."""
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from restnet_export.activations import cut_activations, stream_activations
+from restnet_export.activations import cut_activations
 from restnet_export.cuts import Cut, CutAnchor
 from restnet_export.layouts import Layout
 from restnet_runtime.errors import ExportError
@@ -35,23 +33,6 @@ def test_one_tensor_per_cut_without_gradients(anchor: CutAnchor) -> None:
     stem, block, _ = anchor.blocks
     assert torch.equal(outputs[0], stem(images))
     assert torch.equal(outputs[1], block(stem(images)))
-
-
-def test_batches_are_taken_one_by_one(anchor: CutAnchor) -> None:
-    images = torch.randn(6, 1, 8, 8)
-    taken = []
-
-    def batches() -> Iterator[Tensor]:
-        for part in images.split(4):
-            taken.append(len(part))
-            yield part
-
-    stream = stream_activations(anchor, batches())
-    first = next(stream)
-    assert taken == [4]
-    assert len(first[0]) == 4
-    assert [len(outputs[1]) for outputs in stream] == [2]
-    assert torch.allclose(first[1], cut_activations(anchor, images)[1][:4], atol=1e-6)
 
 
 def test_images_of_another_shape_are_refused(anchor: CutAnchor) -> None:

@@ -1,5 +1,7 @@
+import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,6 +11,7 @@ from restnet_export.anchors import Anchor, AnchorSpec, load_anchor
 from restnet_export.checkpoints import fit_state, read_state
 from restnet_runtime.errors import SpecError
 from restnet_runtime.manifest import Preprocessing
+from restnet_runtime.preprocess import Preprocessor
 
 CODE = """
 import torch
@@ -54,9 +57,7 @@ def number():
 def code(tmp_path):
     (tmp_path / "neighbour.py").write_text("WIDTH = 6\n")
     (tmp_path / "nets.py").write_text(CODE)
-    yield tmp_path / "nets.py"
-    sys.modules.pop("neighbour", None)
-    sys.modules.pop("nets", None)
+    return tmp_path / "nets.py"
 
 
 def load(text: str, shape: tuple[int, int, int] | None = None) -> Anchor:
@@ -170,6 +171,46 @@ def test_two_files_of_one_name_stay_apart(tmp_path):
     assert widths == [4, 5, 4]
 
 
+NEIGHBOURS = """
+import sys
+from torch import nn
+from layers import WIDTH
+from parts.linear import Linear
+sys.path.append("elsewhere")
+def net():
+    import late
+    return nn.Sequential(nn.Flatten(), Linear(12, WIDTH + late.MORE))
+"""
+
+
+@pytest.mark.parametrize("package", [True, False], ids=["package", "folder"])
+def test_two_files_import_each_their_own_neighbours(tmp_path, package):
+    for folder, width in (("a", 8), ("b", 16)):
+        parts = tmp_path / folder / "parts"
+        parts.mkdir(parents=True)
+        (tmp_path / folder / "net.py").write_text(NEIGHBOURS)
+        (tmp_path / folder / "layers.py").write_text(f"WIDTH = {width}")
+        (tmp_path / folder / "late.py").write_text(f"MORE = {width // 8}")
+        (parts / "linear.py").write_text(f"from torch import nn\nclass Linear(nn.Linear):\n    width = {width}")
+        if package:
+            (parts / "__init__.py").touch()
+    path, modules = list(sys.path), set(sys.modules)
+    layers = [load(f"python:{tmp_path / folder / 'net.py'}:net", (3, 2, 2)).module[1] for folder in "aba"]
+    assert [(layer.out_features, layer.width) for layer in layers] == [(9, 8), (18, 16), (9, 8)]
+    assert sys.path == path
+    assert not {"layers", "late", "parts", "parts.linear"} & (set(sys.modules) - modules)
+
+
+def test_libraries_of_an_environment_in_the_same_folder_stay_loaded(tmp_path, monkeypatch):
+    library = tmp_path / "venv" / "library_of_a_test"
+    library.mkdir(parents=True)
+    (library / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "venv"))
+    (tmp_path / "net.py").write_text("import library_of_a_test\nfrom torch import nn\ndef net():\n    return nn.Flatten()\n")
+    load(f"python:{tmp_path / 'net.py'}:net", (3, 2, 2))
+    assert sys.modules.pop("library_of_a_test").__path__ == [str(library)]
+
+
 def test_random_weights_are_the_same_each_time_and_disturb_nothing(code):
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -210,6 +251,19 @@ def test_images_the_network_does_not_take(code):
 
 class Opaque:
     pass
+
+
+def test_a_checkpoint_saved_on_a_gpu_loads_without_one(tmp_path, monkeypatch):
+    state = nn.Linear(3, 2).state_dict()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")  # as torch.save writes it on a GPU
+        torch.save(state, tmp_path / "net.pt")
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="on a CUDA device"):
+            torch.load(tmp_path / "net.pt", weights_only=True)
+    read = read_state(tmp_path / "net.pt")
+    assert all(value.device.type == "cpu" and torch.equal(value, state[key]) for key, value in read.items())
+    assert set(read) == set(state)
 
 
 @pytest.mark.parametrize(
@@ -322,8 +376,36 @@ def test_torchvision_with_a_checkpoint_of_other_classes(tmp_path):
     torch.save(tuned.state_dict(), tmp_path / "tuned.pt")
     anchor = load(f"torchvision:mnasnet0_5@{tmp_path / 'tuned.pt'}", (3, 32, 32))
     assert anchor.name == "mnasnet0-5"
-    assert anchor.preprocessing is None
     assert torch.equal(anchor.module.classifier[1].weight, tuned.classifier[1].weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "input_size", "resized", "interpolation", "mean"),
+    [
+        ("resnet18", 224, 256, "bilinear", 0.485),
+        ("mobilenet_v3_small", 224, 256, "bilinear", 0.485),
+        ("shufflenet_v2_x1_5", 224, 232, "bilinear", 0.485),
+        ("efficientnet_b1", 240, 255, "bilinear", 0.485),
+    ],
+)
+def test_torchvision_brings_its_preprocessing(name, input_size, resized, interpolation, mean):
+    anchor = load(f"torchvision:{name}@random")
+    assert anchor.input_shape == (3, input_size, input_size)
+    own = anchor.preprocessing
+    assert (own.mode, own.resize, own.interpolation, own.mean[0]) == ("RGB", "shortest", interpolation, mean)
+    assert math.floor(input_size / own.crop_pct) == resized  # as the device computes it
+    assert load(f"torchvision:{name}@random", (3, 64, 64)).input_shape == (3, 64, 64)
+
+
+def test_the_torchvision_pixels_are_those_of_its_transforms():
+    import torchvision
+    from PIL import Image
+
+    anchor = load("torchvision:resnet18@random")
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 420, 3), dtype=np.uint8)
+    expected = torchvision.models.ResNet18_Weights.DEFAULT.transforms()(Image.fromarray(pixels))
+    found = Preprocessor(anchor.preprocessing, anchor.input_shape).from_pixels(pixels)[0]
+    assert found == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 def test_torchvision_checkpoints_are_not_bent_to_fit(tmp_path):

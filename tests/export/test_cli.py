@@ -12,6 +12,7 @@ import pytest
 from restnet_export.cli import main
 from restnet_runtime import __version__
 from restnet_runtime.bundle import open_bundle
+from restnet_runtime.manifest import Preprocessing
 
 NETS = """
 import torch
@@ -80,6 +81,12 @@ def test_it_prints_its_way_and_the_routes(line: list[str], tmp_path: Path, capsy
         "3",
         "--classes",
         str(tmp_path / "names.txt"),
+        "--resize",
+        "shortest",
+        "--interpolation",
+        "nearest",
+        "--crop-pct",
+        "0.8",
         "--out",
         str(out),
     ]
@@ -91,7 +98,9 @@ def test_it_prints_its_way_and_the_routes(line: list[str], tmp_path: Path, capsy
     assert manifest.classes == ("cat", "dog", "hen")
     assert (manifest.provenance.fitted_on, manifest.provenance.scored_on, manifest.provenance.seed) == (7, 6, 3)
     assert [anchor.name for anchor in manifest.anchors] == ["mini", "small"]
-    assert manifest.preprocessing.mode == "L"
+    assert manifest.preprocessing == Preprocessing(
+        mode="L", resize="shortest", interpolation="nearest", crop_pct=0.8, mean=(0.5,), std=(0.25,)
+    )
     lines = told.splitlines()
     assert lines[0] == "anchor mini: 4 blocks in stages of 2"
     assert "rule sn-net: 2 stitched routes through 2 stitching layers" in lines
@@ -112,8 +121,12 @@ def test_it_prints_its_way_and_the_routes(line: list[str], tmp_path: Path, capsy
         ("--mean", ["nan"], "--mean [nan]"),
         ("--std", ["0"], "deviations above 0"),
         ("--std", ["inf"], "--std [inf]"),
-        ("--samples", ["0"], "--samples 0 must be at least 1"),
-        ("--epochs", ["0"], "--epochs 0 must be at least 1"),
+        ("--samples", ["0"], "--samples 0 must be at least 4"),
+        ("--samples", ["3"], "--samples 3 must be at least 4: similarity"),
+        ("--epochs", ["3"], "--epochs does nothing with --finetune none: leave it out, or give --finetune stitch"),
+        ("--lr", ["0.1"], "--lr does nothing with --finetune none"),
+        ("--crop-pct", ["0"], "--crop-pct 0.0 must be above 0 and at most 1"),
+        ("--crop-pct", ["nan"], "--crop-pct nan must be above 0"),
         ("--max-routes", ["0"], "--max-routes 0 must be at least 1"),
         ("--seed", ["-1"], "--seed -1 must be at least 0"),
         ("--stages", ["7"], "stages (7,) must be different and from 0..0"),
@@ -135,6 +148,17 @@ def test_one_line_and_exit_status_2(
     assert told in err
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--kernel", "--stride", "--stages"])
+def test_options_of_the_other_rule(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert main([*changed(line, "--rule", "restnet"), option, "1", "--out", str(tmp_path / "bundle")]) == 2
+    assert f"{option} does nothing with --rule restnet: leave it out, or give --rule sn-net" in capsys.readouterr().err
+
+
+def test_tuning_needs_an_epoch(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*changed(line, "--finetune", "stitch"), "--epochs", "0", "--out", str(tmp_path / "bundle")]) == 2
+    assert "--epochs 0 must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -188,6 +212,9 @@ def test_help_needs_no_torch_and_version_is_the_packages() -> None:
         "--input",
         "--mean",
         "--std",
+        "--resize",
+        "--interpolation",
+        "--crop-pct",
         "--classes",
     ):
         assert option in told.stdout

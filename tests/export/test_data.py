@@ -13,7 +13,6 @@ from restnet_export.data import Images, Samples, load_images, load_split
 from restnet_runtime.errors import SpecError
 from restnet_runtime.manifest import Preprocessing
 from restnet_runtime.preprocess import Preprocessor
-from restnet_runtime.settings import ServeSettings
 
 GREY = Preprocessing(mode="L", mean=(0.5,), std=(0.25,))
 COLOUR = Preprocessing(mode="RGB", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -53,6 +52,17 @@ class TestDigits:
         assert (fitting.name, scoring.name) == ("digits:train", "digits:val")
         assert [part.name for part in load_split("digits:val", "digits:train", 0)] == ["digits:val", "digits:train"]
 
+    def test_a_validation_part_that_is_named_is_not_trained_on(self) -> None:
+        assert [(part.name, len(part)) for part in load_split("digits", "digits:val", 0)] == [("digits:train", 1000), ("digits:val", 797)]
+
+    @pytest.mark.parametrize(
+        ("data", "val"),
+        [("digits", "digits"), ("digits", "digits:train"), ("digits:val", "digits"), ("digits:val", "digits:val")],
+    )
+    def test_parts_that_share_images_are_refused(self, data: str, val: str) -> None:
+        with pytest.raises(SpecError, match=f"--data {data} and --val {val} are the same images"):
+            load_split(data, val, 0)
+
     def test_without_scikit_learn_they_say_what_to_install(self) -> None:
         code = (
             "import sys; sys.modules['sklearn'] = None\n"
@@ -90,6 +100,13 @@ class TestSplit:
         rest, held_out = load_split(path, None, 0)
         assert np.bincount(rest.labels).tolist() == [16, 16]
         assert np.bincount(held_out.labels).tolist() == [4, 4]
+
+    def test_one_file_by_two_names_is_refused(self, tmp_path: Path) -> None:
+        path = npz(tmp_path, x=np.zeros((4, 2, 2, 1), np.uint8), y=np.zeros(4, int))
+        (tmp_path / "link").symlink_to(tmp_path)
+        for other in (path, f"npz:{tmp_path / 'link' / 'data.npz'}", f"npz:{tmp_path / 'link' / '..' / tmp_path.name / 'data.npz'}"):
+            with pytest.raises(SpecError, match="are the same images"):
+                load_split(path, other, 0)
 
     def test_where_none_can_be_held_out_another_source_is_asked_for(self, tmp_path: Path) -> None:
         path = npz(tmp_path, x=np.zeros((3, 2, 2, 1), np.uint8), y=np.arange(3))
@@ -172,6 +189,24 @@ def folder(tmp_path: Path) -> Path:
 
 
 class TestFolder:
+    def test_one_directory_by_two_names_is_refused(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(folder)
+        with pytest.raises(SpecError, match=r"--data imagefolder:\. and --val imagefolder:.*photos are the same images"):
+            load_split("imagefolder:.", f"imagefolder:{folder}", 0)
+
+    def test_labels_follow_the_names_that_are_given(self, folder: Path) -> None:
+        images = load_images(f"imagefolder:{folder}")
+        turned = images.labelled(("dog", "cat"))
+        assert (turned.classes, turned.labels.tolist()) == (("dog", "cat"), [1, 1, 1, 0, 0])
+        assert [turned.source(index) for index in range(5)] == [images.source(index) for index in range(5)]
+        assert images.labelled(("cat", "dog")) is images
+        with pytest.raises(SpecError, match="classes of 'imagefolder:photos' are not those given: dog, hen are on one side only"):
+            images.labelled(("cat", "hen"))
+        with pytest.raises(SpecError, match="hen is on one side only"):
+            images.labelled(("cat", "dog", "hen"))
+        nameless = numbered([0, 1])
+        assert nameless.labelled(("cat", "dog")) is nameless
+
     def test_a_directory_per_class(self, folder: Path) -> None:
         images = load_images(f"imagefolder:{folder}")
         assert images.classes == ("cat", "dog")
@@ -212,7 +247,7 @@ def test_other_specifications_are_refused_with_those_that_are_allowed(spec: str)
 class TestSamples:
     def test_they_are_prepared_as_the_device_prepares_them(self, folder: Path) -> None:
         samples = Samples(load_images(f"imagefolder:{folder}"), COLOUR, (3, 8, 8))
-        device = Preprocessor(COLOUR, (3, 8, 8), ServeSettings())
+        device = Preprocessor(COLOUR, (3, 8, 8))
         x, label = samples[3]
         assert (x.dtype, tuple(x.shape), label, len(samples)) == (torch.float32, (3, 8, 8), 1, 5)
         np.testing.assert_array_equal(x.numpy(), device.from_files([(folder / "dog" / "a.png").read_bytes()])[0])

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from restnet_export.finetune import distillation_loss, finetune_stitch
 from restnet_export.layouts import Layout
-from restnet_export.stitching import StitchingLayer, fit
+from restnet_export.stitching import StitchFit, StitchingLayer
 from restnet_runtime.errors import ExportError
 
 torch.set_num_threads(1)  # the tensors are too small to share out
@@ -167,8 +167,10 @@ def test_a_layer_that_tuning_wrecks_gets_its_old_weights_back(problem: Problem) 
     x = problem.data.tensors[0]
     with torch.no_grad():
         target = problem.small[:2](x)
-        fit(problem.layers[0], [problem.large[:1](x)], [target])
-        fit(problem.layers[1], [problem.large[:2](x)], [target])
+        for blocks, layer in enumerate(problem.layers, 1):
+            fitting = StitchFit(layer)
+            fitting.add(problem.large[:blocks](x), target)
+            fitting.finish()
     good = [state(layer) for layer in problem.layers]
     results = finetune_stitch(problem.routes, problem.large, problem.data, steps=3, lr=5.0, **QUIET)
     assert [result.kept for result in results] == [False, False]

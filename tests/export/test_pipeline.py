@@ -1,18 +1,20 @@
 """From anchors in a file of Python to a bundle, and nothing left behind where that fails."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from restnet_export.anchors import AnchorSpec, load_anchor
 from restnet_export.cuts import CutAnchor, cut_anchor
 from restnet_export.data import Samples, load_images
-from restnet_export.pipeline import ExportSettings, check_routes, export_bundle, fit_layers, measure_similarity
+from restnet_export.inputs import GivenPreprocessing
+from restnet_export.pipeline import ExportSettings, check_routes, export_bundle, fit_layers, measure_similarity, strongest
 from restnet_export.rules import LayerPlan
 from restnet_export.scoring import StitchedRoute, count_macs
 from restnet_runtime.bundle import Bundle, open_bundle
@@ -137,7 +139,7 @@ class Workshop:
             out=out,
             finetune="none",
             samples=40,
-            preprocessing=GREY,
+            preprocessing=GivenPreprocessing(GREY.mean, GREY.std),
             input_shape=(1, 8, 8),
             epochs=6,
             lr=1e-2,
@@ -251,7 +253,7 @@ def test_it_says_what_it_does(make: Callable[..., Made]) -> None:
     assert said[:2] == ["anchor small: 4 blocks in stages of 2", "anchor large: 5 blocks in stages of 3"]
     assert any(line.startswith("rule restnet: ") for line in said)
     assert "least squares on 40 images" in said
-    assert "fine-tuning on 96 images: 2 of 2 layers improved on held-out loss" in said
+    assert "fine-tuning on 96 images, taught by large: 2 of 2 layers improved on held-out loss" in said
     assert any(line.endswith("routes on 60 images") for line in said)
     assert any(line.startswith("exporting ") for line in said)
 
@@ -276,6 +278,28 @@ def test_maps_and_tokens_go_together(make: Callable[..., Made]) -> None:
     assert vit.macs == 16 * width * 4 + 2 * block + width * 4
 
 
+def quarters(folder: Path, names: Sequence[str]) -> str:
+    """Ten images of class i in the directory names[i]."""
+    x, y = images(40, 3)
+    for index, (image, label) in enumerate(zip(x, y, strict=True)):
+        (folder / names[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(folder / names[label] / f"{index}.png")
+    return f"imagefolder:{folder}"
+
+
+def test_folders_are_read_in_the_order_of_the_given_classes(workshop: Workshop, tmp_path: Path) -> None:
+    """The folders in alphabetical order are classes 3, 1, 0 and 2 of the networks."""
+    names = ("hen", "dog", "owl", "cat")
+    folder = quarters(tmp_path / "photos", names)
+    bundle = export_bundle(workshop.settings(tmp_path / "out", val=folder, classes=names, **SN_NET), lambda _: None)  # type: ignore[arg-type]
+    assert bundle.manifest.classes == names
+    x, y = images(40, 3)
+    np.savez(tmp_path / "same.npz", x=x, y=y)
+    x, y = prepared(f"npz:{tmp_path / 'same.npz'}")
+    assert bundle.route("large").accuracy == pytest.approx(float((onnx_logits(bundle, x)["large"].argmax(1) == y).mean()))
+    assert (bundle.route("large").accuracy or 0) > 0.6
+
+
 class TestRefusals:
     @pytest.mark.parametrize("older", [False, True], ids=["nothing there", "an older bundle there"])
     @pytest.mark.parametrize(
@@ -290,8 +314,9 @@ class TestRefusals:
             (("small", "missing"), {}, SpecError, "no function 'missing'"),
             (("small", "shallow"), {}, RuleError, "both need 2"),
             (("small", "large"), {"classes": ("a", "b")}, SpecError, "2 class names for 4 classes"),
-            (("small", "large"), {"preprocessing": None}, SpecError, "give --input, --mean and --std"),
+            (("small", "large"), {"preprocessing": GivenPreprocessing()}, SpecError, "give --input, --mean and --std"),
             (("small", "large"), {"input_shape": None}, SpecError, "give the input size, mean and std"),
+            (("small", "large"), {"samples": 3}, SpecError, "--samples 3 must be at least 4"),
             (("small", "large"), {"data": "npz:nowhere.npz"}, SpecError, "nowhere.npz cannot be read"),
             (("small", "large"), {"rule": "sn-net", "kernel": 0}, RuleError, "kernel 0"),
             (("small", "large"), {"finetune": "stitch", "lr": -1.0}, ExportError, "lr"),
@@ -328,8 +353,6 @@ class TestRefusals:
         assert not (tmp_path / "out").exists()
 
     def test_labels_that_mean_other_classes_in_the_other_data(self, workshop: Workshop, tmp_path: Path) -> None:
-        from PIL import Image
-
         for name in ("data/a", "data/b", "data/c", "data/d", "val/b", "val/c"):
             (tmp_path / name).mkdir(parents=True)
             for index in range(2):
@@ -339,6 +362,22 @@ class TestRefusals:
             SpecError, match=r"labels mean different classes in 'imagefolder:data' \(a, b, c, d\) and 'imagefolder:val' \(b, c\)"
         ):
             export_bundle(workshop.settings(tmp_path / "out", **folders), lambda _: None)
+
+    def test_one_file_to_tune_and_to_score_on(self, workshop: Workshop, tmp_path: Path) -> None:
+        settings = workshop.settings(tmp_path / "out")
+        with pytest.raises(SpecError, match="are the same images"):
+            export_bundle(replace(settings, val=settings.data), lambda _: None)
+
+    def test_too_few_images(self, workshop: Workshop, tmp_path: Path) -> None:
+        x, y = images(3, 0)
+        np.savez(tmp_path / "few.npz", x=x, y=y)
+        with pytest.raises(SpecError, match=r"data 'npz:few.npz' has 3 images to fit on; similarity needs at least 4"):
+            export_bundle(workshop.settings(tmp_path / "out", data=f"npz:{tmp_path / 'few.npz'}"), lambda _: None)
+
+    def test_class_names_that_are_not_the_folders(self, workshop: Workshop, tmp_path: Path) -> None:
+        folder = quarters(tmp_path / "data", ("a", "b", "c", "d"))
+        with pytest.raises(SpecError, match=r"classes of 'imagefolder:data' are not those given: d, e are on one side only"):
+            export_bundle(workshop.settings(tmp_path / "out", data=folder, classes=("a", "b", "c", "e")), lambda _: None)
 
     @pytest.mark.parametrize("name", ["with space", ".hidden", "a" * 101])
     def test_a_name_that_no_bundle_has_before_any_work(self, workshop: Workshop, tmp_path: Path, name: str) -> None:
@@ -366,6 +405,14 @@ def samples(workshop: Workshop) -> Samples:
     return Samples(load_images(f"npz:{workshop.root / 'train.npz'}"), GREY, (1, 8, 8))
 
 
+def _constant(classes: int) -> torch.nn.Module:
+    """A head that answers class 0 whatever it sees."""
+    head = torch.nn.Sequential(torch.nn.AdaptiveMaxPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, classes))
+    torch.nn.init.zeros_(head[2].weight)
+    torch.nn.init.zeros_(head[2].bias)
+    return head
+
+
 class TestSteps:
     """Functions of the pipeline by themselves, on anchors in memory."""
 
@@ -374,6 +421,13 @@ class TestSteps:
         assert {pair: values.shape for pair, values in found.items()} == {("large", "small"): (4, 3)}
         own = measure_similarity([cut["small"], replace(cut["small"], name="twin")], samples)["twin", "small"]
         np.testing.assert_allclose(np.diag(own), 1, atol=1e-6)
+
+    def test_the_teacher_is_right_most_often(self, cut: dict[str, CutAnchor], samples: Samples) -> None:
+        """Not the largest, if that is worse; of equals the larger."""
+        untrained = replace(cut["large"], name="large", blocks=(*cut["large"].blocks[:-1], _constant(4)))
+        assert strongest(cut, samples) == "large"
+        assert strongest({"small": cut["small"], "large": untrained}, samples) == "small"
+        assert strongest({"small": cut["small"], "twin": replace(cut["small"], name="twin")}, samples) == "twin"
 
     def test_a_layer_between_twins_is_the_identity(self, cut: dict[str, CutAnchor], samples: Samples) -> None:
         twins = {"small": cut["small"], "twin": replace(cut["small"], name="twin")}

@@ -153,7 +153,21 @@ class TestMostPromising:
     def test_anchors_stay_whatever_the_limit(self, limit: int) -> None:
         assert self.kept(limit) == ["a", "b"]
 
+    def test_a_front_that_is_too_large_is_thinned_over_the_costs(self) -> None:
+        assert self.kept(3) == ["a", "stitched-2", "b"]
+        accuracies = (0.5, 0.51, 0.52, 0.53, 0.54, 0.55, 0.56, 0.7, 0.9)
+        macs = (10, 11, 12, 13, 14, 15, 16, 50, 100)
+        assert self.kept(4, macs, accuracies) == ["a", "stitched-0", "stitched-6", "b"]
+
+    def test_dominated_routes_are_spread_over_the_costs(self) -> None:
+        """Five routes close to one another in cost lose less than those elsewhere."""
+        macs = (10, 30, 50, 70, 90, 91, 92, 93, 94, 100)
+        accuracies = (0.6, 0.65, 0.7, 0.7, 0.899, 0.898, 0.897, 0.896, 0.895, 0.9)
+        before_the_front = (0.6, 0.58, 0.57, 0.56, *accuracies[4:])
+        assert self.kept(6, macs, accuracies) == ["a", "stitched-0", "stitched-1", "stitched-2", "stitched-3", "b"]
+        # Not at any price: what the small anchor does better for less comes after the rest.
+        assert self.kept(6, macs, before_the_front) == ["a", "stitched-3", "stitched-4", "stitched-5", "stitched-6", "b"]
+
     def test_then_the_front_then_what_loses_least_in_the_order_given(self) -> None:
-        assert self.kept(3) == ["a", "stitched-0", "b"]
         assert self.kept(4) == ["a", "stitched-0", "stitched-2", "b"]
         assert self.kept(5) == ["a", "stitched-0", "stitched-1", "stitched-2", "b"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from restnet_export import segments
 from restnet_export.anchors import Anchor
 from restnet_export.cuts import cut_anchor
 from restnet_export.segments import OPSET, export_segment
@@ -114,3 +115,29 @@ def test_a_segment_that_answers_otherwise_is_refused():
 def test_a_module_that_cannot_be_exported_is_refused():
     with pytest.raises(ExportError, match="segment odd: torch cannot export it to ONNX: "):
         export_segment(Unknown(), (4, 4), "odd")
+
+
+class TestOneRegistry:
+    """torch's table of operators, made once for many segments."""
+
+    NETS = (nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU()), nn.Sequential(nn.Flatten(), nn.LayerNorm(75), nn.Linear(75, 2)))
+
+    def exports(self) -> list[bytes]:
+        return [export_segment(net.eval(), (3, 5, 5), "net").SerializeToString(deterministic=True) for net in self.NETS]
+
+    def test_the_same_bytes_and_everything_as_before(self) -> None:
+        registry = pytest.importorskip("torch.onnx._internal.exporter._registration").ONNXRegistry
+        before = vars(registry)["from_torchlib"]
+        expected = self.exports()
+        with segments.one_registry():
+            assert registry.from_torchlib() is registry.from_torchlib()
+            assert self.exports() == expected
+        assert vars(registry)["from_torchlib"] is before
+
+    @pytest.mark.parametrize("missing", range(3), ids=["module", "class", "method"])
+    def test_without_the_private_name_exports_go_on(self, monkeypatch: pytest.MonkeyPatch, missing: int) -> None:
+        names = list(segments._REGISTRY)
+        names[missing] = "torch.absent" if missing == 0 else "absent"
+        monkeypatch.setattr(segments, "_REGISTRY", tuple(names))
+        with segments.one_registry():
+            assert len(self.exports()) == 2

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import httpx
@@ -28,6 +28,7 @@ from restnet_runtime.reading import Reading
 from restnet_runtime.schemas import BudgetRequest, PredictRequest, read_json
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.settings import ServeSettings
+from restnet_runtime.units import format_macs
 
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 JSON, NPY = {"Content-Type": "application/json"}, {"Content-Type": "application/x-npy"}
@@ -151,18 +152,17 @@ def b64(data):
 
 
 def inputs_of(bundle, *files):
-    settings = ServeSettings()
-    return Preprocessor(bundle.manifest.preprocessing, bundle.manifest.input.shape, settings).from_files(files)
+    return Preprocessor(bundle.manifest.preprocessing, bundle.manifest.input.shape).from_files(files)
 
 
 def expected_top(served, inputs, top_k=2, route=None):
     """What the answer must list, computed from the executor's logits."""
     logits = served.executor.run(inputs, route).logits.astype(np.float64)
     powers = np.exp(logits - logits.max(-1, keepdims=True))
-    rows = powers / powers.sum(-1, keepdims=True)
+    rows = (powers / powers.sum(-1, keepdims=True)).round(6)
     classes = served.bundle.manifest.classes
     return [
-        [{"class": classes[i], "index": int(i), "probability": pytest.approx(row[i], rel=1e-6)} for i in np.argsort(-row)[:top_k]]
+        [{"class": classes[i], "index": int(i), "probability": float(row[i])} for i in np.argsort(-row, kind="stable")[:top_k]]
         for row in rows
     ]
 
@@ -328,7 +328,8 @@ def test_strict_refuses_when_nothing_fits(make):
     with make(strict=True) as served:
         answer = served.client.post("/predict", params={"budget": "1MACs"}, content=png())
         assert answer.status_code == 503
-        assert "over the limit of 1 MACs" in answer.json()["error"]
+        small = format_macs(served.bundle.route("small").macs)
+        assert answer.json() == {"error": f"no route fits the budget (1 MACs): small would have macs {small} over the limit of 1 MACs"}
         assert served.client.post("/predict", content=png()).status_code == 200
 
 
@@ -491,9 +492,13 @@ def exchange(client, *pieces):
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
         for piece in pieces:
             connection.sendall(piece)
-        received = b""
-        while chunk := connection.recv(65536):
-            received += chunk
+        return receive_all(connection)
+
+
+def receive_all(connection):
+    received = b""
+    while chunk := connection.recv(65536):
+        received += chunk
     return received
 
 
@@ -521,17 +526,97 @@ def test_more_bytes_than_declared_are_not_read_as_body(client):
 
 def test_a_client_that_leaves_in_the_middle_of_its_body(client):
     with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nabc")
-        wait_for(client, in_flight=1)
-    wait_for(client, in_flight=0)
+        connection.sendall(HALF + b"abc")
+        wait_for(client, receiving_bytes=3)
+    wait_for(client, receiving_bytes=0)
     assert client.post("/predict", content=png()).status_code == 200
 
 
-def wait_for(client, *, in_flight):
+def wait_for(client, **expected):
+    """Wait until `/status` shows this of the queue."""
     deadline = time.monotonic() + 20
-    while client.get("/status").json()["queue"]["in_flight"] != in_flight:
+    while not expected.items() <= client.get("/status").json()["queue"].items():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+# Bodies that do not come
+
+
+HALF = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+
+
+@contextmanager
+def stalled(client, *pieces):
+    """One connection for each piece, which sent its piece and then nothing more."""
+    with ExitStack() as open_ones:
+        connections = []
+        for piece in pieces:
+            connections.append(open_ones.enter_context(socket.create_connection((client.base_url.host, client.base_url.port), timeout=20)))
+            connections[-1].sendall(piece)
+        yield connections
+
+
+def test_stalled_bodies_take_no_place_from_others(make):
+    with make(max_in_flight=2) as served, stalled(served.client, *[HALF + b"abc"] * 20):
+        wait_for(served.client, in_flight=0, receiving_bytes=60)
+        assert served.client.post("/predict", content=png()).status_code == 200
+
+
+def test_places_that_were_taken_while_the_body_came(make):
+    data = png()
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(data)
+    with make(max_in_flight=1) as served, ThreadPoolExecutor() as clients, stalled(served.client, head + data[:-1]) as (late,):
+        wait_for(served.client, receiving_bytes=len(data) - 1)
+        served.executor.gate.clear()
+        first = clients.submit(served.client.post, "/predict", content=data)
+        wait_for(served.client, in_flight=1)
+        late.sendall(data[-1:])
+        received = receive_all(late)
+        served.executor.gate.set()
+        assert first.result().status_code == 200
+    assert received.startswith(b"HTTP/1.1 503 ")
+    assert b"1 requests are in flight, which is the limit" in received
+
+
+@pytest.mark.parametrize("head", [HALF, HALF.replace(b"POST /predict", b"PUT /budget")], ids=["predict", "budget"])
+def test_a_body_that_stalls_is_given_up(make, head):
+    with make(body_timeout_s=0.2) as served:
+        received = exchange(served.client, head + b"abc")  # which ends when the server closes
+        assert received.startswith(b"HTTP/1.1 408 ")
+        assert received.endswith(b'{"error":"the body was not complete after 0.2 s, which is the limit"}')
+        wait_for(served.client, receiving_bytes=0)
+        assert served.client.post("/predict", content=png()).status_code == 200
+
+
+def test_a_body_that_trickles_is_given_up(make):
+    with make(body_timeout_s=0.2) as served, stalled(served.client, HALF) as (connection,):
+        connection.settimeout(0.02)
+        received = b""
+        for _ in range(1000):
+            try:
+                received = connection.recv(65536)
+                break
+            except TimeoutError:
+                connection.sendall(b"a")
+        assert received.startswith(b"HTTP/1.1 408 ")
+
+
+def test_unfinished_bodies_are_bounded_together(make):
+    data = png(size=(3, 2))
+    with make(max_body_bytes=1000, max_receiving_bytes=1000) as served:
+        client = served.client
+        room = 1000 - len(data)
+        with stalled(client, HALF + b"a" * room) as (connection,):
+            wait_for(client, receiving_bytes=room)
+            assert client.post("/predict", content=data).status_code == 200
+            connection.sendall(b"a")
+            wait_for(client, receiving_bytes=room + 1)
+            refused = client.post("/predict", content=data)
+            assert_error(refused, 503, "the bodies being received exceed 1000 bytes, which is the limit: try again")
+            assert refused.headers["retry-after"] == "1"
+        wait_for(client, receiving_bytes=0)
+        assert client.post("/predict", content=data).status_code == 200
 
 
 # Many at once
@@ -577,7 +662,9 @@ def test_not_ready_until_a_route_is_loaded(make):
         client = served.client
         assert client.get("/healthz").status_code == 200
         assert_error(client.get("/readyz"), 503, "no route is loaded yet")
-        assert_error(client.post("/predict", content=png()), 503, "no route is loaded yet")
+        unready = client.post("/predict", content=png())
+        assert_error(unready, 503, "no route is loaded yet")
+        assert unready.headers["retry-after"] == client.get("/readyz").headers["retry-after"] == "1"
         status = client.get("/status").json()
         assert (status["current"], status["decision"], status["routes"]["loaded"]) == (None, None, [])
         assert client.get("/budget").json()["decision"] is None
@@ -585,7 +672,14 @@ def test_not_ready_until_a_route_is_loaded(make):
         served.executor.load("small")
         assert client.get("/readyz").json() == {"status": "ready"}
         assert client.post("/predict", content=png()).json()["route"] == "small"
-        assert client.get("/status").json()["routes"] == {"known": 4, "loaded": ["small"], "loading": None, "compiled": 0, "left_out": [], "failed": {}}
+        assert client.get("/status").json()["routes"] == {
+            "known": 4,
+            "loaded": ["small"],
+            "loading": None,
+            "compiled": 0,
+            "left_out": [],
+            "failed": {},
+        }
 
 
 def test_health_checks_answer_head(client):
@@ -631,7 +725,7 @@ def test_status(served):
     assert status["switches"][-1]["after"] == "small"
     assert status["problem"] is None
     assert status["controlling"] is False
-    assert status["queue"] == {"in_flight": 0, "max_in_flight": 256, "workers": 2}
+    assert status["queue"] == {"in_flight": 0, "max_in_flight": 256, "workers": 2, "receiving_bytes": 0}
     assert {"python", "onnxruntime", "fastapi"} <= set(status["versions"])
 
 
@@ -664,9 +758,3 @@ def test_openapi_documents_every_body_with_examples_that_work(served):
     for example in paths["/budget"]["put"]["requestBody"]["content"]["application/json"]["examples"].values():
         read_json(BudgetRequest, json.dumps(example["value"]).encode()).limits()
         assert client.put("/budget", json=example["value"]).status_code == 200
-
-
-@pytest.mark.parametrize("name", ["max_body_bytes", "max_pixels", "max_batch", "top_k", "workers", "max_in_flight"])
-def test_settings_must_be_positive(name):
-    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
-        ServeSettings(**{name: 0})

@@ -58,14 +58,14 @@ class Server:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self.log: list[str] = []
-        assert process.stderr is not None
-        for line in process.stderr:
-            self.log.append(line)
-            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+        self.told: list[str] = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.told.append(line)
+            if found := re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+)\n", line):
                 self.client = httpx.Client(base_url=found[1], trust_env=False, timeout=30)
                 return
-        raise AssertionError("".join(self.log))
+        raise AssertionError(process.communicate())
 
     def loaded(self) -> dict[str, object]:
         """The status once every route is loaded."""
@@ -82,7 +82,7 @@ class Server:
         self.client.close()
         self.process.send_signal(signal.SIGTERM)
         out, err = self.process.communicate(timeout=60)
-        return self.process.returncode, out, "".join(self.log) + err
+        return self.process.returncode, "".join(self.told) + out, err
 
 
 @pytest.fixture
@@ -116,14 +116,15 @@ def test_serve_answers_switches_and_ends(serve: Callable[..., Server], family_bu
     assert server.client.post("/predict", content=png(), headers={"X-Restnet-Budget": "1MACs"}).json()["budget_met"] is False
     code, out, err = server.end()
     assert code == 0
-    assert out == f"serving shapes (4 routes) from {family_path}, budget {Budget(macs=family_bundle.route(MIDDLE).macs)}\n"
+    limit = Budget(macs=family_bundle.route(MIDDLE).macs)
+    assert out == f"serving shapes (4 routes) from {family_path}, budget {limit}\nlistening on {str(server.client.base_url).rstrip('/')}\n"
     assert "Traceback" not in err
 
 
 def test_serve_passes_its_limits_on(serve: Callable[..., Server]) -> None:
-    server = serve("--strict", "--max-body", 1000, "--workers", 3, "--budget", "1MACs")
+    server = serve("--strict", "--max-body", 1000, "--workers", 3, "--max-in-flight", 7, "--budget", "1MACs")
     status = server.loaded()
-    assert status["queue"]["workers"] == 3  # type: ignore[index]
+    assert status["queue"] == {"in_flight": 0, "max_in_flight": 7, "workers": 3, "receiving_bytes": 0}
     small = np.zeros((1, 1, 8, 8), np.float32)
     stream = io.BytesIO()
     np.save(stream, small)
@@ -134,14 +135,19 @@ def test_serve_passes_its_limits_on(serve: Callable[..., Server]) -> None:
     assert server.end()[0] == 0
 
 
-def test_serve_on_a_taken_port_says_so(family_path: Path, cache_root: Path) -> None:
+def test_serve_on_a_taken_port_says_so_before_anything_is_loaded(family_path: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run("serve", family_path, "--cache", cache_root, "--port", port)
-    assert done.returncode > 0
-    (line,) = [line for line in done.stderr.splitlines() if "address already in use" in line]
-    assert str(port) in line
-    assert "Traceback" not in done.stderr
+        done = run("serve", family_path, "--cache", tmp_path / "cache", "--port", port)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"restnet-serve: cannot listen on host 127.0.0.1, port {port}: Address already in use\n"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_serve_takes_a_body_limit_above_what_is_received_at_once_by_default(serve: Callable[..., Server]) -> None:
+    server = serve("--max-body", 100_000_000)
+    assert server.client.get("/healthz").status_code == 200
+    assert server.end()[0] == 0
 
 
 def test_serve_in_this_process(family_path: Path, cache_root: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -284,6 +290,8 @@ def test_a_budget_that_cannot_be_read(name: str, budget: str, told: str, capsys:
         ("serve", "--interval", "soon", "is not a number"),
         ("serve", "--workers", "-2", "must be above zero"),
         ("serve", "--max-body", "0", "must be above zero"),
+        ("serve", "--max-in-flight", "0", "must be above zero"),
+        ("serve", "--workers", "1000000000", "below a thousand million"),
         ("bench", "--runs", "0", "must be above zero"),
     ],
 )

@@ -13,7 +13,6 @@ from restnet_runtime.errors import ImageError, InputError
 from restnet_runtime.manifest import Preprocessing
 from restnet_runtime.npy import read_npy
 from restnet_runtime.preprocess import Preprocessor, looks_like_image
-from restnet_runtime.settings import ServeSettings
 
 GREY = Preprocessing(mode="L", mean=(0.0,), std=(1.0,))
 COLOUR = Preprocessing(mode="RGB", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -23,7 +22,7 @@ LEVEL = 1 / 255
 
 def preprocessor(preprocessing=PLAIN, shape=None, **limits):
     shape = shape or ((1, 8, 8) if preprocessing.mode == "L" else (3, 8, 8))
-    return Preprocessor(preprocessing, shape, ServeSettings(**limits))
+    return Preprocessor(preprocessing, shape, **limits)
 
 
 def encoded(image, format="PNG", **options):

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restnet_runtime.server import run_server
+from restnet_runtime.errors import AddressError
+from restnet_runtime.server import listen, run_server, url_of
 
 SERVE = """
 import sys
@@ -29,18 +30,20 @@ from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
 from restnet_runtime.sensors import Sensors
-from restnet_runtime.server import run_server
+from restnet_runtime.server import listen, run_server, url_of
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.settings import ServeSettings
 
-bundle_path, cache_root, port, graceful_s = sys.argv[1:]
+bundle_path, cache_root, graceful_s = sys.argv[1:]
+listener = listen("127.0.0.1", 0)
 bundle = open_bundle(bundle_path)
 executor = Executor(bundle, Compiler.for_bundle(bundle, Path(cache_root)), SessionSettings(threads=1))
 for route in bundle.routes:
     executor.load(route.name)
 controller = Controller(executor, Sensors())
 controller.start()
-run_server(create_app(executor, controller, ServeSettings()), "127.0.0.1", int(port), graceful_s=int(graceful_s))
+print(url_of(listener), flush=True)
+run_server(create_app(executor, controller, ServeSettings()), listener, graceful_s=int(graceful_s))
 controller.stop()
 executor.close()
 print("closed")
@@ -55,11 +58,11 @@ def bundle(family_bundle):
 
 @pytest.fixture
 def start(bundle, cache_root):
-    """A factory of servers: (process, its port). What is still running at the end is killed."""
+    """A factory of servers. What is still running at the end is killed."""
     processes = []
 
-    def start(port=0, graceful_s=30):
-        command = [sys.executable, "-c", SERVE, str(bundle.path), str(cache_root), str(port), str(graceful_s)]
+    def start(graceful_s=30):
+        command = [sys.executable, "-c", SERVE, str(bundle.path), str(cache_root), str(graceful_s)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         processes.append(process)
         return process
@@ -71,13 +74,13 @@ def start(bundle, cache_root):
 
 
 def port_of(process):
-    """Waits until the server listens."""
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
-            return int(found[1])
-    raise AssertionError("".join(seen))
+    """Waits until every route is loaded."""
+    line = process.stdout.readline()
+    found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)\n", line)
+    assert found, (line, *process.communicate())
+    port = int(found[1])
+    assert httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False, timeout=20).status_code == 200
+    return port
 
 
 def png():
@@ -93,7 +96,7 @@ def upload_in_progress(port):
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(data)
         connection.sendall(head + data[:-100])
-        until(lambda: httpx.get(f"http://127.0.0.1:{port}/status", trust_env=False).json()["queue"]["in_flight"] == 1)
+        until(lambda: httpx.get(f"http://127.0.0.1:{port}/status", trust_env=False).json()["queue"]["receiving_bytes"] == len(data) - 100)
         yield connection, data[-100:]
 
 
@@ -154,15 +157,40 @@ def test_a_request_that_never_ends_is_given_up(start):
         assert b" 200 " not in receive_all(connection)
 
 
-def test_a_taken_port_ends_with_an_error(start):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        process = start(port=taken.getsockname()[1])
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode > 0
-    assert "address already in use" in errors
+def test_a_port_that_is_listened_on_cannot_be_had_until_it_is_free():
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AddressError, match=f"cannot listen on host 127.0.0.1, port {port}: Address already in use"):
+            listen("127.0.0.1", port)
+    listen("127.0.0.1", port).close()
 
 
-def test_it_returns_on_sigterm_and_puts_the_handlers_back(free_port):
+@pytest.mark.parametrize("host", ["no such host", "x" * 70, "192.0.2.1"], ids=["spaces", "long", "not of this machine"])
+def test_a_host_that_cannot_be_listened_on(host):
+    with pytest.raises(AddressError, match=f"cannot listen on host {host}, port 0: [A-Za-z]"):
+        listen(host, 0)
+
+
+def test_the_address_is_told_with_the_port_that_was_taken():
+    with listen("localhost", 0) as listener:
+        port = listener.getsockname()[1]
+        assert port > 0
+        assert url_of(listener) == f"http://127.0.0.1:{port}"
+
+
+def test_an_ipv6_address():
+    try:
+        listener = listen("::1", 0)
+    except AddressError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with listener:
+        url = url_of(listener)
+        assert url == f"http://[::1]:{listener.getsockname()[1]}"
+        with socket.create_connection(listener.getsockname()[:2], timeout=20), listener.accept()[0] as accepted:
+            assert accepted.getpeername()[0] == "::1"
+
+
+def test_it_returns_on_sigterm_and_puts_the_handlers_back():
     async def app(scope, receive, send):
         if scope["type"] == "lifespan":
             while True:
@@ -175,33 +203,29 @@ def test_it_returns_on_sigterm_and_puts_the_handlers_back(free_port):
 
     statuses = []
 
+    listener = listen("127.0.0.1", 0)
+    url = url_of(listener)
+
     def visit():
-        until(lambda: not refused(free_port))
-        statuses.append(httpx.get(f"http://127.0.0.1:{free_port}", trust_env=False).status_code)
+        statuses.append(httpx.get(url, trust_env=False, timeout=20).status_code)
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     visitor = threading.Thread(target=visit)
     visitor.start()
-    run_server(app, "127.0.0.1", free_port, log_level="warning")
+    run_server(app, listener, log_level="warning")
     visitor.join()
     assert statuses == [204]
+    assert listener.fileno() == -1
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_an_application_that_does_not_start_is_an_error(free_port, capfd):
+def test_an_application_that_does_not_start_is_an_error(capfd):
     async def app(_, receive, send):
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no bundle"})
 
-    with pytest.raises(SystemExit) as ended:
-        run_server(app, "127.0.0.1", free_port)
+    with listen("127.0.0.1", 0) as listener, pytest.raises(SystemExit) as ended:
+        run_server(app, listener)
     assert ended.value.code > 0
     assert "no bundle" in capfd.readouterr().err
-
-
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The writer: all or nothing, every tensor once, the same bytes each time. Needs no torch."""
+"""The writer: all or nothing, every tensor once, the same bytes each time. Here, not beside the exporter's tests: it needs no torch."""
 
 import dataclasses
 import json
