@@ -30,13 +30,13 @@ def family(name: str) -> Bundle:
     _complete_torchvision()
     anchors, stages = FAMILIES[name]
     ROOT.mkdir(parents=True, exist_ok=True)
-    noise = ROOT / "noise.npz"
     rng = np.random.default_rng(0)
-    np.savez(noise, x=rng.integers(0, 256, (8, 224, 224, 3), dtype=np.uint8), y=np.arange(8))
+    for part in ("fit", "score"):
+        np.savez(ROOT / f"{part}.npz", x=rng.integers(0, 256, (8, 224, 224, 3), dtype=np.uint8), y=np.arange(8))
     settings = ExportSettings(
         anchors=tuple(f"timm:{anchor}@random" for anchor in anchors),
-        data=f"npz:{noise}",
-        val=f"npz:{noise}",
+        data=f"npz:{ROOT / 'fit.npz'}",
+        val=f"npz:{ROOT / 'score.npz'}",
         out=out,
         rule="sn-net",
         stages=stages,
