@@ -8,8 +8,6 @@
 x is float32 (batch, C, H, W).
 """
 
-import os
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from restnet_runtime.controller import Controller
 from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Answer, Executor, preparation_order
 from restnet_runtime.loader import Loader
+from restnet_runtime.places import default_cache_root
 from restnet_runtime.sensors import Sensors
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.settings import usable_cores
@@ -107,18 +106,3 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
-
-
-def default_cache_root() -> Path:
-    """`$RESTNET_CACHE`, else `restnet-runtime` in the user's cache directory, else (read-only home) in the temporary one."""
-    if named := os.environ.get("RESTNET_CACHE"):
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        root = (Path(base) if base else Path.home() / ".cache") / "restnet-runtime"
-        root.mkdir(parents=True, exist_ok=True)
-        if os.access(root, os.W_OK):
-            return root
-    except (OSError, RuntimeError):
-        pass
-    return Path(tempfile.gettempdir()) / f"restnet-runtime-{os.getuid()}"

@@ -131,6 +131,11 @@ class Executor:
                 self._residents.pop(name, None)
             self._weigh()
 
+    def weigh(self) -> None:
+        """Measure the process without its routes anew: libraries and answers take memory too, more as time goes on."""
+        with self._loading:
+            self._weigh()
+
     def switch(self, name: str) -> None:
         """Make a loaded route the current one. Requests under way keep theirs. Raises `CompileError` if it is not loaded."""
         with self._lock:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from restnet_runtime.executor import Executor
+from restnet_runtime.memory import footprint
 from restnet_runtime.residency import by_value, keep
 from restnet_runtime.routes import Route
 
@@ -93,6 +94,8 @@ class Loader:
     def step(self) -> bool:
         """Release what does not fit, else load the next that does. Returns whether there was anything to do."""
         limit = self._memory_limit() if self._memory_limit is not None else None
+        if limit is not None and footprint().pss_bytes > limit:
+            self._executor.weigh()  # more than was predicted: the plan below must know
         current = self._executor.current
         order = [name for name in by_value(self._executor.bundle.routes, current.name if current else None) if name in self._names]
         loaded = self._executor.loaded

@@ -55,8 +55,8 @@ def _convolution(channels_in: int, channels_out: int, stride: int) -> tuple[nn.M
 
 
 def cnn_s() -> DigitNet:
-    """The small anchor: 3 blocks of 16 channels."""
-    return small(16, 3)
+    """The small anchor: 2 blocks of 16 channels."""
+    return small(16, 2)
 
 
 def cnn_l() -> DigitNet:

@@ -159,7 +159,7 @@ def test_small_networks_trained_now_are_stitched_by_the_command(tmp_path: Path) 
     )
     x, y = train.load("train")
     nets, specs = module(tmp_path / "nets.py"), []
-    for name, epochs in (("small", 10), ("large", 10)):
+    for name, epochs in (("small", 20), ("large", 16)):
         torch.manual_seed(0)
         net = getattr(nets, name)()
         train.train(net, x, y, epochs)

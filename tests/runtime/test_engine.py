@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
-from restnet_runtime.engine import SHIPPED_BUNDLE, Engine, default_cache_root
+from restnet_runtime.engine import SHIPPED_BUNDLE, Engine
 from restnet_runtime.errors import BundleError, CompileError, InfeasibleError
 from restnet_runtime.executor import preparation_order
 from restnet_runtime.sessions import SessionSettings, infer, plain_session
@@ -175,42 +174,3 @@ def test_the_shipped_bundle_is_the_default(tmp_path: Path) -> None:
     engine = Engine.open(cache_root=tmp_path)
     assert engine.executor.bundle.path == SHIPPED_BUNDLE == open_bundle(SHIPPED_BUNDLE).path
     assert engine.executor.bundle.manifest.classes == tuple("0123456789")
-
-
-class TestDefaultCacheRoot:
-    @pytest.fixture(autouse=True)
-    def _bare(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.delenv("RESTNET_CACHE", raising=False)
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        monkeypatch.setenv("HOME", str(tmp_path / "home"))
-
-    def test_what_is_named_goes_first(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setenv("RESTNET_CACHE", str(tmp_path / "named"))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert default_cache_root() == tmp_path / "named"
-        assert not (tmp_path / "xdg").exists()
-
-    def test_the_users_cache_directory(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert default_cache_root() == tmp_path / "xdg" / "restnet-runtime"
-        assert default_cache_root().is_dir()
-
-    @pytest.mark.parametrize("base", [None, ""])
-    def test_home_where_there_is_no_other(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, base: str | None) -> None:
-        if base is not None:
-            monkeypatch.setenv("XDG_CACHE_HOME", base)
-        assert default_cache_root() == tmp_path / "home" / ".cache" / "restnet-runtime"
-
-    def test_a_home_that_takes_nothing(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        (tmp_path / "home").touch()  # holds for root too, whom no mode stops
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-        assert default_cache_root().parent == tmp_path / "tmp"
-
-    def test_a_cache_directory_that_may_not_be_written(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        root = tmp_path / "xdg" / "restnet-runtime"
-        root.mkdir(parents=True)
-        root.chmod(0o500)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent))
-        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != root or mode != 2)  # as it answers anybody but root
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-        assert default_cache_root().parent == tmp_path / "tmp"
