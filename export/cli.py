@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     inputs.add_argument("--mean", type=float, nargs="+", help="per channel, of values in 0..1; one channel is grey, three are RGB")
     inputs.add_argument("--std", type=float, nargs="+", help="per channel")
     inputs.add_argument("--resize", choices=("squash", "shortest"), help="squash: whatever the aspect; shortest: keep it, crop the centre")
-    inputs.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic"))
+    inputs.add_argument("--interpolation", choices=("nearest", "box", "bilinear", "bicubic"))
     inputs.add_argument(
         "--crop-pct", type=float, metavar="SHARE", help="of the resized image, what the centre crop keeps: above 0, at most 1"
     )

@@ -17,7 +17,7 @@ class GivenPreprocessing:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     resize: Literal["squash", "shortest"] | None = None
-    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+    interpolation: Literal["nearest", "box", "bilinear", "bicubic"] | None = None
     crop_pct: float | None = None
 
     def over(self, own: Preprocessing | None) -> Preprocessing | None:

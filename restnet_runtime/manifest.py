@@ -52,7 +52,7 @@ class Preprocessing(_Model):
         Literal["squash", "shortest"],
         Field(description="squash: to the input size, whatever the aspect; shortest: shorter side to size / crop_pct, then centre crop"),
     ] = "squash"
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["nearest", "box", "bilinear", "bicubic"] = "bilinear"
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
     mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=3)]

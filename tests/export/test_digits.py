@@ -1,6 +1,7 @@
 """The digits example and the bundle that ships; and real CIFAR-10 networks, where there are any."""
 
 import importlib.util
+import io
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from restnet_export.anchors import AnchorSpec, load_anchor
 from restnet_export.cli import main
@@ -24,8 +26,9 @@ from restnet_runtime.compile import Compiler
 from restnet_runtime.compose import check_graphs
 from restnet_runtime.engine import SHIPPED_BUNDLE
 from restnet_runtime.executor import Executor
+from restnet_runtime.preprocess import Preprocessor
 from restnet_runtime.routes import Route
-from restnet_runtime.sessions import SessionSettings
+from restnet_runtime.sessions import SessionSettings, infer, plain_session
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "digits"
@@ -240,3 +243,19 @@ def test_published_cifar_networks(shared: Path, tmp_path: Path) -> None:
     assert max(route.accuracy or 0 for route in stitched) > 0.85
     front = sorted((route for route in bundle.routes if route.on_front), key=lambda route: route.macs)
     assert all((cheap.accuracy or 0) < (dear.accuracy or 0) for cheap, dear in pairwise(front))
+
+
+def test_a_larger_image_of_a_digit_counts_as_the_digit(tmp_path: Path) -> None:
+    """The server brings any size to 8x8; enlarged digits must score as the 8x8 ones do."""
+    images = load_images("digits:val")
+    bundle = open_bundle(SHIPPED_BUNDLE)
+    manifest = bundle.manifest
+    preprocessor = Preprocessor(manifest.preprocessing, manifest.input.shape)
+    files = []
+    for index in range(len(images)):
+        file = io.BytesIO()
+        Image.fromarray(images.source(index)[:, :, 0]).resize((96, 96), Image.Resampling.NEAREST).save(file, "PNG")
+        files.append(file.getvalue())
+    session = plain_session(bundle, bundle.route("cnn-l"), SessionSettings())
+    found = float((infer(session, preprocessor.from_files(files)).argmax(1) == images.labels).mean())
+    assert found == pytest.approx(bundle.route("cnn-l").accuracy, abs=2 / len(images))

@@ -171,7 +171,7 @@ SOURCES = st.fixed_dictionaries(
             Preprocessing,
             mode=st.just("L"),
             resize=st.sampled_from(["squash", "shortest"]),
-            interpolation=st.sampled_from(["nearest", "bilinear", "bicubic"]),
+            interpolation=st.sampled_from(["nearest", "box", "bilinear", "bicubic"]),
             crop_pct=st.floats(0.01, 1),
             mean=st.tuples(st.floats(-1e6, 1e6)),
             std=st.tuples(st.floats(1e-6, 1e6)),

@@ -59,14 +59,19 @@ def resize_then_crop(image, preprocessing, height, width):
         else:
             ratio = min(image.height / scaled_height, image.width / scaled_width)
             scaled_height, scaled_width = round(image.height / ratio), round(image.width / ratio)
-    resampling = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    resampling = {
+        "nearest": Image.Resampling.NEAREST,
+        "box": Image.Resampling.BOX,
+        "bilinear": Image.Resampling.BILINEAR,
+        "bicubic": Image.Resampling.BICUBIC,
+    }
     image = image.resize((scaled_width, scaled_height), resampling[preprocessing.interpolation])
     top, left = round((scaled_height - height) / 2), round((scaled_width - width) / 2)
     return image.crop((left, top, left + width, top + height))
 
 
 @pytest.mark.parametrize("size", [(97, 61), (61, 97), (64, 64), (20, 31), (224, 224), (300, 33)], ids=str)
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("interpolation", ["nearest", "box", "bilinear", "bicubic"])
 @pytest.mark.parametrize(
     ("resize", "crop_pct"), [("squash", 1.0), ("squash", 0.9), ("shortest", 1.0), ("shortest", 0.875), ("shortest", 0.95)]
 )
