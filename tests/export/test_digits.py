@@ -245,7 +245,7 @@ def test_published_cifar_networks(shared: Path, tmp_path: Path) -> None:
     assert all((cheap.accuracy or 0) < (dear.accuracy or 0) for cheap, dear in pairwise(front))
 
 
-def test_a_larger_image_of_a_digit_counts_as_the_digit(tmp_path: Path) -> None:
+def test_a_larger_image_of_a_digit_counts_as_the_digit() -> None:
     """The server brings any size to 8x8; enlarged digits must score as the 8x8 ones do."""
     images = load_images("digits:val")
     bundle = open_bundle(SHIPPED_BUNDLE)
