@@ -31,7 +31,7 @@ class SessionSettings:
     """
 
     threads: int = 1
-    spin_us: int = 20
+    spin_us: int = 100
 
 
 @lru_cache(maxsize=1)
