@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent / "build" / "benchmarks"
 FAMILIES = {
     "resnet18-50": (("resnet18", "resnet50"), (1, 2)),
     "deit-ti-s": (("deit_tiny_patch16_224", "deit_small_patch16_224"), None),
+    "deit-ti-s-b": (("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"), None),
 }
 """Anchors, and the stages that SN-Net stitches."""
 
