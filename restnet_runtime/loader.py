@@ -93,6 +93,7 @@ class Loader:
         """Load and release until nothing is left to do, in this thread."""
         while not self._stop.is_set() and self.step():
             pass
+        self._executor.weigh()
         self._settled.set()
         log.info(
             "%d of %d routes ready, %d compiled now, %d left out for want of memory",
@@ -131,13 +132,27 @@ class Loader:
 
     def _loop(self) -> None:
         self.run()
+        self._warm_up()
         while not self._stop.wait(self._interval_s):
+            self._warm_up()
             if self._follow_threads() or self.step() or self._executor.settle(_SETTLE_S):
                 continue
             stale = [name for name in self._executor.loaded if name not in self._refined]
             if stale:
                 self._refined.add(stale[0])
                 self._executor.refine(stale[0])
+
+    def _warm_up(self) -> None:
+        """Run what has not run yet, so that a switch finds its weights in the process."""
+        for name in self._executor.cold:
+            if self._stop.is_set():
+                return
+            try:
+                self._executor.warm(name)
+            except Exception as error:
+                self._failed[name] = str(error) or repr(error)
+                log.error("route %s does not run any more: %s", name, error)
+                self._release(name)
 
     def _follow_threads(self) -> bool:
         """Load again what has another number of threads than it should. Returns whether there was anything."""
