@@ -119,12 +119,21 @@ def bench(argv: Sequence[str] | None = None) -> int:
     parser = _common("restnet-bench", "Show which route fits a budget on this device, its cost here, and what its neighbours would give.")
     _engine_options(parser)
     parser.add_argument("--runs", type=_positive(int), default=100, metavar="N", help="timed runs of each route (default: %(default)s)")
+    parser.add_argument(
+        "--compare",
+        choices=("plain",),
+        help="instead: every route on the Pareto front beside one plain ONNX Runtime session of the same network (its defaults, level "
+        "ALL, as many threads): latency in turns, load time, outputs compared first; and the memory of all routes beside that of one "
+        "plain session for each, in processes of their own. Takes a few seconds for each route",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
     args = parser.parse_args(argv)
     return _run("restnet-bench", lambda: _bench(args))
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.compare is not None:
+        return _compare(args)
     from restnet_runtime.bench import render, run_benchmark
     from restnet_runtime.settings import usable_cores
 
@@ -135,6 +144,34 @@ def _bench(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
     return 0 if result.feasible else 1
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from restnet_runtime.compare import compare_plain
+    from restnet_runtime.comparison import render
+    from restnet_runtime.settings import usable_cores
+
+    try:
+        result = compare_plain(
+            open_bundle(args.bundle),
+            args.budget,
+            cache_root=args.cache or default_cache_root(),
+            threads=args.threads or usable_cores(),
+            runs=args.runs,
+            on_step=lambda step: _show_step(f"{step} ..."),
+        )
+    finally:
+        _show_step("")
+    print(render(result))
+    if args.json is not None:
+        args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
+    return 0 if result.feasible else 1
+
+
+def _show_step(text: str) -> None:
+    """One line on a terminal that each step overwrites."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def inspect(argv: Sequence[str] | None = None) -> int:
