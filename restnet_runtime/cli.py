@@ -151,6 +151,8 @@ def _compare(args: argparse.Namespace) -> int:
     from restnet_runtime.comparison import render
     from restnet_runtime.settings import usable_cores
 
+    if args.json is not None:
+        args.json.open("a").close()  # a place that cannot be written is better known before minutes of measuring
     try:
         result = compare_plain(
             open_bundle(args.bundle),

@@ -108,7 +108,8 @@ class Comparison:
     def document(self) -> dict[str, object]:
         """As JSON-ready values; figures of the processes stand beside those of the bundle."""
         document = asdict(self)
-        return {**document, **document.pop("memory")}
+        memory = document.pop("memory")
+        return {**document, **memory}
 
 
 def render(comparison: Comparison) -> str:
@@ -128,7 +129,7 @@ def render(comparison: Comparison) -> str:
         f"ONNX Runtime {comparison.machine['onnxruntime']}",
         _memory_line("memory (PSS)", "routes", memory.resident_routes, memory.pss_bytes, memory.idle_pss_bytes),
         _memory_line("plain", "sessions", memory.plain_routes, memory.plain_pss_bytes, memory.plain_idle_pss_bytes)
-        + ("" if memory.memory_factor is None else f": {memory.memory_factor:.2f} times ours"),
+        + ("" if memory.memory_factor is None else f": {memory.memory_factor:.2f} times ours with the same routes"),
     ]
     reasons = [memory.memory_reason, memory.plain_reason, *(route.plain_reason for route in comparison.routes)]
     lines += [f"not measured: {reason}" for reason in dict.fromkeys(reasons) if reason is not None]
