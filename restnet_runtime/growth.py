@@ -91,7 +91,7 @@ def measure_growth(
     available: Callable[[], int | None] = memory_available_bytes,
     on_route: Callable[[str], object] = lambda _: None,
 ) -> Growth:
-    """Load the routes `names` in that order in a process of its own, each once more than before, and weigh it.
+    """Load the routes `names` in that order in a process of its own, keep them, and weigh it after each.
 
     kind:      routes as they are served (`compiled`, from the cache, where they are put if they are not there), or as a plain
                ONNX Runtime session each

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,7 +149,7 @@ def heavy_family() -> dict[str, object]:
         "segments": (*own, *other),
         "routes": (
             RouteSource("heavy", ("heavy.0", "heavy.1", "heavy.2"), 0.9),
-            RouteSource("joined", ("other.0", "heavy.1", "heavy.2"), 0.9),
+            RouteSource("joined", ("other.0", "heavy.1", "heavy.2"), 0.5),
         ),
     }
 
@@ -157,14 +157,14 @@ def heavy_family() -> dict[str, object]:
 @pytest.mark.skipif(sys.platform != "linux", reason="PSS is read from /proc")
 def test_weights_that_routes_share_count_once_and_plain_sessions_hold_them_each(own_family: Callable[..., Path], tmp_path: Path) -> None:
     bundle = open_bundle(own_family(**heavy_family()))
-    result = compared(bundle, tmp_path / "cache", Budget(macs=10**12))
+    result = compared(bundle, tmp_path / "cache")
     memory = result.memory
     assert memory.pss_bytes is not None
     assert memory.plain_pss_bytes is not None
     shared_bytes = 4 * 2240**2
     assert memory.pss_bytes - memory.idle_pss_bytes < 1.8 * shared_bytes
     assert memory.plain_pss_bytes - memory.plain_idle_pss_bytes > 1.9 * shared_bytes
-    # Of routes as dear and as accurate one is on the front, so one is compared; both are loaded.
+    # The joined route is as dear and less accurate: not on the front, hence not timed, but loaded all the same.
     assert [row.name for row in result.routes] == ["heavy"]
     assert memory.resident_routes == 2
 
@@ -212,7 +212,7 @@ def test_the_factor_is_of_the_same_routes() -> None:
 
 
 @pytest.fixture
-def command(family_path: Path, cache_root: Path) -> Iterator[list[str]]:
+def command(family_path: Path, cache_root: Path) -> list[str]:
     return [str(family_path), "--compare", "plain", "--runs", "1", "--threads", "1", "--cache", str(cache_root)]
 
 
