@@ -11,7 +11,7 @@ from restnet_runtime import __version__
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.engine import SHIPPED_BUNDLE, Engine
-from restnet_runtime.errors import RestnetError, UnitError
+from restnet_runtime.errors import CompileError, RestnetError, UnitError
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.providers import NAMES
 from restnet_runtime.tables import routes_table
@@ -134,12 +134,21 @@ def bench(argv: Sequence[str] | None = None) -> int:
     parser = _common("restnet-bench", "Show which route fits a budget on this device, its cost here, and what its neighbours would give.")
     _engine_options(parser)
     parser.add_argument("--runs", type=_positive(int), default=100, metavar="N", help="timed runs of each route (default: %(default)s)")
+    parser.add_argument(
+        "--compare",
+        choices=("plain",),
+        help="instead: every route on the Pareto front beside one plain ONNX Runtime session of the same network (its defaults, level "
+        "ALL, as many threads): latency in turns, load time, outputs compared first; and the memory of all routes beside that of one "
+        "plain session for each, in processes of their own. Takes a few seconds for each route",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
     args = parser.parse_args(argv)
     return _run("restnet-bench", lambda: _bench(args))
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.compare is not None:
+        return _compare(args)
     from restnet_runtime.bench import render, run_benchmark
 
     engine = _open(args)
@@ -149,6 +158,38 @@ def _bench(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
     return 0 if result.feasible else 1
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from restnet_runtime.compare import compare_plain
+    from restnet_runtime.comparison import render
+    from restnet_runtime.threads import usable_cores
+
+    if args.provider != ["cpu"]:
+        raise CompileError("--compare measures the CPU: leave --provider out")
+    if args.json is not None:
+        args.json.open("a").close()  # a place that cannot be written is better known before minutes of measuring
+    try:
+        result = compare_plain(
+            open_bundle(args.bundle),
+            args.budget,
+            cache_root=args.cache or default_cache_root(),
+            threads=args.threads or usable_cores(),
+            runs=args.runs,
+            on_step=lambda step: _show_step(f"{step} ..."),
+        )
+    finally:
+        _show_step("")
+    print(render(result))
+    if args.json is not None:
+        args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
+    return 0 if result.feasible else 1
+
+
+def _show_step(text: str) -> None:
+    """One line on a terminal that each step overwrites."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def inspect(argv: Sequence[str] | None = None) -> int:
