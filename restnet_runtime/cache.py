@@ -61,6 +61,14 @@ class Cache:
             with self.locked() as held:
                 return held.get(name)
 
+    def names(self) -> tuple[str, ...]:
+        """Of the routes that are compiled; not checked."""
+        try:
+            catalog = self._read()
+        except _DAMAGE:
+            return ()
+        return tuple(catalog.routes) if catalog else ()
+
     def look_up(self, name: str) -> CompiledRoute | None:
         """Like `get`, but raises what is wrong with a damaged cache (one of `_DAMAGE`) and changes nothing."""
         catalog = self._read()

@@ -43,8 +43,7 @@ class CacheWriter:
             if address < LINKED:
                 self._by_length.setdefault(length, []).append(address)
         self._committed_bytes = catalog.weights_bytes
-        if catalog.linked is None and bundle_weights is not None:
-            catalog.linked = _link(bundle_weights, path)
+        self._bundle_weights = bundle_weights
         self._descriptor = os.open(path / catalog.weights, os.O_RDWR | os.O_CREAT, 0o666)
 
     @property
@@ -73,6 +72,8 @@ class CacheWriter:
 
     def refer(self, offset: int, data: memoryview) -> int:
         """Address of `data`, which lies at `offset` in the bundle's weights: through the link, or a copy where none could be made."""
+        if self._catalog.linked is None and self._bundle_weights is not None:
+            self._catalog.linked, self._bundle_weights = _link(self._bundle_weights, self._path), None
         address = LINKED + offset
         length, _ = self._catalog.tensors.get(address, (len(data), ""))
         if self._catalog.linked is None or length != len(data):
@@ -160,7 +161,9 @@ class CacheWriter:
         if size > self._room:
             self._room = self._make_room(size)
         if size > self._room:
-            raise CompileError(f"the caches under {self._path.parent} have room for {format_bytes(max(0, self._room))}, {format_bytes(size)} are needed")
+            raise CompileError(
+                f"the caches under {self._path.parent} have room for {format_bytes(max(0, self._room))} more, {format_bytes(size)} are needed"
+            )
         self._room -= size
 
 

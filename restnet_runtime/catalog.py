@@ -70,9 +70,9 @@ class Catalog:
 
     def compiled(self, name: str, path: Path) -> CompiledRoute | None:
         """The route of that name in the cache at `path`; `None` if it has none. Raises what a damaged entry raises."""
-        entry = self.routes.get(name)
-        if entry is None:
+        if name not in self.routes:
             return None
+        entry = self.routes[name]
         if entry["level"] not in LEVELS:
             raise DamagedCacheError(f"the level {entry['level']!r} is unknown")
         return CompiledRoute(
@@ -127,10 +127,7 @@ class Catalog:
             weights_bytes=int(document["weights_bytes"]),
             linked=None if document["linked"] is None else _plain_name(document["linked"]),
             tensors={int(address): (int(length), str(check)) for address, length, check in document["tensors"]},
-            packed={
-                signature: tuple((str(name), tuple((int(at), int(length), str(flag)) for at, length, flag in blocks)) for name, blocks in listed)
-                for signature, listed in document["packed"].items()
-            },
+            packed={signature: tuple(_packed(one) for one in listed) for signature, listed in document["packed"].items()},
             routes=dict(document["routes"]),
         )
         for name in catalog.routes:
@@ -142,3 +139,8 @@ def _plain_name(name: object) -> str:
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise DamagedCacheError(f"{name!r} is not a file name")
     return name
+
+
+def _packed(entry: Any) -> Packed:
+    key, blocks = entry
+    return str(key), tuple((int(address), int(length), str(flag)) for address, length, flag in blocks)

@@ -14,7 +14,7 @@ from restnet_runtime.engine import SHIPPED_BUNDLE, Engine
 from restnet_runtime.errors import RestnetError, UnitError
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.tables import routes_table
-from restnet_runtime.units import format_bytes
+from restnet_runtime.units import format_bytes, parse_quantity
 
 BUDGET_HELP = (
     "upper limits, separated by commas, any subset: cost as 200MFLOPs or 200MMACs (both count one multiply-accumulate as one, "
@@ -43,6 +43,16 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     return parse
 
 
+def _size(text: str) -> int:
+    try:
+        kind, value = parse_quantity(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if kind != "memory_bytes":
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give a number with B, kB, MB or GB")
+    return int(value)
+
+
 def _port(text: str) -> int:
     if not text.isdigit() or not 0 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: give 0 (any free one) to 65535")
@@ -64,6 +74,12 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="compiled routes (default: $RESTNET_CACHE, else the user's cache directory, else one for temporary files)",
+    )
+    parser.add_argument(
+        "--cache-size",
+        type=_size,
+        metavar="SIZE",
+        help="what all of that may take, as 500MB; what nobody uses goes first (default: 2 GB, or half of what the disk has for it)",
     )
 
 
@@ -130,7 +146,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     engine = _open(args)
     result = run_benchmark(engine, args.budget, args.threads or usable_cores(), args.runs)
-    engine.executor.close()
+    engine.stop()
     print(render(result))
     if args.json is not None:
         args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
@@ -165,4 +181,5 @@ def _open(args: argparse.Namespace) -> Engine:
         cache_root=args.cache or default_cache_root(),
         threads=args.threads,
         interval_s=getattr(args, "interval", 1.0),
+        cache_bytes=args.cache_size,
     )

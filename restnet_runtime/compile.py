@@ -6,7 +6,9 @@ runs like the original one and adds only its activations and bookkeeping to the 
 """
 
 import hashlib
+import logging
 import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,8 @@ from restnet_runtime.routes import Route
 
 if TYPE_CHECKING:
     from restnet_runtime.worker import CompileWorker
+
+log = logging.getLogger(__name__)
 
 PROVIDERS = ("CPUExecutionProvider",)
 
@@ -53,7 +57,7 @@ class Compiler:
 
     def __init__(self, bundle: Bundle, cache: Cache, *, level: str = LEVELS[0], worker: "CompileWorker | None" = None) -> None:
         self.bundle, self.cache, self.level = bundle, cache, level
-        self._worker = worker
+        self.worker = worker
         self._weights_checked = bundle.weights_checked
 
     @classmethod
@@ -93,19 +97,34 @@ class Compiler:
 
     def close(self) -> None:
         """End the worker, if there is one. A later `compile` starts another."""
-        if self._worker is not None:
-            self._worker.close()
+        if self.worker is not None:
+            self.worker.close()
 
     def _compile(self, route: Route, on_compile: Callable[[Route], None] | None) -> CompiledRoute:
         compiled = self.cache.get(route.name)
         if compiled is not None:
             return compiled
-        if self._worker is not None:
-            self._worker.compile(route.name, lambda: on_compile(route) if on_compile is not None else None)
-            compiled = self.cache.get(route.name)
-            if compiled is None:
-                raise CompileError(f"the route {route.name!r} was compiled, but is not in the cache {self.cache.path}")
-            return compiled
+        if self.worker is None:
+            return self._compile_here(route, on_compile)
+        started: list[float] = []
+
+        def begin() -> None:
+            started.append(time.perf_counter())
+            if on_compile is not None:
+                on_compile(route)
+
+        self.worker.compile(route.name, begin)
+        compiled = self.cache.get(route.name)
+        if compiled is None:
+            raise CompileError(f"the route {route.name!r} was compiled, but is not in the cache {self.cache.path}")
+        if started:
+            self._tell(route, time.perf_counter() - started[0])
+        return compiled
+
+    def _tell(self, route: Route, took_s: float) -> None:
+        log.info("compiled %d of %d: %s, %.1f s", len(self.cache.names()), len(self.bundle.routes), route.name, took_s)
+
+    def _compile_here(self, route: Route, on_compile: Callable[[Route], None] | None) -> CompiledRoute:
         with self.cache.locked() as held:
             compiled = held.get(route.name)  # another process may have been quicker
             if compiled is not None:
@@ -115,11 +134,14 @@ class Compiler:
             if not self._weights_checked:
                 check_weights(self.bundle)
                 self._weights_checked = True
+            started = time.perf_counter()
             try:
-                return self._make(route, held)
+                compiled = self._make(route, held)
             except DamagedCacheError:  # met in what other routes had left there
                 held.drop()
-                return self._make(route, held)
+                compiled = self._make(route, held)
+            self._tell(route, time.perf_counter() - started)
+            return compiled
 
     def _make(self, route: Route, held: LockedCache) -> CompiledRoute:
         # Here and not above: both import onnx, which a start from a warm cache does without.

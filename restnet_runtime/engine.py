@@ -39,6 +39,7 @@ class Engine:
     executor: Executor
     controller: Controller
     loader: Loader
+    compiler: Compiler
 
     @classmethod
     def open(
@@ -49,16 +50,18 @@ class Engine:
         cache_root: Path | None = None,
         threads: int | None = None,
         interval_s: float = 1.0,
+        cache_bytes: int | None = None,
     ) -> "Engine":
-        """Open a bundle; nothing is compiled or loaded before `start`.
+        """Open a bundle; nothing is compiled or loaded before `start`. Routes are compiled in a process of their own.
 
-        cache_root: where compiled routes are kept, by default `default_cache_root()`
-        threads:    of one request, by default as many as there are usable cores
-        interval_s: between two looks at the device
-        Raises `BundleError`.
+        cache_root:  where compiled routes are kept, by default `default_cache_root()`
+        threads:     of one request, by default as many as there are usable cores
+        interval_s:  between two looks at the device
+        cache_bytes: what everything under `cache_root` may take, by default 2 GB or half of what the disk has for it
+        Raises `BundleError`; for damage in weights.bin not here, but when a route is compiled from it.
         """
-        bundle = open_bundle(path)
-        compiler = Compiler.for_bundle(bundle, cache_root or default_cache_root())
+        bundle = open_bundle(path, weights_later=True)
+        compiler = Compiler.for_bundle(bundle, cache_root or default_cache_root(), cap_bytes=cache_bytes, apart=True)
         executor = Executor(bundle, compiler, SessionSettings(threads or usable_cores()))
         controller = Controller(executor, Sensors(), budget, interval_s)
         loader = Loader(
@@ -68,7 +71,7 @@ class Engine:
             memory_limit=lambda: controller.memory_limit_bytes,
             interval_s=interval_s,
         )
-        return cls(executor, controller, loader)
+        return cls(executor, controller, loader, compiler)
 
     def start(self) -> None:
         """Make routes ready in the background, the cheapest of the Pareto front first, and watch the device."""
@@ -85,9 +88,10 @@ class Engine:
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """End both threads and release every session."""
+        """End both threads and the process that compiles, and release every session."""
         self.controller.stop()
         self.loader.stop()
+        self.compiler.close()
         self.executor.close()
 
     def run(self, x: npt.NDArray[np.float32], budget: Budget | None = None) -> Answer:

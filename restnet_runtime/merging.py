@@ -79,9 +79,9 @@ def _point(tensor: onnx.TensorProto, address: int, writer: CacheWriter) -> None:
 
 
 def _carrier(model: onnx.ModelProto, addresses: dict[str, int], cache: Path, writer: CacheWriter) -> onnx.TensorProto:
-    """A tensor of the graph that lies in the weights file, so that its entry can name blocks there: the smallest one is copied if none does."""
+    """A tensor that lies in the weights file, so that its entry can name blocks there; if none does, the smallest is copied."""
     tensors = [tensor for tensor in model.graph.initializer if tensor.name in addresses]
-    tensor = min(tensors, key=lambda tensor: (addresses[tensor.name] >= LINKED, external_extent(tensor)[1]))
+    tensor: onnx.TensorProto = min(tensors, key=lambda tensor: (addresses[tensor.name] >= LINKED, external_extent(tensor)[1]))
     if addresses[tensor.name] >= LINKED:
         offset, length = external_extent(tensor)
         file, _ = writer.location(addresses[tensor.name])

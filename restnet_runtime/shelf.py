@@ -22,7 +22,10 @@ _KEY = re.compile(r"[0-9a-f]{32}")
 
 
 class Shelf:
-    """Caches under `root`, which may take `cap_bytes` together: by default 2 GB, or half of what the disk has for them where that is less."""
+    """Caches under `root`.
+
+    cap_bytes: what they may take together, by default 2 GB, or half of what the disk has for them where that is less
+    """
 
     def __init__(self, root: Path, cap_bytes: int | None = None) -> None:
         self.root = root
@@ -63,7 +66,7 @@ class Shelf:
             os.close(descriptor)
 
     def make_room(self, need_bytes: int = 0) -> int:
-        """Prune until `need_bytes` more would fit, if that can be had; return the room that there is now (negative: none, and too much used)."""
+        """Prune until `need_bytes` more would fit, if that can be had; return the room that there is then, which may be negative."""
         cap, sizes = self.cap_bytes, {path: self._size(path) for path in self._caches()}
         for path in sorted(sizes, key=_last_use):
             if cap - sum(sizes.values()) >= need_bytes:
