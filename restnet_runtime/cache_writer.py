@@ -161,9 +161,8 @@ class CacheWriter:
         if size > self._room:
             self._room = self._make_room(size)
         if size > self._room:
-            raise CompileError(
-                f"the caches under {self._path.parent} have room for {format_bytes(max(0, self._room))} more, {format_bytes(size)} are needed"
-            )
+            room = format_bytes(max(0, self._room))
+            raise CompileError(f"the caches under {self._path.parent} have room for {room} more, {format_bytes(size)} are needed")
         self._room -= size
 
 

@@ -12,11 +12,11 @@ import onnx
 import onnxruntime as ort
 
 from restnet_runtime.bundle import Bundle
+from restnet_runtime.compile import PROVIDERS
 from restnet_runtime.compose import INLINE_BELOW_BYTES, compose, external_extent
 from restnet_runtime.errors import CompileError
 from restnet_runtime.routes import Route
 
-PROVIDERS = ("CPUExecutionProvider",)
 _STREAM_FROM_BYTES = 4 * 2**20
 
 
