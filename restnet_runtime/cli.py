@@ -15,7 +15,7 @@ from restnet_runtime.errors import CompileError, RestnetError, UnitError
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.providers import NAMES
 from restnet_runtime.tables import routes_table
-from restnet_runtime.units import format_bytes
+from restnet_runtime.units import format_bytes, parse_quantity
 
 BUDGET_HELP = (
     "upper limits, separated by commas, any subset: cost as 200MFLOPs or 200MMACs (both count one multiply-accumulate as one, "
@@ -42,6 +42,16 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
 
     parse.__name__ = kind.__name__
     return parse
+
+
+def _size(text: str) -> int:
+    try:
+        kind, value = parse_quantity(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if kind != "memory_bytes":
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give a number with B, kB, MB or GB")
+    return int(value)
 
 
 def _port(text: str) -> int:
@@ -78,6 +88,12 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="compiled routes (default: $RESTNET_CACHE, else the user's cache directory, else one for temporary files)",
+    )
+    parser.add_argument(
+        "--cache-size",
+        type=_size,
+        metavar="SIZE",
+        help="what all of that may take, as 500MB; what nobody uses goes first (default: 2 GB, or half of what the disk has for it)",
     )
 
 
@@ -153,7 +169,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     engine = _open(args)
     result = run_benchmark(engine, args.budget, engine.executor.settings.threads, args.runs)
-    engine.executor.close()
+    engine.stop()
     print(render(result))
     if args.json is not None:
         args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
@@ -221,4 +237,5 @@ def _open(args: argparse.Namespace) -> Engine:
         threads=args.threads,
         providers=args.provider,
         interval_s=getattr(args, "interval", 1.0),
+        cache_bytes=args.cache_size,
     )

@@ -43,6 +43,7 @@ class Engine:
     executor: Executor
     controller: Controller
     loader: Loader
+    compiler: Compiler
 
     @classmethod
     def open(
@@ -54,17 +55,20 @@ class Engine:
         threads: int | None = None,
         providers: Sequence[str] = ("cpu",),
         interval_s: float = 1.0,
+        cache_bytes: int | None = None,
     ) -> "Engine":
-        """Open a bundle; nothing is compiled or loaded before `start`.
+        """Open a bundle; nothing is compiled or loaded before `start`. Routes are compiled in a process of their own.
 
-        cache_root: where compiled routes are kept, by default `default_cache_root()`
-        threads:    of one request, fixed; by default as many as the cores, the quota and other processes leave, as that changes
-        providers:  execution providers by short name, most wanted first, as `providers.NAMES` has them
-        interval_s: between two looks at the device
-        Raises `BundleError`, and `CompileError` for an unknown provider.
+        cache_root:  where compiled routes are kept, by default `default_cache_root()`
+        threads:     of one request, fixed; by default as many as the cores, the quota and other processes leave, as that changes
+        providers:   execution providers by short name, most wanted first, as `providers.NAMES` has them
+        interval_s:  between two looks at the device
+        cache_bytes: what everything under `cache_root` may take, by default 2 GB or half of what the disk has for it
+        Raises `BundleError`; for damage in weights.bin not here, but when a route is compiled from it. Raises `CompileError` for an
+        unknown provider.
         """
-        bundle = open_bundle(path)
-        compiler = Compiler.for_bundle(bundle, cache_root or default_cache_root())
+        bundle = open_bundle(path, weights_later=True)
+        compiler = Compiler.for_bundle(bundle, cache_root or default_cache_root(), cap_bytes=cache_bytes, apart=True)
         sensors, cores = Sensors(), affinity_cores()
         first = threads or choose_threads(cores, Reading(cpu_quota_cores=sensors.cgroup_limits().quota_cores), 1.0)
         chosen = choose_providers(providers, ort.get_available_providers(), compiler.cache.path, first)
@@ -79,7 +83,7 @@ class Engine:
             wanted=lambda: controller.wanted,
             threads=None if threads else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),
         )
-        return cls(executor, controller, loader)
+        return cls(executor, controller, loader, compiler)
 
     def start(self) -> None:
         """Make routes ready in the background, the cheapest of the Pareto front first, and watch the device."""
@@ -96,9 +100,10 @@ class Engine:
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """End both threads and release every session."""
+        """End both threads and the process that compiles, and release every session."""
         self.controller.stop()
         self.loader.stop()
+        self.compiler.close()
         self.executor.close()
 
     def run(self, x: npt.NDArray[np.float32], budget: Budget | None = None) -> Answer:

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from restnet_runtime.bundle import Bundle
-from restnet_runtime.cache import CompiledRoute
+from restnet_runtime.catalog import LEVELS, CompiledRoute
 from restnet_runtime.compile import Compiler
-from restnet_runtime.errors import CompileError, InputError
+from restnet_runtime.errors import CompileError, InputError, RoomError
 from restnet_runtime.measured import Measured, MeasuredStore
 from restnet_runtime.memory import anonymous_bytes, footprint
 from restnet_runtime.pages import hand_back
@@ -59,6 +59,12 @@ class Resident:
     def level(self) -> Level:
         """`prepacked` or `mapped`, as it was compiled, or `plain`: weights of its own."""
         return "plain" if self.compiled is None else self.compiled.level
+
+    @property
+    def how(self) -> str:
+        """All that a measurement of it depends on, beside the device."""
+        parts = [f"{self.settings.threads} threads", *([] if self.level == LEVELS[0] else [self.level])]
+        return ", ".join([*parts, *self.settings.providers.names[:-1]])
 
 
 class Executor:
@@ -202,7 +208,7 @@ class Executor:
             if threads == resident.settings.threads:
                 timing, need = known.better(Timing.of(times)), self._needs[name]
                 self._timings[name] = threads, timing
-                self._measured.put(name, threads, Measured(timing, need.session_bytes, need.activation_bytes))
+                self._measured.put(name, resident.how, Measured(timing, need.session_bytes, need.activation_bytes))
 
     def release(self, name: str) -> None:
         """Forget a loaded route; requests that run on it finish. Raises `CompileError` for the current one."""
@@ -289,10 +295,10 @@ class Executor:
         settings = self._settings
         compiled, session = self._session(route, settings, on_compile)
         resident = Resident(route, session, compiled, settings)
-        known = self._measured.get(route.name, settings.threads)
+        known = self._measured.get(route.name, resident.how)
         if known is None:
             known = self._measure(resident)
-            self._measured.put(route.name, settings.threads, known)
+            self._measured.put(route.name, resident.how, known)
         touched = frozenset[tuple[int, int]]() if compiled is None else compiled.touched
         self._needs[route.name] = Need(touched, known.session_bytes, known.activation_bytes)
         self._timings[route.name] = settings.threads, known.timing
@@ -311,12 +317,28 @@ class Executor:
         """The compiled route and a session on it, or what serves in its place."""
         if not settings.providers.cpu_only:
             session = joined_session(self.bundle, route, settings)
-            note = missing_note(settings.providers.names, providers_of(session))
-            if note is not None:
-                self._note(route, note)
+            self._note(route, missing_note(settings.providers.names, providers_of(session)))
             return None, session
+        compiler: Compiler | None = self._compiler
+        while compiler is not None:
+            try:
+                compiled, session = self._compiled(compiler, route, settings, on_compile)
+            except RoomError:
+                raise
+            except CompileError as error:
+                self._note(route, f"the level {compiler.level} does not work here: {error}")
+                compiler = compiler.lesser()
+            else:
+                if compiled.level != LEVELS[0]:
+                    self._note(route, self._notes.get(route.name) or f"this ONNX Runtime makes the level {compiled.level} only")
+                return compiled, session
+        return None, joined_session(self.bundle, route, settings)
+
+    def _compiled(
+        self, compiler: Compiler, route: Route, settings: SessionSettings, on_compile: Callable[[Route], None] | None
+    ) -> tuple[CompiledRoute, ort.InferenceSession]:
         for attempt in (1, 2):
-            compiled = self._compiler.compile(route, on_compile)
+            compiled = compiler.compile(route, on_compile)
             try:
                 return compiled, load_session(compiled, settings)
             except CompileError:
@@ -338,6 +360,7 @@ class Executor:
         session_bytes = anonymous_bytes() - before
         del again
         infer(session, x, shrink=True)
+        trim_heap()
         shrunk = anonymous_bytes()
         infer(session, x)
         activation_bytes = anonymous_bytes() - shrunk
@@ -370,8 +393,8 @@ class Executor:
             self._shared_bytes = max(0, now.pss_bytes - now.anonymous_bytes - (together(needs) - own_bytes))
         self._overhead_bytes = max(0, now.anonymous_bytes - own_bytes) + self._shared_bytes
 
-    def _note(self, route: Route, note: str) -> None:
-        if self._notes.get(route.name) != note:
+    def _note(self, route: Route, note: str | None) -> None:
+        if note is not None and self._notes.get(route.name) != note:
             self._notes[route.name] = note
             log.warning("route %s: %s", route.name, note)
 

@@ -90,10 +90,9 @@ class Loader:
         return Progress(len(self._names), loaded, self._loading, self._compiled, self._left_out, dict(self._failed))
 
     def run(self) -> None:
-        """Load and release until nothing is left to do, in this thread."""
+        """Load and release until nothing is left to do, then run once what has not run yet, in this thread."""
         while not self._stop.is_set() and self.step():
             pass
-        self._executor.weigh()
         self._settled.set()
         log.info(
             "%d of %d routes ready, %d compiled now, %d left out for want of memory",
@@ -102,6 +101,8 @@ class Loader:
             self._compiled,
             len(self._left_out),
         )
+        self._warm_up()
+        self._executor.weigh()
 
     def step(self) -> bool:
         """Release what does not fit, else load the next that does. Returns whether there was anything to do."""
@@ -132,7 +133,6 @@ class Loader:
 
     def _loop(self) -> None:
         self.run()
-        self._warm_up()
         while not self._stop.wait(self._interval_s):
             self._warm_up()
             if self._follow_threads() or self.step() or self._executor.settle(_SETTLE_S):

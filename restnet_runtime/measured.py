@@ -16,7 +16,7 @@ FILE = "profiles.json"
 
 @dataclass(frozen=True)
 class Measured:
-    """One route with one number of threads.
+    """One route, run in one way.
 
     session_bytes, activation_bytes: as in `residency.Need`
     """
@@ -27,27 +27,27 @@ class Measured:
 
 
 class MeasuredStore:
-    """What was measured under `directory`, by route and number of threads. Of two processes that write at once the last one wins."""
+    """What was measured under `directory`, by route and how it was run. Of two processes that write at once the last one wins."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / FILE
         self._known: dict[str, Any] | None = None
 
-    def get(self, route: str, threads: int) -> Measured | None:
+    def get(self, route: str, how: str) -> Measured | None:
         """What was kept, else `None`; a spoilt file holds nothing."""
         try:
-            entry = self._read()[_key(route, threads)]
+            entry = self._read()[_key(route, how)]
             timing = Timing(float(entry["latency_ms"]), float(entry["p95_ms"]))
             sizes = int(entry["session_bytes"]), int(entry["activation_bytes"])
             return Measured(timing, *sizes) if min(sizes) >= 0 and 0 < timing.latency_ms < float("inf") else None
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
-    def put(self, route: str, threads: int, measured: Measured) -> None:
+    def put(self, route: str, how: str, measured: Measured) -> None:
         """Keep it. A full disk costs the next start a measurement, no more."""
         self._known = None  # others may have written since
         entry = {**asdict(measured.timing), "session_bytes": measured.session_bytes, "activation_bytes": measured.activation_bytes}
-        self._known = {**self._read(), _key(route, threads): entry}
+        self._known = {**self._read(), _key(route, how): entry}
         try:
             write_atomically(self._path, json.dumps(self._known).encode())
         except OSError as error:
@@ -62,5 +62,5 @@ class MeasuredStore:
         return self._known
 
 
-def _key(route: str, threads: int) -> str:
-    return f"{route} on {threads} threads"
+def _key(route: str, how: str) -> str:
+    return f"{route} on {how}"

@@ -50,6 +50,8 @@ def load_session(compiled: CompiledRoute, settings: SessionSettings) -> ort.Infe
     """A session on a compiled route, on the CPU: mapped weights, optimisation off. Raises `CompileError`."""
     options = _frugal_options(settings)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if compiled.level == "mapped":
+        options.add_session_config_entry("session.disable_prepacking", "1")  # or each session would hold a packed copy of its own
     return _session(str(compiled.graph), options, CPU_ONLY, f"load the compiled route {compiled.name!r}")
 
 
