@@ -3,6 +3,7 @@
     RestnetError
       BundleError          a bundle is damaged, hostile, newer than this reader, or inconsistent
       CompileError         a route could not be compiled or loaded on this device
+        KilledError        the process that compiled it was killed, most likely because memory ran out
       UnitError            a quantity or a budget could not be read
       InfeasibleError      no route fits the budget, and the operator chose to refuse rather than overrun
       AddressError         the address to serve on cannot be had
@@ -34,6 +35,10 @@ class BundleError(RestnetError):
 
 class CompileError(RestnetError):
     """A route that ONNX Runtime could not compile or load here."""
+
+
+class KilledError(CompileError):
+    """A route whose compiling process was killed."""
 
 
 class UnitError(RestnetError):
