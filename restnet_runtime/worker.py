@@ -67,7 +67,7 @@ class CompileWorker:
 
         on_compile: called when it really is compiled
         level:      for this route, if another than the job's
-        Raises the `BundleError` or `CompileError` that the worker met, `KilledError` if it was killed, `CompileError` if it ended otherwise.
+        Raises the `BundleError` or `CompileError` that the worker met; `KilledError` if it was killed, `CompileError` if it just ended.
         """
         self._notice_fork()
         with self._lock:
