@@ -25,11 +25,11 @@ from pathlib import Path
 
 from restnet_runtime.cache_writer import CacheWriter
 from restnet_runtime.catalog import FILE, LINKED, Catalog, CompiledRoute, DamagedCacheError
-from restnet_runtime.checksum import checksum
-from restnet_runtime.mapping import mapped, write_atomically
+from restnet_runtime.checksum import file_checksum
+from restnet_runtime.mapping import write_atomically
 from restnet_runtime.shelf import IN_USE, SCRATCH, Shelf
 
-__all__ = ["Cache", "CompiledRoute", "DamagedCacheError", "LockedCache", "mapped", "write_atomically"]
+__all__ = ["Cache", "CompiledRoute", "DamagedCacheError", "LockedCache", "write_atomically"]
 
 _DAMAGE = (DamagedCacheError, OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
@@ -114,9 +114,9 @@ class Cache:
         unknown = [extent for extent in extents if (file, extent[1]) not in self._intact]
         if not unknown:
             return
-        with mapped(self.path / file) as data:
+        with (self.path / file).open("rb") as opened:
             for offset, address, length, check in unknown:
-                if checksum(data[offset : offset + length]) != check:
+                if file_checksum(opened.fileno(), offset, length) != check:
                     raise DamagedCacheError(f"{file} has changed at {offset}")
                 self._intact.add((file, address))
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from restnet_runtime.catalog import FILE, LEVELS, LINKED, Catalog, CompiledRoute, DamagedCacheError, Packed
-from restnet_runtime.checksum import checksum
+from restnet_runtime.checksum import checksum, file_checksum
 from restnet_runtime.errors import RoomError
-from restnet_runtime.mapping import mapped, write_atomically
+from restnet_runtime.mapping import write_atomically
 from restnet_runtime.units import format_bytes
 
 _SMALL_ALIGN = 64
@@ -89,8 +89,8 @@ class CacheWriter:
         length, check = self._catalog.tensors[address]
         name, offset = self.location(address)
         if (name, address) not in self._intact:
-            with mapped(self._path / name) as data:
-                if checksum(data[offset : offset + length]) != check:
+            with (self._path / name).open("rb") as file:
+                if file_checksum(file.fileno(), offset, length) != check:
                     raise DamagedCacheError(f"{name} has changed at {offset}")
             self._intact.add((name, address))
         self._used.add(address)

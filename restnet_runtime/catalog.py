@@ -20,7 +20,7 @@ LINKED = 2**50
 
 CompiledLevel = Literal["prepacked", "mapped"]
 LEVELS: tuple[CompiledLevel, ...] = ("prepacked", "mapped")
-"""prepacked: weights as the kernels want them are in the cache and shared. mapped: raw weights only; sessions must not pack them."""
+"""prepacked: weights as the kernels want them are in the cache and shared. mapped: the bundle's own; sessions should not pack them."""
 
 Packed = tuple[str, tuple[tuple[int, int, str], ...]]
 """ONNX Runtime's key of a packed tensor, and its blocks: (address, length, flag)."""

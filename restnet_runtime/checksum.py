@@ -7,6 +7,8 @@ and a larger one only where its changes cancel in every row and in every column 
 """
 
 import hashlib
+import os
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -16,11 +18,36 @@ _CHUNK_BYTES = 256 * _PAGE_BYTES
 
 def checksum(data: memoryview) -> str:
     """32 hexadecimal digits that stand for the content and length of `data`, on machines of one byte order."""
-    digest = hashlib.sha256(len(data).to_bytes(8, "little"))
-    tabled = len(data) // _PAGE_BYTES * _PAGE_BYTES
-    for start in range(0, tabled, _CHUNK_BYTES):
-        words = np.frombuffer(data[start : min(start + _CHUNK_BYTES, tabled)], np.uint64).reshape(-1, _PAGE_BYTES // 8)
-        digest.update(words.sum(axis=1).tobytes())
-        digest.update(words.sum(axis=0).tobytes())
-    digest.update(data[tabled:])
+    return _digest(len(data), (data[start : start + _CHUNK_BYTES] for start in range(0, len(data), _CHUNK_BYTES)))
+
+
+def file_checksum(descriptor: int, offset: int, length: int) -> str:
+    """`checksum` of a part of an open file, another one than of any content if the file is too short.
+
+    Read in pieces and not mapped: what is only looked at should not count as memory of this process.
+    """
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, length)))
+
+    def pieces() -> Iterator[memoryview]:
+        done = 0
+        while done < length:
+            piece = buffer[: min(_CHUNK_BYTES, length - done)]
+            count = os.preadv(descriptor, [piece], offset + done)
+            if count < len(piece):
+                yield memoryview(b"the file ends")
+            yield piece[:count]
+            done += len(piece)
+
+    return _digest(length, pieces())
+
+
+def _digest(length: int, chunks: Iterable[memoryview]) -> str:
+    digest = hashlib.sha256(length.to_bytes(8, "little"))
+    for chunk in chunks:
+        tabled = len(chunk) // _PAGE_BYTES * _PAGE_BYTES
+        if tabled:
+            words = np.frombuffer(chunk[:tabled], np.uint64).reshape(-1, _PAGE_BYTES // 8)
+            digest.update(words.sum(axis=1).tobytes())
+            digest.update(words.sum(axis=0).tobytes())
+        digest.update(chunk[tabled:])
     return digest.hexdigest()[:32]

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from restnet_runtime.bundle import Bundle, check_weights
 from restnet_runtime.cache import Cache, CompiledRoute, DamagedCacheError, LockedCache
 from restnet_runtime.catalog import LEVELS, CompiledLevel
-from restnet_runtime.errors import CompileError, RoomError
+from restnet_runtime.errors import CompileError, KilledError, RoomError
 from restnet_runtime.routes import Route
 
 if TYPE_CHECKING:
@@ -85,15 +85,16 @@ class Compiler:
             worker = CompileWorker(Job(str(bundle.path), bundle.digest, str(cache_root), level, cap_bytes))
         return cls(bundle, cache, level=level, worker=worker)
 
-    def compile(self, route: Route, on_compile: Callable[[Route], None] | None = None) -> CompiledRoute:
+    def compile(self, route: Route, on_compile: Callable[[Route], None] | None = None, level: CompiledLevel | None = None) -> CompiledRoute:
         """The compiled route, from the cache or made now (a fraction of a second to seconds).
 
-        on_compile: called before a route is really compiled.
+        on_compile: called before a route is really compiled
+        level:      the best to make of this one, if another than the compiler's
         Raises `BundleError` for a bad graph or bad weights, `CompileError` when ONNX Runtime cannot make it or the cache cannot be
         written, and of these `RoomError` when there is no room for it.
         """
         try:
-            return self._compile(route, on_compile)
+            return self._compile(route, on_compile, level or self.level)
         except OSError as error:
             kind = RoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else CompileError
             raise kind(f"the cache {self.cache.path} cannot be used for the route {route.name!r}: {error}") from error
@@ -118,20 +119,26 @@ class Compiler:
         if self.worker is not None:
             self.worker.close()
 
-    def _compile(self, route: Route, on_compile: Callable[[Route], None] | None) -> CompiledRoute:
+    def _compile(self, route: Route, on_compile: Callable[[Route], None] | None, level: CompiledLevel) -> CompiledRoute:
         compiled = self.cache.get(route.name)
         if compiled is not None:
             return compiled
         if self.worker is None:
-            return self._compile_here(route, on_compile)
+            return self._compile_here(route, on_compile, level)
         started: list[float] = []
 
         def begin() -> None:
             started.append(time.perf_counter())
-            if on_compile is not None:
+            if on_compile is not None and len(started) == 1:
                 on_compile(route)
 
-        self.worker.compile(route.name, begin)
+        try:
+            self.worker.compile(route.name, begin, level)
+        except KilledError as error:
+            if level == LEVELS[-1]:
+                raise
+            log.warning("%s: once more at the level %s, which takes the least memory", error, LEVELS[-1])
+            self.worker.compile(route.name, begin, LEVELS[-1])
         compiled = self.cache.get(route.name)
         if compiled is None:
             raise CompileError(f"the route {route.name!r} was compiled, but is not in the cache {self.cache.path}")
@@ -142,7 +149,7 @@ class Compiler:
     def _tell(self, route: Route, took_s: float) -> None:
         log.info("compiled %d of %d: %s, %.1f s", len(self.cache.names()), len(self.bundle.routes), route.name, took_s)
 
-    def _compile_here(self, route: Route, on_compile: Callable[[Route], None] | None) -> CompiledRoute:
+    def _compile_here(self, route: Route, on_compile: Callable[[Route], None] | None, level: CompiledLevel) -> CompiledRoute:
         with self.cache.locked() as held:
             compiled = held.get(route.name)  # another process may have been quicker
             if compiled is not None:
@@ -154,19 +161,19 @@ class Compiler:
                 self._weights_checked = True
             started = time.perf_counter()
             try:
-                compiled = self._make(route, held)
+                compiled = self._make(route, held, level)
             except DamagedCacheError:  # met in what other routes had left there
                 held.drop()
-                compiled = self._make(route, held)
+                compiled = self._make(route, held, level)
             self._tell(route, time.perf_counter() - started)
             return compiled
 
-    def _make(self, route: Route, held: LockedCache) -> CompiledRoute:
+    def _make(self, route: Route, held: LockedCache, level: CompiledLevel) -> CompiledRoute:
         # Here and not above: both import onnx, which a start from a warm cache does without.
         from restnet_runtime.merging import merge
         from restnet_runtime.optimising import optimise
 
         with held.scratch() as scratch:
-            optimised = optimise(self.bundle, route, scratch)
+            optimised = optimise(self.bundle, route, scratch, reorder=level != "mapped")
             with held.writer(self.bundle.weights) as writer:
-                return merge(self.bundle, route, optimised, writer, self.cache.path, scratch, self.level)
+                return merge(self.bundle, route, optimised, writer, self.cache.path, scratch, level)

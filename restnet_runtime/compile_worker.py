@@ -1,7 +1,7 @@
 """The compile worker itself: reads a job and then names of routes as lines of JSON, compiles them, answers as lines of JSON.
 
     -> {"bundle": ..., "digest": ..., "cache_root": ..., "level": ..., "cap_bytes": ...}
-    -> {"route": NAME}
+    -> {"route": NAME, "level": ...}
     <- {"compiling": NAME}                                          only if it was not in the cache
     <- {"done": NAME}, or {"error": "BundleError", "where": ..., "reason": ...}, or {"error": "CompileError" or "RoomError", "message": ...}
 
@@ -58,7 +58,7 @@ def _serve(job: dict[str, Any], lines: "_Lines", answers: int) -> None:
         try:
             if compiler is None:
                 compiler = Compiler.for_bundle(opened(), Path(job["cache_root"]), level=job["level"], cap_bytes=job["cap_bytes"])
-            compiler.compile(compiler.bundle.route(name), lambda route: answer(compiling=route.name))
+            compiler.compile(compiler.bundle.route(name), lambda route: answer(compiling=route.name), request["level"])
         except BundleError as error:
             answer(error="BundleError", where=error.where, reason=error.reason)
         except CompileError as error:

@@ -326,11 +326,11 @@ class Executor:
             except RoomError:
                 raise
             except CompileError as error:
-                self._note(route, f"the level {compiler.level} does not work here: {error}")
+                self._note(route, f"the level {compiler.level} does not work for {route.name}: {error}")
                 compiler = compiler.lesser()
             else:
                 if compiled.level != LEVELS[0]:
-                    self._note(route, self._notes.get(route.name) or f"this ONNX Runtime makes the level {compiled.level} only")
+                    self._note(route, self._notes.get(route.name) or f"{route.name} could only be compiled to the level {compiled.level}")
                 return compiled, session
         return None, joined_session(self.bundle, route, settings)
 
@@ -396,7 +396,7 @@ class Executor:
     def _note(self, route: Route, note: str | None) -> None:
         if note is not None and self._notes.get(route.name) != note:
             self._notes[route.name] = note
-            log.warning("route %s: %s", route.name, note)
+            log.warning("%s", note)
 
 
 def preparation_order(bundle: Bundle) -> list[str]:

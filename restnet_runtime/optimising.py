@@ -5,6 +5,7 @@ the bundle's weights, and what they make new lies in the graph; nothing else is 
 reordered nearly everything is new: then all goes through a file, so that it is not held in memory twice.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from restnet_runtime.compile import PROVIDERS
 from restnet_runtime.compose import INLINE_BELOW_BYTES, compose, external_extent
 from restnet_runtime.errors import CompileError
 from restnet_runtime.routes import Route
+from restnet_runtime.units import format_bytes
 
 _STREAM_FROM_BYTES = 4 * 2**20
+_FULL_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,26 @@ class Optimised:
     extents: frozenset[tuple[int, int]]
 
 
-def optimise(bundle: Bundle, route: Route, scratch: Path) -> Optimised:
-    """Join and optimise a route; files go to `scratch`. Raises `BundleError` for a bad graph, `CompileError` for one that is refused."""
+def optimise(bundle: Bundle, route: Route, scratch: Path, reorder: bool = True) -> Optimised:
+    """Join and optimise a route; files go to `scratch`.
+
+    reorder: let filters be reordered, as convolutions run fastest; without, hardly any weight is touched, which takes little memory
+    Raises `BundleError` for a bad graph, `CompileError` for one that is refused.
+    """
     joined = compose(bundle, route)
     extents = frozenset(external_extent(tensor) for tensor in joined.graph.initializer) - {(0, 0)}
     graph, weights = scratch / "route.onnx", scratch / "route.bin"
     entries = {"session.model_external_initializers_file_folder_path": str(bundle.path), "session.disable_prepacking": "1"}
-    streamed = _convolution_bytes(joined.graph) >= _STREAM_FROM_BYTES
+    streamed = reorder and _convolution_bytes(joined.graph) >= _STREAM_FROM_BYTES
+    level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL if reorder else ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if streamed:
         entries |= saved_beside(weights)
     try:
-        save_model(joined.SerializeToString(), graph, entries, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+        save_model(joined.SerializeToString(), graph, entries, level)
     except Exception as error:  # ONNX Runtime's own errors share no base
-        raise CompileError(f"ONNX Runtime {ort.__version__} cannot compile the route {route.name!r}: {error}") from error
+        free = shutil.disk_usage(scratch).free
+        hint = f"the disk has {format_bytes(free)} left: " if free < _FULL_BYTES else ""
+        raise CompileError(f"ONNX Runtime {ort.__version__} cannot compile the route {route.name!r}: {hint}{error}") from error
     return Optimised(onnx.load_model(graph, load_external_data=False), weights if streamed else None, extents)
 
 

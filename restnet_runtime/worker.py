@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from restnet_runtime.errors import BundleError, CompileError, RoomError
+from restnet_runtime.errors import BundleError, CompileError, KilledError, RoomError
 
 IDLE_S = 10.0
 _END_S = 5.0
@@ -62,16 +62,18 @@ class CompileWorker:
         process = self._process
         return process.pid if process is not None else None
 
-    def compile(self, name: str, on_compile: Callable[[], None]) -> None:
-        """Have a route compiled into the cache; returns at once if it is there. on_compile: called when it really is compiled.
+    def compile(self, name: str, on_compile: Callable[[], None], level: str | None = None) -> None:
+        """Have a route compiled into the cache; returns at once if it is there.
 
-        Raises the `BundleError` or `CompileError` that the worker met, and `RoomError` if the worker was killed.
+        on_compile: called when it really is compiled
+        level:      for this route, if another than the job's
+        Raises the `BundleError` or `CompileError` that the worker met; `KilledError` if it was killed, `CompileError` if it just ended.
         """
         self._notice_fork()
         with self._lock:
             self._cancel()
             try:
-                self._ask(name, on_compile)
+                self._ask(name, {"route": name, "level": level or self._job.level}, on_compile)
             except BaseException as error:
                 if not isinstance(error, BundleError | CompileError):
                     self._end(at_once=True)  # it may be in the midst of an answer
@@ -101,14 +103,14 @@ class CompileWorker:
             self._process.returncode = 0  # or its destructor would look for a child that this process does not have
             self._forget()
 
-    def _ask(self, name: str, on_compile: Callable[[], None]) -> None:
+    def _ask(self, name: str, request: dict[str, str], on_compile: Callable[[], None]) -> None:
         before = self._process
         process = self._started()
-        answer = self._receive(process) if self._send(process, {"route": name}) else None
+        answer = self._receive(process) if self._send(process, request) else None
         if answer is None and process is before:
             self._end()  # it was killed while it was idle: that says nothing about this route
             process = self._started()
-            answer = self._receive(process) if self._send(process, {"route": name}) else None
+            answer = self._receive(process) if self._send(process, request) else None
         while True:
             if answer is None:
                 raise self._death(name)
@@ -165,8 +167,8 @@ class CompileWorker:
         assert self._process is not None
         process = self._process
         self._end()
-        kind = RoomError if process.returncode == -signal.SIGKILL else CompileError
-        return kind(f"the process that compiled the route {name!r} {_how(process.returncode)}")
+        error = KilledError if process.returncode == -signal.SIGKILL else CompileError
+        return error(f"the process that compiled the route {name!r} {_how(process.returncode)}")
 
     def _end_idle(self, process: subprocess.Popen[bytes]) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,15 @@ def test_on_compile_is_called_only_when_something_is_compiled(family_bundle, tmp
     again = Compiler.for_bundle(family_bundle, tmp_path).compile(route, made.append)
     assert made == [route]
     assert again == first
+
+
+def test_progress_is_one_line_a_route(family_bundle, tmp_path, caplog) -> None:
+    caplog.set_level("INFO", "restnet_runtime.compile")
+    compiler = Compiler.for_bundle(family_bundle, tmp_path)
+    for name in ("small", "large", "small"):
+        compiler.compile(family_bundle.route(name))
+    lines = [re.sub(r"[0-9.]+ s$", "N s", message) for message in caplog.messages]
+    assert lines == ["compiled 1 of 4: small, N s", "compiled 2 of 4: large, N s"]
 
 
 WARM = """

@@ -18,7 +18,7 @@ import pytest
 
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
-from restnet_runtime.errors import BundleError, CompileError
+from restnet_runtime.errors import BundleError, CompileError, KilledError
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
 from restnet_runtime.worker import CompileWorker, Job
 
@@ -142,12 +142,28 @@ def test_it_gives_way(compiler: Compiler) -> None:
 def test_killed_it_is_an_error_and_the_next_route_starts_another(compiler: Compiler) -> None:
     with stuck(compiler, "small") as (process, errors):
         process.send_signal(signal.SIGKILL)
+        until(lambda: worker_of(compiler).pid not in (None, process.pid))  # which tries with less memory, and fares no better
+        second = psutil.Process(worker_of(compiler).pid)
+        second.send_signal(signal.SIGKILL)
         until(lambda: errors)
-    assert isinstance(errors[0], CompileError)
+    assert isinstance(errors[0], KilledError)
     assert str(errors[0]) == "the process that compiled the route 'small' was ended by SIGKILL, probably out of memory"
     assert gone(process.pid)
-    compiler.compile(compiler.bundle.route("small"))
-    assert worker_of(compiler).pid != process.pid
+    assert gone(second.pid)
+    assert compiler.compile(compiler.bundle.route("small")).level == "prepacked"
+
+
+def test_killed_once_the_route_is_made_with_less_memory(compiler: Compiler) -> None:
+    with stuck(compiler, "large") as (process, errors):
+        process.send_signal(signal.SIGKILL)
+    assert not errors
+    route = compiler.bundle.route("large")
+    compiled = compiler.compile(route)
+    assert compiled.level == "mapped"
+    x = np.ones((2, 1, 8, 8), np.float32)
+    expected = infer(plain_session(compiler.bundle, route, SETTINGS), x)
+    assert np.allclose(infer(load_session(compiled, SETTINGS), x), expected, rtol=1e-4, atol=1e-5)
+    assert compiler.compile(compiler.bundle.route("small")).level == "prepacked"
 
 
 def test_killed_while_idle_it_is_replaced(compiler: Compiler) -> None:
