@@ -1,13 +1,14 @@
-"""How many requests to run as one, and how long to wait for company: from measured times to a plan. No clock, no I/O, no globals.
+"""How many requests to run as one, and how long to wait for company: from what was measured to a plan. No clock, no I/O, no globals.
 
 Words
   size     how many requests share a run.
   company  the requests in flight that could share it, the one that asks included. Whoever has none never waits.
+  cost     machine time per request when that size is aimed for: of size 1, requests run side by side as they come.
   room     what the latency limit leaves for waiting and running, less a margin: measured times are medians.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,18 +16,20 @@ Mode = Literal["off", "on", "auto"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 _ROOM = 0.9
-_WORTH = 1.05
-"""A size is taken only where it answers this many times as many requests a second as single runs do: less is noise."""
+_WORTH = 0.9
+"""Aiming for a size must bring the cost down to this share of that of size 1: less is noise."""
+_PATIENCE = 0.25
+"""In mode auto nobody waits for longer than this share of the run that is waited for."""
 
 
 @dataclass(frozen=True)
 class BatchSettings:
     """What may be batched.
 
-    mode:         off: each request runs by itself. on: whoever meets runs together. auto: only where measured times say that it pays
-    max_wait_ms:  the longest that a free processor waits for company
+    mode:         off: each request runs by itself. on: whoever meets runs together. auto: only where it was measured to pay
+    max_wait_ms:  the longest that a leader with a free processor waits for company
     max_batch:    the most requests in one run
-    runs:         how many runs at once; further requests wait, and so become company
+    runs:         how many batches are run at once; further requests wait, and so become company
     """
 
     mode: Mode = "off"
@@ -46,92 +49,86 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class Plan:
-    """size: requests to aim for, at least 1. wait_ms: how long to wait until there are as many."""
+    """size: requests to aim for; with 1, run at once. wait_ms: how long to wait until there are as many."""
 
-    size: int
+    size: int = 1
     wait_ms: float = 0.0
 
 
-def predicted_ms(measured: Mapping[int, float], size: int) -> float | None:
-    """Milliseconds of a run of `size` from those of other sizes; `None` when nothing is measured.
+@dataclass(frozen=True)
+class Measured:
+    """Of one route with so much company, on this device as it is now.
 
-    Between two sizes on the line through them, above the largest in proportion to it, below the smallest as the smallest:
-    never less than what a run is known to take.
+    run_ms:   of a run, by its size
+    cost_ms:  of a request, by the size that was aimed for
+    trial:    the size whose cost is being measured; `None` when none is
     """
-    if size in measured:
-        return measured[size]
-    below, above = max((s for s in measured if s < size), default=None), min((s for s in measured if s > size), default=None)
-    if below is None:
-        return None if above is None else measured[above]
-    if above is None:
-        return measured[below] * size / below
-    return measured[below] + (measured[above] - measured[below]) * (size - below) / (above - below)
+
+    run_ms: Mapping[int, float]
+    cost_ms: Mapping[int, float]
+    trial: int | None = None
 
 
 def plan(
-    measured: Mapping[int, float],
-    limit_ms: float | None,
-    company: int,
-    settings: BatchSettings,
-    *,
-    gathered: int = 1,
-    waited_ms: float = 0.0,
-    wish: int | None = None,
+    measured: Measured, limit_ms: float | None, company: int, settings: BatchSettings, *, gathered: int = 1, waited_ms: float = 0.0
 ) -> Plan:
     """The size to aim for, and how long to wait for it.
 
-    measured:   milliseconds of a run by size, of this route on this device as it is now
     limit_ms:   of one request, from its arrival to the end of its run; `None` for no limit
     company:    see above
     gathered:   of these, how many are there already
     waited_ms:  how long the oldest of them has waited
-    wish:       a size to try, so that its time is known; taken where the limit allows it
 
-    A run of several together with what was waited for it keeps within the limit. Where even a single one would not any more,
-    the limit is lost for the oldest, and runs that are within it by themselves bring the queue down.
+    A run of several, with what was waited for it, keeps within the limit. Where even a single one would not any more, the limit is
+    lost for the oldest, and runs that keep it by themselves bring the queue down.
     """
-    most = max(1, min(company, settings.max_batch))
-    if settings.mode == "off" or most == 1:
-        return Plan(1)
-    fitting = _fitting(measured, limit_ms, waited_ms, most)
-    if fitting == [1]:
-        return Plan(1)
-    if wish in fitting:
-        size = wish
-    elif settings.mode == "on":
+    most = min(company, settings.max_batch)
+    if settings.mode == "off" or most <= 1:
+        return Plan()
+    fitting = _fitting(measured.run_ms, limit_ms, waited_ms, most)
+    if settings.mode == "on":
         size = fitting[-1]
     else:
-        size = _quickest(measured, fitting)
+        size = measured.trial if measured.trial in fitting else cheapest(measured.cost_ms, fitting)
     if size == 1 or gathered >= size:
         return Plan(size)
-    run_ms, wait_ms = predicted_ms(measured, size), settings.max_wait_ms
-    if settings.mode == "auto":
-        wait_ms = min(wait_ms, _saved_ms(measured, gathered, size))
-    if limit_ms is not None and run_ms is not None:
+    run_ms, wait_ms = predicted_ms(measured.run_ms, size), settings.max_wait_ms
+    if run_ms is not None and settings.mode == "auto":
+        wait_ms = min(wait_ms, _PATIENCE * run_ms)
+    if run_ms is not None and limit_ms is not None:
         wait_ms = min(wait_ms, _ROOM * limit_ms - waited_ms - run_ms)
     return Plan(size, max(0.0, wait_ms))
 
 
-def _fitting(measured: Mapping[int, float], limit_ms: float | None, waited_ms: float, most: int) -> list[int]:
-    """Sizes up to `most` that keep the limit; 1 always, because a request has to run. With a limit and nothing measured, only that."""
+def predicted_ms(run_ms: Mapping[int, float], size: int) -> float | None:
+    """Milliseconds of a run of `size` from those of other sizes; `None` when none is known.
+
+    Between two sizes on the line through them, above the largest in proportion to it, below the smallest as the smallest:
+    what is not known is rather taken for more.
+    """
+    if size in run_ms:
+        return run_ms[size]
+    below, above = max((s for s in run_ms if s < size), default=None), min((s for s in run_ms if s > size), default=None)
+    if below is None:
+        return None if above is None else run_ms[above]
+    if above is None:
+        return run_ms[below] * size / below
+    return run_ms[below] + (run_ms[above] - run_ms[below]) * (size - below) / (above - below)
+
+
+def cheapest(cost_ms: Mapping[int, float], sizes: Iterable[int]) -> int:
+    """Of `sizes` that with the lowest cost, the smallest of equals; 1 unless another is known to be worth it."""
+    known = [size for size in sizes if size in cost_ms]
+    best = min(known, key=lambda size: (cost_ms[size], size), default=1)
+    return best if 1 in cost_ms and cost_ms[best] <= _WORTH * cost_ms[1] else 1
+
+
+def _fitting(run_ms: Mapping[int, float], limit_ms: float | None, waited_ms: float, most: int) -> list[int]:
+    """Sizes up to `most` that keep the limit, ascending; 1 always, because a request has to run. Nothing known: only that."""
     if limit_ms is None:
         return list(range(1, most + 1))
-    times = {size: predicted_ms(measured, size) for size in range(1, most + 1)}
+    times = {size: predicted_ms(run_ms, size) for size in range(1, most + 1)}
     alone = times[1]
     lost = alone is not None and waited_ms + alone > limit_ms
     room = _ROOM * limit_ms - (0.0 if lost else waited_ms)
-    return [size for size, run_ms in times.items() if size == 1 or (run_ms is not None and run_ms <= room)]
-
-
-def _quickest(measured: Mapping[int, float], sizes: list[int]) -> int:
-    """The size that answers most requests a second, the smallest of equals; 1 unless another is worth it."""
-    rates = {size: size / run_ms for size in sizes if (run_ms := predicted_ms(measured, size))}
-    best = max(rates, key=lambda size: rates[size], default=1)
-    return best if best != 1 and rates[best] >= _WORTH * rates[1] else 1
-
-
-def _saved_ms(measured: Mapping[int, float], gathered: int, size: int) -> float:
-    """What one run of `size` takes less than one of those who are there and one of those who come."""
-    times = [predicted_ms(measured, count) for count in (gathered, size - gathered, size)]
-    now, later, together = (math.inf if run_ms is None else run_ms for run_ms in times)
-    return max(0.0, now + later - together) if together < math.inf else math.inf
+    return [size for size, time_ms in times.items() if size == 1 or (time_ms is not None and time_ms <= room)]

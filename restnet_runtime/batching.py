@@ -1,34 +1,39 @@
 """The batcher: requests that meet on one route share a run, and each gets its own row.
 
-At most `settings.runs` runs are under way at once. Who finds one free leads it; who finds none waits, and whoever ends a run picks
-the next leader, first come first served, with all that wait for the same. There is no thread of its own and no queue of anything but
-blocked callers. A leader that is told so by the plan waits a moment for company that is on its way; without any in flight it never does.
+At most `settings.runs` batches are run at once. A request for which the plan sees nothing to gain, a lone one above all, is run at once.
+Of the others, who finds a run free leads it; who finds none waits, and whoever ends a run picks the next leader, first come first
+served, with all that wait for the same. A leader waits a moment for company that is on its way where the plan says so. There is
+no thread here and no queue of anything but blocked callers.
 """
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from restnet_runtime.batch_plan import BatchSettings, Mode, Plan, plan
-from restnet_runtime.batch_times import BatchTimes
+from restnet_runtime.batch_trials import BatchTrials
 from restnet_runtime.errors import RestnetError
 from restnet_runtime.executor import Answer
+from restnet_runtime.profile import RouteProfile
 
 Input = npt.NDArray[np.float32]
+
+_SINGLE_EVERY = 16
+"""Of so many batches in a row one is of a single request: only that can be compared with the route's profile."""
 
 
 class Runner(Protocol):
     """What the batcher needs of `executor.Executor`."""
 
     def run(self, x: Input, route: str | None = None, /) -> Answer: ...
+    def profile(self, name: str, /) -> RouteProfile | None: ...
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,6 @@ class Batched:
     size: int = 1
     queued_ms: float = 0.0
 
-    @property
-    def took_ms(self) -> float:
-        """From the arrival of the request to the end of its run."""
-        return self.queued_ms + self.answer.latency_ms
-
 
 @dataclass(frozen=True)
 class BatchCounts:
@@ -56,26 +56,21 @@ class BatchCounts:
     requests:  answered or failed
     shared:    of these, how many shared a run
     runs:      as many as were needed
-    times_ms:  median of the latest runs, by route and size
     """
 
     mode: Mode
     requests: int
     shared: int
     runs: int
-    times_ms: dict[str, dict[int, float]]
 
 
-class _Key(NamedTuple):
-    """Requests share a run only where all of this is the same: a malformed input fails by itself, a hurried one is not held up."""
-
-    route: str
-    limit_ms: float | None
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.float32]
+Run = Callable[[Input, str, float | None], Batched]
+"""`Batcher.run`."""
+_Key = tuple[str, float | None, tuple[int, ...], str]
+"""Route, limit, shape and type of the input. Only requests with all of it the same share a run: a malformed one fails by itself."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Request:
     """One blocked caller. `woken` is released when it leads `group`, or has its outcome."""
 
@@ -87,20 +82,31 @@ class _Request:
     group: "_Group | None" = None
     outcome: Batched | Exception | None = None
 
+    @property
+    def single(self) -> bool:
+        return len(self.x) == 1
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, slots=True)
 class _Group:
-    """Requests that run together; the first leads. `ready` is there while the leader waits for company: it ends that."""
+    """Requests that run together; the first leads.
+
+    plan:    what was aimed for, in and out of turn
+    trials:  what is told of the run
+    gated:   it has one of `settings.runs`
+    beside:  others were running when it started
+    ready:   there while the leader waits for company, which it ends
+    run_ms:  of the session
+    """
 
     requests: list[_Request]
-    size: int = 1
-    wait_ms: float = 0.0
+    plan: Plan
+    trials: BatchTrials | None
+    gated: bool
+    beside: bool
+    out_of_turn: bool = False
     ready: threading.Event | None = None
     run_ms: float | None = None
-
-
-Run = Callable[[Input, str, float | None], Batched]
-"""`Batcher.run`."""
 
 
 class Batcher:
@@ -114,12 +120,13 @@ class Batcher:
         self._idle = threading.Condition(self._lock)
         self._closed = False
         self._coming = 0  # attending, without a route yet or any more
-        self._company: Counter[_Key] = Counter()
-        self._running = 0
+        self._company: dict[_Key, int] = {}
+        self._running = self._gated = 0
+        self._busy_since_s = 0.0
         self._waiting: list[_Request] = []
         self._open: dict[_Key, _Group] = {}  # their leaders wait for company
-        self._times: dict[str, BatchTimes] = {}
-        self._requests = self._shared = self._runs = 0
+        self._trials: dict[tuple[str, int], BatchTrials] = {}
+        self._requests = self._shared = self._runs = self._turns = 0
 
     def run(self, x: Input, route: str, limit_ms: float | None = None) -> Batched:
         """Run x (batch, C, H, W) float32 on `route`, a single input together with others on that route where that pays.
@@ -145,8 +152,7 @@ class Batcher:
 
     def counts(self) -> BatchCounts:
         with self._lock:
-            times = {route: times.measured for route, times in sorted(self._times.items())}
-            return BatchCounts(self.settings.mode, self._requests, self._shared, self._runs, times)
+            return BatchCounts(self.settings.mode, self._requests, self._shared, self._runs)
 
     def close(self) -> None:
         """Refuse new requests, and wait until those that are here are answered. Closing twice is harmless."""
@@ -158,12 +164,12 @@ class Batcher:
     def _run(self, x: Input, route: str, limit_ms: float | None, attending: bool = False) -> Batched:
         woken = threading.Lock()
         woken.acquire()
-        request = _Request(x, _Key(route, limit_ms, x.shape[1:], x.dtype), self._clock(), attending, woken)
+        request = _Request(x, (route, limit_ms, x.shape[1:], x.dtype.str), self._clock(), attending, woken)
         with self._lock:
             if self._closed:
                 raise RestnetError("no more requests are run: the engine has been stopped")
             self._coming -= attending
-            self._company[request.key] += 1
+            self._company[request.key] = self._company.get(request.key, 0) + 1
             self._enter(request)
         try:
             woken.acquire()
@@ -180,46 +186,58 @@ class Batcher:
     def _enter(self, request: _Request) -> None:
         """Join a group that waits for company, lead a run of one's own, or wait for one. Needs the lock."""
         group = self._open.get(request.key)
-        if group is not None and len(request.x) == 1:
+        if group is not None and request.single:
             group.requests.append(request)
             request.group = group
-            if len(group.requests) >= group.size:
+            if len(group.requests) >= group.plan.size:
                 self._start(group)
-        elif self._running < self.settings.runs:
-            self._form(request)
-        else:
+        elif not self._form(request):
             self._waiting.append(request)
             self._hurry()  # whoever waits for company keeps this one waiting
 
-    def _form(self, leader: _Request) -> None:
-        """Give `leader` a run, with those who wait for the same. Needs the lock, and a run that is free."""
-        self._running += 1
-        group = leader.group = _Group([leader])
-        company = self._company[leader.key] + self._coming
-        if len(leader.x) == 1 and company > 1:
-            mates = [other for other in self._waiting if other.key == leader.key and len(other.x) == 1]
-            planned = self._plan(leader, 1 + len(mates), company)
+    def _form(self, leader: _Request) -> bool:
+        """Give `leader` a run, with those who wait for the same; whether one could be had. Needs the lock."""
+        now_s, mates, trials, planned = self._clock(), [], None, Plan()
+        company = self._company[leader.key] + self._coming if leader.single else 1
+        if leader.single:
+            trials = self._trials_of(leader.key[0], min(company, self.settings.max_batch))
+        if company > 1 and trials is not None:
+            mates = [other for other in self._waiting if other is not leader and other.key == leader.key and other.single]
+            waited_ms = (now_s - leader.arrived_s) * 1e3
+            measured, limit_ms = trials.measured, leader.key[1]
+            planned = plan(measured, limit_ms, company, self.settings, gathered=1 + len(mates), waited_ms=waited_ms)
+        gated = planned.size > 1
+        if gated and self._gated >= self.settings.runs:
+            return False
+        group = leader.group = _Group([leader], planned, trials, gated, beside=self._running > 0)
+        self._turns += gated
+        if gated and self._turns % _SINGLE_EVERY == 0:
+            group.out_of_turn = True
+        elif gated:
             for mate in mates[: planned.size - 1]:
                 self._waiting.remove(mate)
                 mate.group = group
                 group.requests.append(mate)
             # Never while others wait: they could have this run.
-            if planned.wait_ms > 0 and len(group.requests) < planned.size and not self._waiting and not self._closed:
-                group.size, group.wait_ms, group.ready = planned.size, planned.wait_ms, threading.Event()
+            others = len(self._waiting) - (leader in self._waiting)
+            if planned.wait_ms > 0 and len(group.requests) < planned.size and not others and not self._closed:
+                group.ready = threading.Event()
                 self._open[leader.key] = group
+        if not self._running:
+            self._busy_since_s = now_s
+        self._running += 1
+        self._gated += gated
         leader.woken.release()
+        return True
 
-    def _plan(self, leader: _Request, gathered: int, company: int) -> Plan:
-        times = self._times.setdefault(leader.key.route, BatchTimes())
-        return plan(
-            times.measured,
-            leader.key.limit_ms,
-            company,
-            self.settings,
-            gathered=gathered,
-            waited_ms=(self._clock() - leader.arrived_s) * 1e3,
-            wish=times.wish(min(company, self.settings.max_batch)),
-        )
+    def _trials_of(self, route: str, most: int) -> BatchTrials:
+        """By power of two of the company: what pays with eight does not have to with two."""
+        most = 2 ** (most.bit_length() - 1)
+        trials = self._trials.get((route, most))
+        if trials is None:
+            profile = self._executor.profile(route)
+            trials = self._trials[route, most] = BatchTrials(most, None if profile is None else profile.latency_ms)
+        return trials
 
     def _start(self, group: _Group) -> None:
         """Nobody joins any more. Needs the lock."""
@@ -236,43 +254,31 @@ class Batcher:
         """Run the group of `leader`, and give each of it its outcome."""
         group = leader.group
         assert group is not None
-        if group.ready is not None and not group.ready.wait(group.wait_ms / 1e3):
+        if group.ready is not None and not group.ready.wait(group.plan.wait_ms / 1e3):
             with self._lock:
                 self._start(group)
         requests, started_s = group.requests, self._clock()
         try:
             x = leader.x if len(requests) == 1 else np.concatenate([request.x for request in requests])
-            answer = self._executor.run(x, leader.key.route)
+            answer = self._executor.run(x, leader.key[0])
         except Exception as error:
             for request in requests:
                 request.outcome = error if request is leader else _own(error)
             return
         group.run_ms = answer.latency_ms
         for row, request in enumerate(requests):
-            logits = answer.logits if len(requests) == 1 else answer.logits[row : row + 1]
-            queued_ms = (started_s - request.arrived_s) * 1e3
-            request.outcome = Batched(Answer(logits, answer.route, answer.latency_ms), len(requests), queued_ms)
+            own = answer if len(requests) == 1 else Answer(answer.logits[row : row + 1], answer.route, answer.latency_ms)
+            request.outcome = Batched(own, len(requests), (started_s - request.arrived_s) * 1e3)
 
     def _leave(self, request: _Request) -> None:
         """However it ended. Who led gives the others their outcomes, and the run to the next. Needs the lock."""
         group = request.group
         if group is None:
-            self._waiting.remove(request)  # interrupted before its turn, as the next one and the two further down
-        elif request.outcome is None and request is not group.requests[0]:
-            if self._open.get(request.key) is group:
-                group.requests.remove(request)
+            self._waiting.remove(request)  # interrupted before its turn
         elif request is group.requests[0]:
-            self._start(group)
-            self._note(group)
-            for other in group.requests[1:]:
-                if other.outcome is not None:
-                    other.woken.release()
-                else:
-                    other.group = None
-                    self._waiting.append(other)
-            self._running -= 1
-            while self._waiting and self._running < self.settings.runs:
-                self._form(self._waiting.pop(0))
+            self._finish(group)
+        elif request.outcome is None and self._open.get(request.key) is group:
+            group.requests.remove(request)  # interrupted before the run
         # Only now: to those who were planned for just above, it was company that may come again.
         self._company[request.key] -= 1
         if not self._company[request.key]:
@@ -280,16 +286,34 @@ class Batcher:
         self._coming += request.attending
         self._idle.notify_all()
 
+    def _finish(self, group: _Group) -> None:
+        """The leader of `group` has ended its run, or was interrupted; then the others wait again, in front. Needs the lock."""
+        self._start(group)
+        self._note(group)
+        self._running -= 1
+        self._gated -= group.gated
+        for place, other in enumerate(group.requests[1:]):
+            if other.outcome is not None:
+                other.woken.release()
+            else:
+                other.group = None
+                self._waiting.insert(place, other)
+        while self._waiting and self._form(self._waiting[0]):
+            del self._waiting[0]
+
     def _note(self, group: _Group) -> None:
         """Count a run that has ended, and learn from it. Needs the lock."""
-        leader, size = group.requests[0], len(group.requests)
-        if leader.outcome is None:
+        if group.requests[0].outcome is None:
             return
+        size, now_s = len(group.requests), self._clock()
         self._runs += 1
         self._requests += size
         self._shared += size if size > 1 else 0
-        if group.run_ms is not None and len(leader.x) == 1:
-            self._times.setdefault(leader.key.route, BatchTimes()).record(size, group.run_ms)
+        if group.trials is not None and group.run_ms is not None:
+            alone = not group.beside and self._running == 1
+            aim = None if group.out_of_turn else group.plan.size
+            group.trials.record(aim, size, (now_s - self._busy_since_s) * 1e3, group.run_ms if alone or group.gated else None)
+        self._busy_since_s = now_s
 
 
 def _own(error: Exception) -> Exception:
