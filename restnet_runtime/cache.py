@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 FORMAT = 2
 _SMALL_ALIGN = 64
@@ -41,6 +41,12 @@ class CompiledRoute:
     graph_sha256: str
     extents: tuple[tuple[int, int, str], ...]
     touched: frozenset[tuple[int, int]]
+    weights: Path = Path()
+    level: Literal["prepacked"] = "prepacked"
+
+    def located(self, extents: Iterable[tuple[int, int]]) -> dict[Path, list[tuple[int, int]]]:
+        """Extents by the file that they lie in."""
+        return {self.weights: sorted(extents)}
 
     @property
     def touched_bytes(self) -> int:
@@ -127,6 +133,7 @@ class Cache:
             graph_sha256=entry["graph_sha256"],
             extents=tuple((int(offset), int(length), str(sha)) for offset, length, sha in entry["extents"]),
             touched=frozenset((int(offset), int(length)) for offset, length in entry["touched"]),
+            weights=next(self.path.glob("weights-*.bin"), Path()),
         )
 
     def _verify(self, compiled: CompiledRoute, weights: Path) -> None:

@@ -13,6 +13,7 @@ from restnet_runtime.bundle import open_bundle
 from restnet_runtime.engine import SHIPPED_BUNDLE, Engine
 from restnet_runtime.errors import RestnetError, UnitError
 from restnet_runtime.places import default_cache_root
+from restnet_runtime.providers import NAMES
 from restnet_runtime.tables import routes_table
 from restnet_runtime.units import format_bytes
 
@@ -58,7 +59,20 @@ def _common(command: str, description: str) -> argparse.ArgumentParser:
 
 def _engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=_budget, default=Budget(), metavar="LIMITS", help=BUDGET_HELP)
-    parser.add_argument("--threads", type=_positive(int), metavar="N", help="threads of one request (default: the usable cores)")
+    parser.add_argument(
+        "--threads",
+        type=_positive(int),
+        metavar="N",
+        help="threads of one request, fixed (default: what the cores, the CPU quota and other processes leave, as that changes)",
+    )
+    parser.add_argument(
+        "--provider",
+        type=lambda text: text.split(","),
+        default=["cpu"],
+        metavar="NAMES",
+        help=f"execution providers of ONNX Runtime, separated by commas, most wanted first ({', '.join(NAMES)}; only cpu is tested); "
+        "the CPU runs what they do not take",
+    )
     parser.add_argument(
         "--cache",
         type=Path,
@@ -94,7 +108,8 @@ def _serve(args: argparse.Namespace) -> int:
     # Here and not above: the other commands need no HTTP.
     from restnet_runtime.api import create_app
     from restnet_runtime.server import listen, run_server, url_of
-    from restnet_runtime.settings import ServeSettings, usable_cores
+    from restnet_runtime.settings import ServeSettings
+    from restnet_runtime.threads import usable_cores
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     settings = ServeSettings(
@@ -126,10 +141,9 @@ def bench(argv: Sequence[str] | None = None) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     from restnet_runtime.bench import render, run_benchmark
-    from restnet_runtime.settings import usable_cores
 
     engine = _open(args)
-    result = run_benchmark(engine, args.budget, args.threads or usable_cores(), args.runs)
+    result = run_benchmark(engine, args.budget, engine.executor.settings.threads, args.runs)
     engine.executor.close()
     print(render(result))
     if args.json is not None:
@@ -164,5 +178,6 @@ def _open(args: argparse.Namespace) -> Engine:
         args.budget,
         cache_root=args.cache or default_cache_root(),
         threads=args.threads,
+        providers=args.provider,
         interval_s=getattr(args, "interval", 1.0),
     )

@@ -152,6 +152,16 @@ class Controller:
         return self._standing.decision
 
     @property
+    def reading(self) -> Reading | None:
+        """The last one; `None` before it."""
+        return self._standing.reading
+
+    @property
+    def wanted(self) -> str | None:
+        """The route that would be chosen afresh were every route loaded; `None` before the first decision."""
+        return self._wanted
+
+    @property
     def memory_limit_bytes(self) -> int | None:
         """What this process may take now: the lower of the budget's limit and what the device leaves; `None` when neither is known."""
         budget, reading = self._standing[:2]

@@ -9,12 +9,14 @@ x is float32 (batch, C, H, W).
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
@@ -24,9 +26,11 @@ from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Answer, Executor, preparation_order
 from restnet_runtime.loader import Loader
 from restnet_runtime.places import default_cache_root
+from restnet_runtime.providers import choose_providers
+from restnet_runtime.reading import Reading
 from restnet_runtime.sensors import Sensors
 from restnet_runtime.sessions import SessionSettings
-from restnet_runtime.settings import usable_cores
+from restnet_runtime.threads import ThreadGovernor, affinity_cores, choose_threads
 
 SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "digits"
 """The bundle that comes with the package: scikit-learn's digits, 8x8, light ink on dark."""
@@ -48,25 +52,32 @@ class Engine:
         *,
         cache_root: Path | None = None,
         threads: int | None = None,
+        providers: Sequence[str] = ("cpu",),
         interval_s: float = 1.0,
     ) -> "Engine":
         """Open a bundle; nothing is compiled or loaded before `start`.
 
         cache_root: where compiled routes are kept, by default `default_cache_root()`
-        threads:    of one request, by default as many as there are usable cores
+        threads:    of one request, fixed; by default as many as the cores, the quota and other processes leave, as that changes
+        providers:  execution providers by short name, most wanted first, as `providers.NAMES` has them
         interval_s: between two looks at the device
-        Raises `BundleError`.
+        Raises `BundleError`, and `CompileError` for an unknown provider.
         """
         bundle = open_bundle(path)
         compiler = Compiler.for_bundle(bundle, cache_root or default_cache_root())
-        executor = Executor(bundle, compiler, SessionSettings(threads or usable_cores()))
-        controller = Controller(executor, Sensors(), budget, interval_s)
+        sensors, cores = Sensors(), affinity_cores()
+        first = threads or choose_threads(cores, Reading(cpu_quota_cores=sensors.cgroup_limits().quota_cores), 1.0)
+        chosen = choose_providers(providers, ort.get_available_providers(), compiler.cache.path, first)
+        executor = Executor(bundle, compiler, SessionSettings(first, providers=chosen))
+        controller = Controller(executor, sensors, budget, interval_s)
         loader = Loader(
             executor,
             preparation_order(bundle),
             on_loaded=lambda _: controller.reconsider(),
             memory_limit=lambda: controller.memory_limit_bytes,
             interval_s=interval_s,
+            wanted=lambda: controller.wanted,
+            threads=None if threads else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),
         )
         return cls(executor, controller, loader)
 

@@ -1,31 +1,35 @@
 """The executor: every route a resident session, the current one a reference that is replaced between two requests."""
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from restnet_runtime.bundle import Bundle
-from restnet_runtime.cache import CompiledRoute, write_atomically
+from restnet_runtime.cache import CompiledRoute
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError, InputError
 from restnet_runtime.memory import footprint
+from restnet_runtime.pages import hand_back
 from restnet_runtime.profile import RouteProfile, Timing, time_runs
+from restnet_runtime.providers import missing_note
 from restnet_runtime.residency import Need, together
 from restnet_runtime.routes import Route
-from restnet_runtime.sessions import SessionSettings, infer, load_session, trim_heap
+from restnet_runtime.sessions import SessionSettings, infer, joined_session, load_session, providers_of, trim_heap
+from restnet_runtime.timings import Timings
 
 log = logging.getLogger(__name__)
 
-_PROFILES_FILE = "profiles.json"
+Level = Literal["prepacked", "mapped", "plain"]
+
 _WARM_RUNS = 2
-_GUESSED_ANONYMOUS_BYTES = 4 * 2**20
+_GUESSED_SESSION_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,21 @@ class Answer:
 
 @dataclass(frozen=True)
 class Resident:
-    """A route that can be switched to now."""
+    """A route that can be switched to now.
+
+    compiled:  what its session has mapped; `None` for a session that holds weights of its own
+    settings:  those that it was loaded with
+    """
 
     route: Route
     session: ort.InferenceSession
-    compiled: CompiledRoute
+    compiled: CompiledRoute | None
+    settings: SessionSettings
+
+    @property
+    def level(self) -> Level:
+        """`prepacked` or `mapped`, as it was compiled, or `plain`: weights of its own."""
+        return "plain" if self.compiled is None else self.compiled.level
 
 
 class Executor:
@@ -52,14 +66,21 @@ class Executor:
     def __init__(self, bundle: Bundle, compiler: Compiler, settings: SessionSettings) -> None:
         self.bundle = bundle
         self._compiler, self._settings = compiler, settings
+        self._kept_timings = Timings(compiler.cache.path)
         self._lock = threading.Lock()  # guards the next two
         self._residents: dict[str, Resident] = {}
         self._current: Resident | None = None
         self._loading = threading.Lock()  # one load or release at a time, so that what it changes can be measured
         # Kept for released routes too. Replaced or added to by the thread that holds `_loading`, read by any.
         self._needs: dict[str, Need] = {}
-        self._timings: dict[str, Timing] = {}
-        self._overhead_bytes = footprint().pss_bytes
+        self._timings: dict[str, tuple[int, Timing]] = {}  # with the number of threads
+        self._notes: dict[str, str] = {}
+        self._idle = footprint()
+        self._overhead_bytes = self._idle.pss_bytes
+        self._shared_bytes = self._idle.pss_bytes - self._idle.anonymous_bytes
+        self._handed_back = False
+        self._large_run_s: float | None = None
+        self._busy_s = 0.0
 
     @property
     def current(self) -> Route | None:
@@ -74,15 +95,49 @@ class Executor:
             return tuple(self._residents)
 
     @property
+    def levels(self) -> dict[str, Level]:
+        """How each loaded route holds its weights: `prepacked`, `mapped` or `plain` (docs/decisions/0008-levels.md)."""
+        with self._lock:
+            return {name: resident.level for name, resident in self._residents.items()}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What an operator should know of how sessions are loaded here: fallbacks, missing and untested providers."""
+        return (*self._settings.providers.notes, *dict.fromkeys(self._notes.values()))
+
+    @property
+    def settings(self) -> SessionSettings:
+        """What sessions are loaded with from now on; `stale` names those that still have others."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: SessionSettings) -> None:
+        self._settings = settings
+
+    @property
+    def stale(self) -> tuple[str, ...]:
+        """Names of loaded routes whose sessions have other settings than `settings`, the current route first."""
+        current = self.current
+        with self._lock:
+            names = [name for name, resident in self._residents.items() if resident.settings != self._settings]
+        return tuple(sorted(names, key=lambda name: current is None or name != current.name))
+
+    @property
     def overhead_bytes(self) -> int:
         """PSS of this process without any route, as measured when a route was last loaded or released."""
         return self._overhead_bytes
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds that requests have run, all together; what it grows by in a second is how many ran at once on average."""
+        return self._busy_s
+
     def profile(self, name: str) -> RouteProfile | None:
         """The profile of a route that is or was loaded, else `None`. Its memory is that of the process with this route alone."""
-        timing, need = self._timings.get(name), self._needs.get(name)
-        if timing is None or need is None:
+        timed, need = self._timings.get(name), self._needs.get(name)
+        if timed is None or need is None:
             return None
+        timing = timed[1]
         return RouteProfile(timing.latency_ms, timing.p95_ms, self._overhead_bytes + together([need]))
 
     def need(self, name: str) -> Need:
@@ -91,8 +146,15 @@ class Executor:
         if known is not None:
             return known
         route = self.bundle.route(name)
-        # An extent that no other route has: what is shared is known only once it is compiled.
-        return Need(frozenset({(-1 - hash(name) % 2**40, route.weight_bytes)}), _GUESSED_ANONYMOUS_BYTES)
+        with self._lock:
+            there = {segment for resident in self._residents.values() for segment in resident.route.segments}
+        # Extents that no compiled route has: where its tensors lie is known only once it is compiled.
+        guessed = {
+            (-1 - hash(segment) % 2**40, self.bundle.segments[segment].graphs[precision].weight_bytes)
+            for segment, precision in zip(route.segments, route.precisions, strict=True)
+            if segment not in there
+        }
+        return Need(frozenset(guessed), _GUESSED_SESSION_BYTES)
 
     def load(self, name: str, on_compile: Callable[[Route], None] | None = None) -> Resident:
         """Compile (unless cached), load, warm and profile a route, then let it be switched to. The first one becomes current.
@@ -101,26 +163,29 @@ class Executor:
         """
         route = self.bundle.route(name)
         with self._loading:
-            if name in self._residents:
-                return self._residents[name]
-            compiled, session, anonymous = self._session(route, on_compile)
-            if name not in self._timings:
-                self._timings[name] = self._remembered(name) or self._timed(name, session)
-            self._needs[name] = Need(compiled.touched, anonymous)
-            resident = Resident(route, session, compiled)
-            with self._lock:
-                self._residents[name] = resident
-                self._current = self._current or resident
-            self._weigh()
+            resident = self._residents.get(name)
+            if resident is None:
+                resident = self._enter(route, on_compile)
         return resident
+
+    def reload(self, name: str) -> None:
+        """Load a loaded route once more, with the settings of now, and let it take the old one's place between two requests.
+
+        Raises what `load` does; the old session serves on then.
+        """
+        with self._loading:
+            if name in self._residents:
+                self._enter(self.bundle.route(name), None)
 
     def refine(self, name: str) -> None:
         """Time a loaded route again and keep the quicker timing: the last start may have met a busy moment."""
         resident = self._residents.get(name)
         if resident is not None:
             times = time_runs(lambda: infer(resident.session, self._example()), time.perf_counter, max_runs=10, max_s=0.1)
-            self._timings[name] = self._timings[name].better(Timing.of(times))
-            self._remember(name, self._timings[name])
+            threads, known = self._timings[name]
+            if threads == resident.settings.threads:
+                self._timings[name] = threads, known.better(Timing.of(times))
+                self._kept_timings.put(name, *self._timings[name])
 
     def release(self, name: str) -> None:
         """Forget a loaded route; requests that run on it finish. Raises `CompileError` for the current one."""
@@ -135,6 +200,32 @@ class Executor:
         """Measure the process without its routes anew: libraries and answers take memory too, more as time goes on."""
         with self._loading:
             self._weigh()
+
+    def hand_back(self) -> int:
+        """Hand the weights that the current route does not read back to the kernel, and what large batches took; bytes of weights.
+
+        Every route stays loaded; one that is switched to reads its weights back from the page cache or the disk.
+        """
+        with self._loading:
+            current = self._current
+            with self._lock:
+                mapped = [resident.compiled for resident in self._residents.values() if resident.compiled is not None]
+            if current is None or current.compiled is None or not mapped:
+                return 0
+            self._shrink(current)
+            idle = frozenset[tuple[int, int]]().union(*(compiled.touched for compiled in mapped)) - current.compiled.touched
+            self._handed_back = True
+            return sum(hand_back(file, extents) for file, extents in current.compiled.located(idle).items())
+
+    def settle(self, idle_s: float) -> bool:
+        """Give the memory that batches took back to the system, once none has run for `idle_s` seconds. Returns whether it did."""
+        last, current = self._large_run_s, self._current
+        if last is None or current is None or time.perf_counter() - last < idle_s:
+            return False
+        self._large_run_s = None
+        with self._loading:
+            self._shrink(current)
+        return True
 
     def switch(self, name: str) -> None:
         """Make a loaded route the current one. Requests under way keep theirs. Raises `CompileError` if it is not loaded."""
@@ -153,7 +244,11 @@ class Executor:
             raise InputError(f"an input of {x.dtype} {list(x.shape)}: give float32 [batch, {str([*self.bundle.manifest.input.shape])[1:]}")
         started = time.perf_counter()
         logits = infer(resident.session, x)
-        return Answer(logits, resident.route, (time.perf_counter() - started) * 1e3)
+        ended = time.perf_counter()
+        if len(x) > 1:
+            self._large_run_s = ended
+        self._busy_s += ended - started  # two threads that add at once may lose one: it is a mean that is asked for
+        return Answer(logits, resident.route, (ended - started) * 1e3)
 
     def close(self) -> None:
         """Release every session."""
@@ -172,6 +267,59 @@ class Executor:
         """One input of noise: timing does not depend on what an image shows."""
         return np.random.default_rng(0).standard_normal((1, *self.bundle.manifest.input.shape)).astype(np.float32)
 
+    def _enter(self, route: Route, on_compile: Callable[[Route], None] | None) -> Resident:
+        """Make a route resident, in place of an older session of it. Needs `_loading`."""
+        name, settings = route.name, self._settings
+        compiled, session, need = self._session(route, settings, on_compile)
+        if name not in self._timings or self._timings[name][0] != settings.threads:
+            timing = self._kept_timings.get(name, settings.threads) or self._timed(name, session, settings)
+            self._timings[name] = settings.threads, timing
+        self._needs[name] = need
+        resident = Resident(route, session, compiled, settings)
+        with self._lock:
+            self._residents[name] = resident
+            if self._current is None or self._current.route.name == name:
+                self._current = resident
+        self._weigh()
+        return resident
+
+    def _session(
+        self, route: Route, settings: SessionSettings, on_compile: Callable[[Route], None] | None
+    ) -> tuple[CompiledRoute | None, ort.InferenceSession, Need]:
+        """The compiled route and a warm session on it, or what serves in its place, and what this adds to the process."""
+        if not settings.providers.cpu_only:
+            session, need = self._measured(route, lambda: joined_session(self.bundle, route, settings), frozenset())
+            note = missing_note(settings.providers.names, providers_of(session))
+            if note is not None:
+                self._note(route, note)
+            return None, session, need
+        for attempt in (1, 2):
+            compiled = self._compiler.compile(route, on_compile)
+            try:
+                return compiled, *self._measured(route, lambda: load_session(compiled, settings), compiled.touched)  # noqa: B023
+            except CompileError:
+                if attempt == 2 or compiled.graph.exists():
+                    raise
+                # another process found the cache damaged and dropped it just now
+        raise AssertionError("the second attempt returns or raises")
+
+    def _measured(
+        self, route: Route, load: Callable[[], ort.InferenceSession], touched: frozenset[tuple[int, int]]
+    ) -> tuple[ort.InferenceSession, Need]:
+        """A warm session, and what it adds."""
+        x = self._example()
+        if not self._needs:
+            # The very first session also brings what all share (arena, code), which is no route's own.
+            self._warm(route, load(), x)
+        before = footprint().anonymous_bytes
+        session = load()
+        loaded = footprint().anonymous_bytes
+        self._warm(route, session, x)
+        infer(session, x, shrink=True)
+        shrunk = footprint().anonymous_bytes
+        infer(session, x)
+        return session, Need(touched, max(0, loaded - before), max(0, footprint().anonymous_bytes - shrunk))
+
     def _warm(self, route: Route, session: ort.InferenceSession, x: npt.NDArray[np.float32]) -> None:
         try:
             shapes = {infer(session, x).shape for _ in range(_WARM_RUNS)}
@@ -180,57 +328,32 @@ class Executor:
         if shapes != {(1, len(self.bundle.manifest.classes))}:
             raise CompileError(f"the route {route.name!r} answers {shapes.pop()} for {len(self.bundle.manifest.classes)} classes")
 
-    def _session(self, route: Route, on_compile: Callable[[Route], None] | None) -> tuple[CompiledRoute, ort.InferenceSession, int]:
-        """The compiled route, a warm session on it, and the anonymous memory that this added."""
-        for attempt in (1, 2):
-            compiled = self._compiler.compile(route, on_compile)
-            try:
-                if not self._needs:
-                    # The very first session also brings what all share (arena, code), which is no route's own.
-                    self._warm(route, load_session(compiled, self._settings), self._example())
-                before = footprint().anonymous_bytes
-                session = load_session(compiled, self._settings)
-            except CompileError:
-                if attempt == 2 or compiled.graph.exists():
-                    raise
-                continue  # another process found the cache damaged and dropped it just now
-            self._warm(route, session, self._example())
-            return compiled, session, max(0, footprint().anonymous_bytes - before)
-        raise AssertionError("the second attempt returns or raises")
-
-    def _timed(self, name: str, session: ort.InferenceSession) -> Timing:
+    def _timed(self, name: str, session: ort.InferenceSession, settings: SessionSettings) -> Timing:
         timing = Timing.of(time_runs(lambda: infer(session, self._example()), time.perf_counter))
-        self._remember(name, timing)
+        self._kept_timings.put(name, settings.threads, timing)
         return timing
+
+    def _shrink(self, resident: Resident) -> None:
+        """One run on noise, after which the arena keeps nothing; the next one takes what it needs again. Needs `_loading`."""
+        infer(resident.session, self._example(), shrink=True)
+        trim_heap()
 
     def _weigh(self) -> None:
         """Measure the process without its routes: what it has now less what they add. Needs `_loading`."""
         trim_heap()
         with self._lock:
             loaded = list(self._residents)
-        self._overhead_bytes = max(0, footprint().pss_bytes - together(self._needs[name] for name in loaded))
+        now, needs = footprint(), [self._needs[name] for name in loaded]
+        own_bytes = together(Need(frozenset(), need.session_bytes, need.activation_bytes) for need in needs)
+        if not self._handed_back:
+            # Not measured once weights are out of the process: they come back page by page.
+            self._shared_bytes = max(0, now.pss_bytes - now.anonymous_bytes - (together(needs) - own_bytes))
+        self._overhead_bytes = max(0, now.anonymous_bytes - own_bytes) + self._shared_bytes
 
-    def _remembered(self, name: str) -> Timing | None:
-        try:
-            entry = json.loads((self._compiler.cache.path / _PROFILES_FILE).read_bytes())[self._profile_key(name)]
-            return Timing(float(entry["latency_ms"]), float(entry["p95_ms"]))
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            return None
-
-    def _remember(self, name: str, timing: Timing) -> None:
-        """Keep a timing beside the compiled routes; of two processes that write at once the last one wins."""
-        path = self._compiler.cache.path / _PROFILES_FILE
-        try:
-            known = dict(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError, RecursionError):
-            known = {}
-        try:
-            write_atomically(path, json.dumps({**known, self._profile_key(name): asdict(timing)}).encode())
-        except OSError as error:  # a full disk costs the next start a measurement, no more
-            log.warning("the profile of %s cannot be kept: %s", name, error)
-
-    def _profile_key(self, name: str) -> str:
-        return f"{name} on {self._settings.threads} threads"
+    def _note(self, route: Route, note: str) -> None:
+        if self._notes.get(route.name) != note:
+            self._notes[route.name] = note
+            log.warning("route %s: %s", route.name, note)
 
 
 def preparation_order(bundle: Bundle) -> list[str]:

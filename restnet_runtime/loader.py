@@ -3,14 +3,18 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from restnet_runtime.executor import Executor
 from restnet_runtime.memory import footprint
 from restnet_runtime.residency import by_value, keep
 from restnet_runtime.routes import Route
+from restnet_runtime.units import format_bytes
 
 log = logging.getLogger(__name__)
+
+_SETTLE_S = 1.0
+"""After a batch the memory that it took is kept for the next one for so long."""
 
 LOAD_MARGIN = 1.1
 """A route is loaded only where this much more than its need would fit, so that it is not loaded and released in turns."""
@@ -35,8 +39,10 @@ class Progress:
 class Loader:
     """Keeps as many of `names` loaded in `executor` as the memory limit allows, loading them in that order.
 
-    on_loaded, on_released:  told the name of a route after its load, and after its release
-    memory_limit:            bytes that the process may take now, `None` for no limit; asked before every step
+    on_loaded:     told the name of a route after its load
+    memory_limit:  bytes that the process may take now, `None` for no limit; asked before every step
+    wanted:        name of the route that would be chosen were every route loaded
+    threads:       how many threads a request should have from now on; asked once an interval. Loaded routes follow one by one
 
     A route that fails is reported and left out; the others go on.
     """
@@ -48,15 +54,20 @@ class Loader:
         on_loaded: Callable[[str], None] | None = None,
         memory_limit: Callable[[], int | None] | None = None,
         interval_s: float = 1.0,
+        *,
+        wanted: Callable[[], str | None] | None = None,
+        threads: Callable[[], int] | None = None,
     ) -> None:
         self._executor, self._names, self._on_loaded = executor, tuple(names), on_loaded
         self._memory_limit, self._interval_s = memory_limit, interval_s
+        self._wanted, self._threads = wanted, threads
         self._loading: str | None = None
         self._compiled = 0
         known = {route.name for route in executor.bundle.routes}
         self._failed = {name: f"the bundle has no route {name!r}" for name in names if name not in known}
         self._left_out: tuple[str, ...] = ()
         self._refined: set[str] = set()
+        self._pressed_for: Route | None = None
         self._stop = threading.Event()
         self._settled = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="restnet-loader", daemon=True)
@@ -94,18 +105,25 @@ class Loader:
     def step(self) -> bool:
         """Release what does not fit, else load the next that does. Returns whether there was anything to do."""
         limit = self._memory_limit() if self._memory_limit is not None else None
+        current = self._executor.current
         if limit is not None and footprint().pss_bytes > limit:
             self._executor.weigh()  # more than was predicted: the plan below must know
-        current = self._executor.current
-        order = [name for name in by_value(self._executor.bundle.routes, current.name if current else None) if name in self._names]
+            if current != self._pressed_for:  # at once; what is released below takes longer
+                self._pressed_for = current
+                log.info("above the memory limit: %s of idle weights handed back", format_bytes(self._executor.hand_back()))
+        else:
+            self._pressed_for = None
+        wanted = self._wanted() if self._wanted is not None else None
+        ranked = by_value(self._executor.bundle.routes, current.name if current else None, wanted)
+        order = [name for name in ranked if name in self._names]
         loaded = self._executor.loaded
         staying = self._fitting([name for name in order if name in loaded], limit)
         gone = [name for name in loaded if name in self._names and name not in staying]
         for name in gone:
             self._release(name)
-        wanted = [name for name in order if name not in self._failed]
-        fitting = self._fitting(wanted, None if limit is None else limit / LOAD_MARGIN)
-        self._left_out = tuple(name for name in wanted if name not in fitting and name not in staying)
+        able = [name for name in order if name not in self._failed]
+        fitting = self._fitting(able, None if limit is None else limit / LOAD_MARGIN)
+        self._left_out = tuple(name for name in able if name not in fitting and name not in staying)
         missing = [name for name in self._names if name in fitting and name not in loaded]
         if missing:
             self._load(missing[0])
@@ -114,12 +132,28 @@ class Loader:
     def _loop(self) -> None:
         self.run()
         while not self._stop.wait(self._interval_s):
-            if self.step():
+            if self._follow_threads() or self.step() or self._executor.settle(_SETTLE_S):
                 continue
             stale = [name for name in self._executor.loaded if name not in self._refined]
             if stale:
                 self._refined.add(stale[0])
                 self._executor.refine(stale[0])
+
+    def _follow_threads(self) -> bool:
+        """Load again what has another number of threads than it should. Returns whether there was anything."""
+        if self._threads is not None:
+            self._executor.settings = replace(self._executor.settings, threads=self._threads())
+        stale = self._executor.stale
+        for name in stale:
+            if self._stop.is_set():
+                break
+            try:
+                self._executor.reload(name)
+            except Exception as error:  # the session that is there serves on
+                log.error("route %s cannot be loaded anew: %s", name, error)
+                break
+            self._refined.discard(name)
+        return bool(stale)
 
     def _fitting(self, order: Sequence[str], limit: float | None) -> list[str]:
         needs = {name: self._executor.need(name) for name in order}

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import psutil
 
 from restnet_runtime import __version__
-from restnet_runtime.settings import usable_cores
+from restnet_runtime.threads import usable_cores
 
 
 def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo"), model: Path = Path("/proc/device-tree/model")) -> dict[str, str | int]:

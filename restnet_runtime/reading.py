@@ -11,6 +11,8 @@ class Reading:
                              of each memory cgroup that it is in
     own_memory_bytes:        proportional set size (PSS) of this process; unique or resident size where the kernel has no PSS
     cpu_percent:             use of all cores since the last sample, 0..100
+    others_cpu_cores:        cores' worth of time that other processes took since the last sample of the cores that this process may
+                             run on, those that run at lower priority left out: they yield to it
     load_1m:                 1-minute load average
     cpu_quota_cores:         CPU time that the cgroup grants, in cores (0.5 = half a core); `None` when unlimited or unknown
     slowdown:                recent measured latency over the profiled latency of the routes that served it (EWMA), 1.0 = as profiled
@@ -19,6 +21,7 @@ class Reading:
     memory_available_bytes: int | None = None
     own_memory_bytes: int | None = None
     cpu_percent: float | None = None
+    others_cpu_cores: float | None = None
     load_1m: float | None = None
     cpu_quota_cores: float | None = None
     slowdown: float | None = None

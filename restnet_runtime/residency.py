@@ -10,32 +10,37 @@ from restnet_runtime.routes import Route
 class Need:
     """What a loaded route adds to the process.
 
-    touched:          (offset, length) in the shared weights that it reads; counted once however many routes read them
-    anonymous_bytes:  session and activations, its own
+    touched:           (offset, length) in the shared weights that it reads; counted once however many routes read them
+    session_bytes:     its session's own memory
+    activation_bytes:  what a run takes at batch 1; all routes share one arena, so of several loaded ones the largest counts
     """
 
     touched: frozenset[tuple[int, int]]
-    anonymous_bytes: int
+    session_bytes: int
+    activation_bytes: int = 0
 
 
 def together(needs: Iterable[Need]) -> int:
     """Bytes that these routes add when all of them are loaded."""
     listed = list(needs)
     touched = frozenset[tuple[int, int]]().union(*(need.touched for need in listed))
-    return sum(length for _, length in touched) + sum(need.anonymous_bytes for need in listed)
+    activations = max((need.activation_bytes for need in listed), default=0)
+    return sum(length for _, length in touched) + sum(need.session_bytes for need in listed) + activations
 
 
-def by_value(routes: Sequence[Route], current: str | None) -> list[str]:
+def by_value(routes: Sequence[Route], current: str | None, wanted: str | None = None) -> list[str]:
     """Names, the most valuable to have loaded first.
 
-    The current route; the cheapest, which is the way down; the front by nearness to the current one in cost; then the others.
+    The current route; the one that would be chosen were all loaded; the cheapest, which is the way down; the front by nearness to
+    the current one in cost; then the others.
     """
     ranked = sorted(routes, key=lambda route: route.macs)
     place = {route.name: index for index, route in enumerate(ranked)}
     centre = place.get(current, 0) if current is not None else 0
 
-    def value(route: Route) -> tuple[bool, bool, bool, int]:
-        return route.name != current, place[route.name] != 0, not route.on_front, abs(place[route.name] - centre)
+    def value(route: Route) -> tuple[bool, bool, bool, bool, int]:
+        near = abs(place[route.name] - centre)
+        return route.name != current, route.name != wanted, place[route.name] != 0, not route.on_front, near
 
     return [route.name for route in sorted(ranked, key=value)]
 

@@ -176,6 +176,19 @@ class RouteCounts(_Answer):
     failed: Annotated[dict[str, str], Field(description="routes that cannot be loaded here, and why")]
 
 
+class SessionsAnswer(_Answer):
+    """How routes are run here."""
+
+    threads: Annotated[int, Field(description="of one request")]
+    spin_us: Annotated[int, Field(description="how long an idle thread of a running request waits actively")]
+    providers: Annotated[list[str], Field(description="execution providers of ONNX Runtime, the first one first")]
+    levels: Annotated[
+        dict[str, Literal["prepacked", "mapped", "plain"]],
+        Field(description="how each loaded route holds its weights: packed and shared, shared, or its own"),
+    ]
+    notes: Annotated[list[str], Field(description="fallbacks, and what is missing or untested")]
+
+
 class QueueAnswer(_Answer):
     """Requests being decoded, waiting or running, and what has arrived of bodies that are not complete."""
 
@@ -201,6 +214,7 @@ class ReadingAnswer(_Answer):
     memory_available_bytes: int | None
     own_memory_bytes: int | None
     cpu_percent: float | None
+    others_cpu_cores: Annotated[float | None, Field(description="cores that other processes of normal priority keep busy")]
     load_1m: float | None
     cpu_quota_cores: float | None
     slowdown: Annotated[float | None, Field(description="recent latency over profiled latency")]
@@ -212,6 +226,7 @@ class StatusAnswer(_Answer):
     version: str
     bundle: BundleAnswer
     routes: RouteCounts
+    sessions: SessionsAnswer
     current: str | None
     budget: BudgetLimits
     decision: DecisionAnswer | None

@@ -8,6 +8,7 @@ from typing import TypeVar
 import psutil
 
 from restnet_runtime.cgroups import CgroupLimits, read_limits
+from restnet_runtime.contention import affinity, others_cores, read_cpu_times
 from restnet_runtime.memory import footprint
 from restnet_runtime.reading import Reading
 
@@ -27,6 +28,7 @@ class Sensors:
         self._root = root
         self._pid = os.getpid() if pid is None else pid
         self._cpu = _or_none(_cpu_seconds)
+        self._cpu_times = read_cpu_times(self._root, self._pid, affinity(self._pid))
 
     def read(self) -> Reading:
         """One sample; about a millisecond. `slowdown` is left `None`: whoever sees the requests fills it in."""
@@ -37,6 +39,7 @@ class Sensors:
             memory_available_bytes=min(left, default=None),
             own_memory_bytes=_or_none(lambda: footprint(self._root / "proc", self._pid).pss_bytes),
             cpu_percent=self._cpu_percent(),
+            others_cpu_cores=self._others_cpu_cores(),
             load_1m=_or_none(_load_1m),
             cpu_quota_cores=limits.quota_cores,
         )
@@ -52,6 +55,11 @@ class Sensors:
         busy, total = self._cpu[0] - before[0], self._cpu[1] - before[1]
         # Counters of single cores may step back a little.
         return min(100.0, max(0.0, 100.0 * busy / total)) if total > 0 else None
+
+    def _others_cpu_cores(self) -> float | None:
+        before, cores = self._cpu_times, affinity(self._pid)
+        self._cpu_times = read_cpu_times(self._root, self._pid, cores)
+        return others_cores(before, self._cpu_times, len(cores))
 
 
 def _or_none(read: Callable[[], _Value]) -> _Value | None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: how many threads they share, where their memory comes from, and how they are loaded.
+"""ONNX Runtime sessions: where their memory comes from, how long their threads wait, and how they are loaded.
 
 One place decides. All sessions of the process share one arena (`session.use_env_allocators`), so that a resident route
 costs its bookkeeping and not an arena of its own, and no session keeps a pool of threads spinning: pools of many
@@ -6,6 +6,7 @@ sessions that spin at once made requests 10 times slower.
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,24 +15,26 @@ import onnxruntime as ort
 
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.cache import CompiledRoute
-from restnet_runtime.compile import PROVIDERS
 from restnet_runtime.errors import CompileError
+from restnet_runtime.providers import CPU, CPU_ONLY, Providers
 from restnet_runtime.routes import Route
+from restnet_runtime.threads import SPIN_US
 
 INPUT, OUTPUT = "x", "y"
-_SHRINK_FROM_BATCH = 8  # giving memory back costs a few milliseconds, which small batches do not earn
 
 
 @dataclass(frozen=True)
 class SessionSettings:
     """How a session uses the processor.
 
-    threads:  of one request within ONNX Runtime
-    spin_us:  how long an idle thread of a running request waits actively for work before it sleeps
+    threads:    of one request within ONNX Runtime
+    spin_us:    how long an idle thread of a running request waits actively for work before it sleeps
+    providers:  execution providers; all but the CPU alone do without compiled routes
     """
 
     threads: int = 1
-    spin_us: int = 100
+    spin_us: int = SPIN_US
+    providers: Providers = CPU_ONLY
 
 
 @lru_cache(maxsize=1)
@@ -44,23 +47,49 @@ def share_arena() -> None:
 
 
 def load_session(compiled: CompiledRoute, settings: SessionSettings) -> ort.InferenceSession:
-    """A session on a compiled route: mapped weights, optimisation off. Raises `CompileError`."""
-    share_arena()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    """A session on a compiled route, on the CPU: mapped weights, optimisation off. Raises `CompileError`."""
+    options = _frugal_options(settings)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _session(str(compiled.graph), options, CPU_ONLY, f"load the compiled route {compiled.name!r}")
+
+
+def joined_session(bundle: Bundle, route: Route, settings: SessionSettings) -> ort.InferenceSession:
+    """A session on a route's joined graph, not compiled: weights of its own, everything else as `load_session` has it.
+
+    For providers that compile for themselves, and where a compiled route cannot be made or loaded. Raises `CompileError`.
+    """
+    options = _frugal_options(settings)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    return _joined(bundle, route, options, settings.providers)
+
+
+def plain_session(bundle: Bundle, route: Route, settings: SessionSettings) -> ort.InferenceSession:
+    """What a user would do without us: one ONNX Runtime session of its own on the joined graph, defaults and level ALL.
+
+    The peer of every comparison and the reference of every parity check. Raises `CompileError`.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = settings.threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    # Threads spin this long before they sleep, and not after a run: docs/decisions/0004-threads.md has the measurement.
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(settings.spin_us))
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        session = ort.InferenceSession(str(compiled.graph), options, providers=list(PROVIDERS))
-    except Exception as error:  # ONNX Runtime's own errors share no base
-        raise CompileError(f"ONNX Runtime {ort.__version__} cannot load the compiled route {compiled.name!r}: {error}") from error
-    trim_heap()
-    return session
+    return _joined(bundle, route, options, CPU_ONLY)
+
+
+def infer(session: ort.InferenceSession, x: np.ndarray, *, shrink: bool = False) -> np.ndarray:
+    """Run one session: x (batch, C, H, W) float32 -> logits (batch, classes) float32.
+
+    shrink: give the memory that no run needs any more back to the system afterwards, which costs this run and the next some milliseconds
+    """
+    options = None
+    if shrink:
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    logits: np.ndarray = session.run([OUTPUT], {INPUT: x}, options)[0]
+    return logits
+
+
+def providers_of(session: ort.InferenceSession) -> Sequence[str]:
+    """The providers that a session really has."""
+    return tuple(session.get_providers())
 
 
 def trim_heap() -> None:
@@ -74,29 +103,40 @@ def trim_heap() -> None:
         trim(0)
 
 
-def plain_session(bundle: Bundle, route: Route, settings: SessionSettings) -> ort.InferenceSession:
-    """What a user would do without us: one ONNX Runtime session of its own on the joined graph, defaults and level ALL.
+def _frugal_options(settings: SessionSettings) -> ort.SessionOptions:
+    """For a session that shares the process with many others."""
+    share_arena()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    # A plan of one block for all activations doubles what a run takes, and planning their reuse takes a third of a load; the shared
+    # arena reuses memory as well, and runs are as fast: docs/decisions/0002-compiled-cache.md has the measurement.
+    options.enable_mem_pattern = False
+    options.enable_mem_reuse = False
+    for key, value in (
+        ("session.use_env_allocators", "1"),
+        # Threads spin this long before they sleep, and not after a run: docs/decisions/0004-threads.md has the measurement.
+        ("session.intra_op.spin_duration_us", str(settings.spin_us)),
+        ("session.force_spinning_stop", "1"),
+    ):
+        options.add_session_config_entry(key, value)
+    return options
 
-    The peer of every comparison and the reference of every parity check. Raises `CompileError`.
-    """
+
+def _joined(bundle: Bundle, route: Route, options: ort.SessionOptions, providers: Providers) -> ort.InferenceSession:
     from restnet_runtime.compose import compose  # imports onnx, which serving from a warm cache does without
 
-    joined = compose(bundle, route).SerializeToString()
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = settings.threads
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
+    joined = compose(bundle, route).SerializeToString()
+    return _session(joined, options, providers, f"load the route {route.name!r}")
+
+
+def _session(model: str | bytes, options: ort.SessionOptions, providers: Providers, what: str) -> ort.InferenceSession:
+    named = list(zip(providers.names, providers.options, strict=True)) if providers.names != (CPU,) else [CPU]
     try:
-        return ort.InferenceSession(joined, options, providers=list(PROVIDERS))
+        session = ort.InferenceSession(model, options, providers=named)
     except Exception as error:  # ONNX Runtime's own errors share no base
-        raise CompileError(f"ONNX Runtime {ort.__version__} cannot load the route {route.name!r}: {error}") from error
-
-
-def infer(session: ort.InferenceSession, x: np.ndarray) -> np.ndarray:
-    """Run one session: x (batch, C, H, W) float32 -> logits (batch, classes) float32. After a large batch the arena gives memory back."""
-    options = None
-    if len(x) >= _SHRINK_FROM_BATCH:
-        options = ort.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    logits: np.ndarray = session.run([OUTPUT], {INPUT: x}, options)[0]
-    return logits
+        raise CompileError(f"ONNX Runtime {ort.__version__} cannot {what}: {error}") from error
+    trim_heap()
+    return session

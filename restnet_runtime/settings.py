@@ -1,24 +1,12 @@
 """Settings of the server, parsed once by the command line and passed down."""
 
 import math
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from restnet_runtime.cgroups import read_limits
+from restnet_runtime.threads import usable_cores
 
 MAX_PIXELS = 50_000_000
 """The largest image that is decoded unless somebody says otherwise, width times height."""
-
-
-def usable_cores(root: Path = Path("/"), pid: int | str = "self") -> int:
-    """Cores that this process may use, at least 1: those of its CPU affinity, or its CPU quota rounded up where that is less.
-
-    root, pid: whose quota, as for `cgroups.read_limits`
-    """
-    cores = len(os.sched_getaffinity(0))
-    quota = read_limits(root, pid).quota_cores
-    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from restnet_runtime.schemas import (
     RouteAnswer,
     RouteCounts,
     RoutesAnswer,
+    SessionsAnswer,
     StatusAnswer,
     SwitchAnswer,
 )
@@ -72,6 +73,13 @@ def describe_server(executor: Executor, controller: Controller, queue: QueueAnsw
             compiled=progress.compiled if progress else 0,
             left_out=list(progress.left_out) if progress else [],
             failed=progress.failed if progress else {},
+        ),
+        sessions=SessionsAnswer(
+            threads=executor.settings.threads,
+            spin_us=executor.settings.spin_us,
+            providers=list(executor.settings.providers.names),
+            levels=executor.levels,
+            notes=list(executor.notes),
         ),
         current=_current(executor),
         budget=BudgetLimits.of(status.budget),

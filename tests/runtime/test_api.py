@@ -710,9 +710,12 @@ def test_status(served):
     served.controller.budget = Budget(macs=served.bundle.route("small").macs)
     status = served.client.get("/status").json()
     assert set(status) == {
-        *("version", "bundle", "routes", "current", "budget", "decision", "wanted"),
+        *("version", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted"),
         *("reading", "switches", "problem", "controlling", "queue", "versions"),
     }
+    assert status["sessions"]["threads"] == 1
+    assert status["sessions"]["providers"] == ["CPUExecutionProvider"]
+    assert status["sessions"]["levels"] == dict.fromkeys(status["routes"]["loaded"], "prepacked")
     assert status["bundle"] == {
         "name": "shapes",
         "digest": served.bundle.digest,

@@ -153,7 +153,7 @@ def test_it_ticks_at_its_interval(family_path: Path, cache_root: Path) -> None:
 
 @pytest.mark.parametrize(("threads", "expected"), [(2, 2), (None, None)])
 def test_profiles_say_how_many_threads_they_hold_for(family_path: Path, tmp_path: Path, threads: int | None, expected: int | None) -> None:
-    from restnet_runtime.settings import usable_cores
+    from restnet_runtime.threads import usable_cores
 
     engine = Engine.open(family_path, cache_root=tmp_path, threads=threads)
     engine.executor.load("small")

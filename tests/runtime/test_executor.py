@@ -13,6 +13,7 @@ from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import BundleError, CompileError, InputError
 from restnet_runtime.executor import Executor, preparation_order
+from restnet_runtime.memory import footprint
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.sessions import SessionSettings, infer, plain_session
 
@@ -99,6 +100,60 @@ def test_release(executor) -> None:
     executor.load("small")
     assert executor.run(X, "small").route.name == "small"
     assert executor.current.name == "large"
+
+
+def test_sessions_follow_new_settings_one_by_one_and_requests_go_on(executor) -> None:
+    expected = {name: executor.run(X, name).logits for name in ROUTES}
+    executor.switch("large")
+    assert executor.stale == ()
+    executor.settings = SessionSettings(threads=2)
+    assert executor.stale == ("large", *ROUTES[:3])  # the current one first
+    failures, done = [], threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            for name in ROUTES:
+                if not np.allclose(executor.run(X, name).logits, expected[name], rtol=1e-5, atol=1e-5):
+                    failures.append(name)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while executor.stale:
+        executor.reload(executor.stale[0])
+        assert executor.current.name == "large"
+    done.set()
+    thread.join()
+    assert failures == []
+    assert set(executor.loaded) == set(ROUTES)
+    executor.reload("large")
+    executor.release("small")
+    executor.reload("small")
+    assert "small" not in executor.loaded
+
+
+def test_a_reload_that_fails_leaves_what_serves(executor, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise CompileError("no session today")
+
+    executor.settings = SessionSettings(threads=2)
+    monkeypatch.setattr("restnet_runtime.executor.load_session", broken)
+    monkeypatch.setattr("restnet_runtime.executor.joined_session", broken)
+    with pytest.raises(CompileError, match="no session today"):
+        executor.reload("small")
+    assert executor.run(X).route.name == "small"
+    assert "small" in executor.stale
+
+
+def test_memory_of_batches_is_given_back_once_none_runs(executor) -> None:
+    x = np.repeat(X, 512, 0)
+    executor.run(X[:1])
+    assert not executor.settle(0.0)  # nothing to give back
+    executor.run(x)
+    assert not executor.settle(3600.0)  # another may follow
+    before = footprint().anonymous_bytes
+    assert executor.settle(0.0)
+    assert before - footprint().anonymous_bytes > 4e6  # 24 channels of 8x8 for 1,024 inputs are 6.3 MB, and a run holds two
+    assert not executor.settle(0.0)
 
 
 def test_close(executor) -> None:

@@ -136,7 +136,8 @@ def test_without_room_only_the_first_is_loaded(family_bundle, make) -> None:
 def test_idle_it_times_again_what_was_measured_in_a_busy_moment(family_bundle, make) -> None:
     executor = make(family_bundle)
     executor.load("small")
-    slow = executor._timings["small"] = Timing(1e6, 2e6)
+    slow = Timing(1e6, 2e6)
+    executor._timings["small"] = 1, slow
     loader = Loader(executor, ["small"], interval_s=0.01)
     loader.start()
     deadline = time.monotonic() + 60

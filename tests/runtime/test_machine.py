@@ -8,7 +8,7 @@ import pytest
 
 from restnet_runtime import __version__
 from restnet_runtime.machine import describe_machine
-from restnet_runtime.settings import usable_cores
+from restnet_runtime.threads import usable_cores
 
 X86 = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Gold 6154 CPU @ 3.00GHz\n\nprocessor\t: 1\nmodel name\t: another\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd\nCPU part\t: 0xd0b\n"

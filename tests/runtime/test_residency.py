@@ -24,9 +24,9 @@ def route(name: str, macs: int, on_front: bool = True) -> Route:
 
 
 def test_shared_weights_count_once() -> None:
-    first, second = Need(frozenset({(0, 100), (100, 50)}), 7), Need(frozenset({(0, 100), (200, 30)}), 9)
-    assert together([first]) == 157
-    assert together([first, second]) == 100 + 50 + 30 + 7 + 9
+    first, second = Need(frozenset({(0, 100), (100, 50)}), 7, 1000), Need(frozenset({(0, 100), (200, 30)}), 9, 2000)
+    assert together([first]) == 157 + 1000
+    assert together([first, second]) == 100 + 50 + 30 + 7 + 9 + 2000  # one arena: the larger of the two runs
     assert together([]) == 0
 
 
@@ -34,11 +34,12 @@ def test_the_current_route_then_the_way_down_then_its_neighbours() -> None:
     routes = [route("e", 5), route("a", 1), route("c", 3), route("d", 4), route("b", 2, on_front=False)]
     assert by_value(routes, "d") == ["d", "a", "c", "e", "b"]
     assert by_value(routes, None) == ["a", "c", "d", "e", "b"]
+    assert by_value(routes, "c", "e") == ["c", "e", "a", "d", "b"]  # what is wanted before the way down, or it would never be loaded
 
 
 needs = st.dictionaries(
     st.sampled_from("abcdef"),
-    st.builds(Need, st.frozensets(st.tuples(st.integers(0, 5), st.integers(1, 40)), max_size=4), st.integers(0, 30)),
+    st.builds(Need, st.frozensets(st.tuples(st.integers(0, 5), st.integers(1, 40)), max_size=4), st.integers(0, 30), st.integers(0, 30)),
     min_size=1,
 )
 
@@ -141,3 +142,60 @@ def test_a_memory_budget_unloads_and_room_loads_again(own_family: Callable[..., 
     assert set(seen["kept"]) <= {"wide-0", seen["current"]}
     assert seen["held"] < seen["limit"]
     assert seen["full"] - seen["held"] > 25 * MB
+
+
+FIGURES = """
+import json, sys
+import numpy as np
+from pathlib import Path
+from restnet_runtime.bundle import open_bundle
+from restnet_runtime.compile import Compiler
+from restnet_runtime.executor import Executor, preparation_order
+from restnet_runtime.memory import footprint
+from restnet_runtime.residency import together
+from restnet_runtime.sessions import SessionSettings
+
+bundle = open_bundle(sys.argv[1])
+executor = Executor(bundle, Compiler.for_bundle(bundle, Path(sys.argv[2])), SessionSettings(threads=1))
+x = np.random.default_rng(0).standard_normal((1, 1, 8, 8)).astype(np.float32)
+for name in preparation_order(bundle):
+    executor.load(name)
+expected = {name: executor.run(x, name).logits.tolist() for name in executor.loaded}
+full = footprint().pss_bytes
+needs = {name: executor.need(name) for name in executor.loaded}
+predicted_full = executor.overhead_bytes + together(needs.values())
+
+given = executor.hand_back()
+lean = footprint().pss_bytes
+again = {name: executor.run(x, name).logits.tolist() for name in executor.loaded}
+returned = footprint().pss_bytes
+
+released = []
+current = executor.current.name
+for name in executor.loaded:
+    if name != current:
+        before = footprint().pss_bytes
+        promised = together(needs[one] for one in executor.loaded) - together(needs[one] for one in executor.loaded if one != name)
+        executor.release(name)
+        released.append((promised, before - footprint().pss_bytes))
+executor.run(x)
+alone = {"predicted": executor.profile(current).memory_bytes, "measured": footprint().pss_bytes}
+print(json.dumps({"full": full, "predicted_full": predicted_full, "given": given, "lean": lean, "returned": returned,
+                  "same": again == expected, "released": released, "alone": alone}))
+"""
+
+
+def test_memory_is_what_was_predicted_and_comes_back_when_promised(own_family: Callable[..., Path], tmp_path: Path) -> None:
+    """A process of its own with four networks of 16 MB: predictions, weights handed back and used again, and releases, all by PSS."""
+    command = [sys.executable, "-c", FIGURES, str(own_family(**four_wide_anchors())), str(tmp_path / "cache")]
+    for _ in range(2):  # the second time from a warm cache, as a device starts
+        seen = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert abs(seen["predicted_full"] / seen["full"] - 1) < 0.15
+    assert abs(seen["alone"]["predicted"] / seen["alone"]["measured"] - 1) < 0.15
+    assert seen["given"] > 45 * MB  # the weights of three networks
+    assert abs((seen["full"] - seen["lean"]) / seen["given"] - 1) < 0.15
+    assert seen["same"]
+    assert seen["returned"] - seen["lean"] > 40 * MB
+    for promised, fell in seen["released"]:
+        assert promised > 15 * MB
+        assert abs(fell / promised - 1) < 0.15

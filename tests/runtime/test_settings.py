@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from restnet_runtime.settings import ServeSettings, usable_cores
+from restnet_runtime.settings import ServeSettings
+from restnet_runtime.threads import usable_cores
 
 TREES = Path(__file__).parents[1] / "data" / "cgroups"
 
