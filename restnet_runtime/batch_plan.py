@@ -29,22 +29,19 @@ class BatchSettings:
     mode:         off: each request runs by itself. on: whoever meets runs together. auto: only where it was measured to pay
     max_wait_ms:  the longest that a leader with a free processor waits for company
     max_batch:    the most requests in one run
-    runs:         how many batches are run at once; further requests wait, and so become company
     """
 
     mode: Mode = "off"
     max_wait_ms: float = 2.0
     max_batch: int = 8
-    runs: int = 1
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r} must be one of {', '.join(MODES)}")
         if not 0 <= self.max_wait_ms < math.inf:
             raise ValueError(f"max_wait_ms={self.max_wait_ms!r} must be at least 0 and finite")
-        for name in ("max_batch", "runs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
+        if self.max_batch < 1:
+            raise ValueError(f"max_batch={self.max_batch!r} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -86,10 +83,9 @@ def plan(
     if settings.mode == "off" or most <= 1:
         return Plan()
     fitting = _fitting(measured.run_ms, limit_ms, waited_ms, most)
+    size = measured.trial if measured.trial in fitting else cheapest(measured.cost_ms, fitting)
     if settings.mode == "on":
         size = fitting[-1]
-    else:
-        size = measured.trial if measured.trial in fitting else cheapest(measured.cost_ms, fitting)
     if size == 1 or gathered >= size:
         return Plan(size)
     run_ms, wait_ms = predicted_ms(measured.run_ms, size), settings.max_wait_ms

@@ -13,10 +13,11 @@ _REST = 20
 
 
 class BatchTrials:
-    """Sizes 1, 2, 4, ... `most` are tried one after the other, then the trials rest for 20 times as long as they took. One thread at a time.
+    """Sizes 1, 2, 4, ... `most` are tried one after the other, then the trials rest for 20 times as long as they took.
 
     What counts is the time that the machine was busy, over the requests answered in it: hand-overs between threads, waiting for
-    company and what runs side by side are all in it. The first runs of a trial still meet those of the one before and do not count.
+    company and what runs side by side are all in it. The first runs of a trial still meet those of the one before and do not
+    count. Not thread safe.
     """
 
     def __init__(self, most: int, single_ms: float | None = None) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from restnet_runtime.batch_plan import BatchSettings, Mode
+from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
@@ -38,11 +40,12 @@ SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "digits"
 
 @dataclass(frozen=True)
 class Engine:
-    """Executor, controller and loader of one bundle. Use it as a context manager, or call `start` and `stop`."""
+    """Executor, controller, loader and batcher of one bundle. Use it as a context manager, or call `start` and `stop`."""
 
     executor: Executor
     controller: Controller
     loader: Loader
+    batcher: Batcher
 
     @classmethod
     def open(
@@ -54,6 +57,7 @@ class Engine:
         threads: int | None = None,
         providers: Sequence[str] = ("cpu",),
         interval_s: float = 1.0,
+        batching: BatchSettings | Mode = "off",
     ) -> "Engine":
         """Open a bundle; nothing is compiled or loaded before `start`.
 
@@ -61,6 +65,7 @@ class Engine:
         threads:    of one request, fixed; by default as many as the cores, the quota and other processes leave, as that changes
         providers:  execution providers by short name, most wanted first, as `providers.NAMES` has them
         interval_s: between two looks at the device
+        batching:   whether requests that meet on a route share a run, or only the mode of it: off, on, auto
         Raises `BundleError`, and `CompileError` for an unknown provider.
         """
         bundle = open_bundle(path)
@@ -79,7 +84,9 @@ class Engine:
             wanted=lambda: controller.wanted,
             threads=None if threads else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),
         )
-        return cls(executor, controller, loader)
+        settings = batching if isinstance(batching, BatchSettings) else BatchSettings(batching)
+        batcher = Batcher(executor, settings, runs=lambda: max(1, cores // executor.settings.threads))
+        return cls(executor, controller, loader, batcher)
 
     def start(self) -> None:
         """Make routes ready in the background, the cheapest of the Pareto front first, and watch the device."""
@@ -96,7 +103,8 @@ class Engine:
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """End both threads and release every session."""
+        """End both threads, answer the requests that wait for a batch, and release every session."""
+        self.batcher.close()
         self.controller.stop()
         self.loader.stop()
         self.executor.close()
@@ -106,8 +114,10 @@ class Engine:
 
         Raises `InfeasibleError` while no route is loaded.
         """
-        answer = self.executor.run(x, self.controller.decide_request(budget or Budget()).route)
-        if len(x) == 1:
+        decision = self.controller.decide_request(budget or Budget())
+        batched = self.batcher.run(x, decision.route, decision.limits.latency_ms)
+        answer = batched.answer
+        if len(x) == batched.size == 1:  # what profiles are of
             self.controller.observe(answer.route.name, answer.latency_ms)
         return answer
 
