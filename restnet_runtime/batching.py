@@ -42,7 +42,7 @@ class Batched:
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """What has been run since the start; nothing is counted with batching off.
+    """What has been run since the start. Nothing is counted with batching off, nor what is too short for mode auto.
 
     requests:  answered or failed
     shared:    of these, how many shared a run
@@ -56,6 +56,8 @@ class BatchCounts:
 
 Run = Callable[[Input, str, float | None], Batched]
 """`Batcher.run`."""
+TOO_SHORT_MS = 0.05
+"""In mode auto, routes whose single run takes less are left alone: handing over between threads takes longer."""
 
 
 class Batcher:
@@ -77,6 +79,7 @@ class Batcher:
         self._lock = threading.Lock()  # guards the next two; nothing is run and nobody waited for while it is held
         self._queue = BatchQueue(self.settings, runs, self._single_ms, threading.Event)
         self._closed = False
+        self._short: dict[str, bool] = {}
         self._left = threading.Condition(self._lock)
 
     def run(self, x: Input, route: str, limit_ms: float | None = None) -> Batched:
@@ -113,6 +116,8 @@ class Batcher:
             self._left.wait_for(lambda: self._queue.idle)
 
     def _run(self, x: Input, route: str, limit_ms: float | None, attending: bool = False) -> Batched:
+        if self.settings.mode == "auto" and self._too_short(route):
+            return Batched(self._executor.run(x, route))
         woken = threading.Lock()  # taken twice: a tenth of the cost of an event
         woken.acquire()
         request = Request(x, (route, limit_ms, x.shape[1:], x.dtype.str), self._clock(), woken.release, attending)
@@ -153,6 +158,14 @@ class Batcher:
         for row, request in enumerate(requests):
             own = answer if len(requests) == 1 else Answer(answer.logits[row : row + 1], answer.route, answer.latency_ms)
             request.outcome = Batched(own, len(requests), (started_s - request.arrived_s) * 1e3)
+
+    def _too_short(self, route: str) -> bool:
+        if route not in self._short:  # asked once: a route's order of magnitude stays
+            single_ms = self._single_ms(route)
+            if single_ms is None:
+                return False
+            self._short[route] = single_ms < TOO_SHORT_MS
+        return self._short[route]
 
     def _single_ms(self, route: str) -> float | None:
         profile = self._executor.profile(route)
