@@ -14,11 +14,12 @@ from restnet_runtime.errors import BundleError
 
 ROOT = Path(__file__).resolve().parent.parent / "build" / "benchmarks"
 FAMILIES = {
-    "resnet18-50": (("resnet18", "resnet50"), (1, 2)),
-    "deit-ti-s": (("deit_tiny_patch16_224", "deit_small_patch16_224"), None),
-    "deit-ti-s-b": (("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"), None),
+    "resnet18-50": (("resnet18", "resnet50"), (1, 2), 224),
+    "resnet18-50-32px": (("resnet18", "resnet50"), (1, 2), 32),
+    "deit-ti-s": (("deit_tiny_patch16_224", "deit_small_patch16_224"), None, 224),
+    "deit-ti-s-b": (("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"), None, 224),
 }
-"""Anchors, and the stages that SN-Net stitches."""
+"""Anchors, the stages that SN-Net stitches, and the side of the input. 32 pixels are what CIFAR has: few positions, all the weights."""
 
 
 def family(name: str) -> Bundle:
@@ -29,7 +30,7 @@ def family(name: str) -> Bundle:
     except BundleError:
         pass
     _complete_torchvision()
-    anchors, stages = FAMILIES[name]
+    anchors, stages, side = FAMILIES[name]
     ROOT.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for part in ("fit", "score"):
@@ -40,6 +41,7 @@ def family(name: str) -> Bundle:
         val=f"npz:{ROOT / 'score.npz'}",
         out=out,
         rule="sn-net",
+        input_shape=(3, side, side),
         stages=stages,
         finetune="none",
         samples=8,

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from restnet_runtime import __version__
 from restnet_runtime.api_docs import BUDGET_BODY, PREDICT_BODY, PREDICT_PARAMETERS
+from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
 from restnet_runtime.errors import InfeasibleError, InputError, RequestError, RestnetError, UnitError
@@ -58,13 +59,19 @@ T = TypeVar("T")
 
 
 def create_app(
-    executor: Executor, controller: Controller, settings: ServeSettings, progress: Callable[[], Progress] | None = None
+    executor: Executor,
+    controller: Controller,
+    settings: ServeSettings,
+    progress: Callable[[], Progress] | None = None,
+    batcher: Batcher | None = None,
 ) -> FastAPI:
     """The application. It neither starts nor stops `executor` and `controller`: whoever wires them does.
 
     progress: how far the loader is, for `/status`
+    batcher:  what runs requests together; by default each runs by itself
     """
-    service = PredictService(executor, controller, settings)
+    batcher = batcher or Batcher(executor)
+    service = PredictService(executor, controller, settings, batcher)
     pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
     receiver = Receiver(settings)
     in_flight = 0
@@ -145,7 +152,7 @@ def create_app(
         queue = QueueAnswer(
             in_flight=in_flight, max_in_flight=settings.max_in_flight, workers=settings.workers, receiving_bytes=receiver.held_bytes
         )
-        return _json(describe_server(executor, controller, queue, progress() if progress else None))
+        return _json(describe_server(executor, controller, queue, batcher, progress() if progress else None))
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", responses={200: {"model": HealthAnswer}})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from restnet_runtime import __version__
+from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.engine import SHIPPED_BUNDLE, Engine
@@ -52,6 +53,17 @@ def _size(text: str) -> int:
     if kind != "memory_bytes":
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: give a number with B, kB, MB or GB")
     return int(value)
+
+
+def _wait(text: str) -> float:
+    """Milliseconds."""
+    try:
+        kind, value = ("latency_ms", 0.0) if text.strip() == "0" else parse_quantity(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if kind != "latency_ms" or value > 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a wait: give 0 to 1s, as in 2ms")
+    return value
 
 
 def _port(text: str) -> int:
@@ -114,7 +126,29 @@ def serve(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--interval", type=_positive(float), default=1.0, metavar="S", help="seconds between looks at the device (1)")
     parser.add_argument("--strict", action="store_true", help="refuse requests (503) when no route fits, instead of serving the cheapest")
     parser.add_argument("--max-body", type=_positive(int), default=16_000_000, metavar="BYTES", help="longest request body (16 MB)")
-    parser.add_argument("--workers", type=_positive(int), metavar="N", help="requests run at once (default: the usable cores)")
+    parser.add_argument(
+        "--workers",
+        type=_positive(int),
+        metavar="N",
+        help="requests decoded and run at once (default: the usable cores; with batching at least as many as a batch takes)",
+    )
+    batches = BatchSettings()
+    parser.add_argument(
+        "--batching",
+        choices=MODES,
+        default=batches.mode,
+        help="run requests that meet on a route together: never, always, or where it was measured to pay (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-wait",
+        type=_wait,
+        default=batches.max_wait_ms,
+        metavar="TIME",
+        help=f"the longest that a request waits for others while the processor is free (default: {batches.max_wait_ms:g}ms)",
+    )
+    parser.add_argument(
+        "--batch-max", type=_positive(int), default=batches.max_batch, metavar="N", help="requests in a batch (%(default)s)"
+    )
     parser.add_argument("--max-in-flight", type=_positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
     args = parser.parse_args(argv)
     return _run("restnet-serve", lambda: _serve(args))
@@ -128,20 +162,21 @@ def _serve(args: argparse.Namespace) -> int:
     from restnet_runtime.threads import usable_cores
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    batching = BatchSettings(args.batching, args.batch_wait, args.batch_max)
     settings = ServeSettings(
         max_body_bytes=args.max_body,
         max_receiving_bytes=max(4 * args.max_body, ServeSettings.max_receiving_bytes),
         strict=args.strict,
-        workers=args.workers or usable_cores(),
+        workers=args.workers or max(usable_cores(), 1 if batching.mode == "off" else batching.max_batch),
         max_in_flight=args.max_in_flight,
     )
     with listen(args.host, args.port) as listener:  # first, so that a taken port costs no loading
-        engine = _open(args)
+        engine = _open(args, batching)
         bundle = engine.executor.bundle
         print(f"serving {bundle.manifest.name} ({len(bundle.routes)} routes) from {bundle.path}, budget {args.budget}")
         print(f"listening on {url_of(listener)}", flush=True)
         with engine:
-            run_server(create_app(engine.executor, engine.controller, settings, engine.loader.progress), listener)
+            run_server(create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher), listener)
     return 0
 
 
@@ -229,7 +264,7 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace) -> Engine:
+def _open(args: argparse.Namespace, batching: BatchSettings | Mode = "off") -> Engine:
     return Engine.open(
         args.bundle,
         args.budget,
@@ -238,4 +273,5 @@ def _open(args: argparse.Namespace) -> Engine:
         providers=args.provider,
         interval_s=getattr(args, "interval", 1.0),
         cache_bytes=args.cache_size,
+        batching=batching,
     )

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from restnet_runtime.batch_plan import BatchSettings, Mode
+from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
@@ -38,12 +40,13 @@ SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "digits"
 
 @dataclass(frozen=True)
 class Engine:
-    """Executor, controller and loader of one bundle. Use it as a context manager, or call `start` and `stop`."""
+    """Executor, controller, loader and batcher of one bundle. Use it as a context manager, or call `start` and `stop`."""
 
     executor: Executor
     controller: Controller
     loader: Loader
     compiler: Compiler
+    batcher: Batcher
 
     @classmethod
     def open(
@@ -56,6 +59,7 @@ class Engine:
         providers: Sequence[str] = ("cpu",),
         interval_s: float = 1.0,
         cache_bytes: int | None = None,
+        batching: BatchSettings | Mode = "off",
     ) -> "Engine":
         """Open a bundle; nothing is compiled or loaded before `start`. Routes are compiled in a process of their own.
 
@@ -64,6 +68,7 @@ class Engine:
         providers:   execution providers by short name, most wanted first, as `providers.NAMES` has them
         interval_s:  between two looks at the device
         cache_bytes: what everything under `cache_root` may take, by default 2 GB or half of what the disk has for it
+        batching:    whether requests that meet on a route share a run, or only the mode of it: off, on, auto
         Raises `BundleError`; for damage in weights.bin not here, but when a route is compiled from it. Raises `CompileError` for an
         unknown provider.
         """
@@ -83,7 +88,9 @@ class Engine:
             wanted=lambda: controller.wanted,
             threads=None if threads else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),
         )
-        return cls(executor, controller, loader, compiler)
+        settings = batching if isinstance(batching, BatchSettings) else BatchSettings(batching)
+        batcher = Batcher(executor, settings, runs=lambda: max(1, cores // executor.settings.threads))
+        return cls(executor, controller, loader, compiler, batcher)
 
     def start(self) -> None:
         """Make routes ready in the background, the cheapest of the Pareto front first, and watch the device."""
@@ -100,7 +107,8 @@ class Engine:
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """End both threads and the process that compiles, and release every session."""
+        """End both threads and the process that compiles, answer the requests that wait for a batch, and release every session."""
+        self.batcher.close()
         self.controller.stop()
         self.loader.stop()
         self.compiler.close()
@@ -111,8 +119,10 @@ class Engine:
 
         Raises `InfeasibleError` while no route is loaded.
         """
-        answer = self.executor.run(x, self.controller.decide_request(budget or Budget()).route)
-        if len(x) == 1:
+        decision = self.controller.decide_request(budget or Budget())
+        batched = self.batcher.run(x, decision.route, decision.limits.latency_ms)
+        answer = batched.answer
+        if len(x) == batched.size == 1:  # what profiles are of
             self.controller.observe(answer.route.name, answer.latency_ms)
         return answer
 

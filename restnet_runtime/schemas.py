@@ -198,6 +198,18 @@ class QueueAnswer(_Answer):
     receiving_bytes: int
 
 
+class BatchingAnswer(_Answer):
+    """Requests that share runs. Counted since the start, and only while the mode is not off."""
+
+    mode: Literal["off", "on", "auto"]
+    max_batch: int
+    max_wait_ms: Annotated[float, Field(description="the longest that a request waits for others while the processor is free")]
+    requests: int
+    batched: Annotated[int, Field(description="of the requests, how many shared a run")]
+    runs: int
+    mean_batch: Annotated[float | None, Field(description="requests per run")]
+
+
 class SwitchAnswer(_Answer):
     """One switch; at_s in seconds since the epoch, feasible: the route after it fitted."""
 
@@ -236,6 +248,7 @@ class StatusAnswer(_Answer):
     problem: Annotated[str | None, Field(description="what went wrong when the device was read or a route switched last")]
     controlling: Annotated[bool, Field(description="the budget is being watched")]
     queue: QueueAnswer
+    batching: BatchingAnswer
     versions: dict[str, str]
 
 

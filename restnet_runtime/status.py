@@ -5,11 +5,13 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 from restnet_runtime import __version__
+from restnet_runtime.batching import Batcher
 from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
 from restnet_runtime.loader import Progress
 from restnet_runtime.policy import Decision
 from restnet_runtime.schemas import (
+    BatchingAnswer,
     BudgetAnswer,
     BudgetLimits,
     BundleAnswer,
@@ -54,7 +56,9 @@ def describe_routes(executor: Executor) -> RoutesAnswer:
     return RoutesAnswer(routes=routes)
 
 
-def describe_server(executor: Executor, controller: Controller, queue: QueueAnswer, progress: Progress | None = None) -> StatusAnswer:
+def describe_server(
+    executor: Executor, controller: Controller, queue: QueueAnswer, batcher: Batcher, progress: Progress | None = None
+) -> StatusAnswer:
     """What is served, under which budget, and how the device is doing."""
     bundle, status = executor.bundle, controller.status()
     return StatusAnswer(
@@ -90,6 +94,7 @@ def describe_server(executor: Executor, controller: Controller, queue: QueueAnsw
         problem=status.problem,
         controlling=status.running,
         queue=queue,
+        batching=_batching(batcher),
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     )
 
@@ -97,6 +102,19 @@ def describe_server(executor: Executor, controller: Controller, queue: QueueAnsw
 def _current(executor: Executor) -> str | None:
     current = executor.current
     return None if current is None else current.name
+
+
+def _batching(batcher: Batcher) -> BatchingAnswer:
+    settings, counts = batcher.settings, batcher.counts()
+    return BatchingAnswer(
+        mode=settings.mode,
+        max_batch=settings.max_batch,
+        max_wait_ms=settings.max_wait_ms,
+        requests=counts.requests,
+        batched=counts.shared,
+        runs=counts.runs,
+        mean_batch=round(counts.requests / counts.runs, 2) if counts.runs else None,
+    )
 
 
 def _profile(executor: Executor, route: str) -> ProfileAnswer | None:

@@ -24,7 +24,9 @@ def refuse(monkeypatch: pytest.MonkeyPatch, *levels: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("refused", "level"), [((), "prepacked"), (("prepacked",), "mapped"), (("prepacked", "mapped"), "plain")], ids=["all", "mapped", "plain"]
+    ("refused", "level"),
+    [((), "prepacked"), (("prepacked",), "mapped"), (("prepacked", "mapped"), "plain")],
+    ids=["all", "mapped", "plain"],
 )
 def test_the_best_level_that_works_serves(family_bundle, tmp_path, monkeypatch, refused, level) -> None:
     refuse(monkeypatch, *refused)

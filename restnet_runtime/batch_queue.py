@@ -1,0 +1,217 @@
+"""The queue of a batcher: who leads a run, who joins it, and who waits for one. States and events; nothing here blocks or runs anything.
+
+Batches are run one at a time, or as many as the cores carry. A request for which the plan sees nothing to gain, a lone one above all,
+is run at once. Of the others, who finds a run free leads it; who finds none waits, and whoever ends a run makes room for the next
+leader: first come, first served, with all that wait for the same. A leader waits a moment for company that is on its way where
+the plan says so, but never while others wait.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from restnet_runtime.batch_plan import BatchSettings, Plan, plan
+from restnet_runtime.batch_trials import BatchTrials
+
+Input = npt.NDArray[np.float32]
+Key = tuple[str, float | None, tuple[int, ...], str]
+"""Route, limit in ms, shape and type of the input. Only requests with all of it the same share a run: a malformed one fails by itself."""
+
+SINGLE_EVERY = 16
+"""Of so many batches in a row one is of a single request: only that can be compared with the route's profile."""
+
+
+class Event(Protocol):
+    """What waiting callers are told by. A `threading.Event` will do."""
+
+    def set(self) -> None: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One caller. `wake` is called when it leads `group`, or has its outcome. attending: it was counted as coming before."""
+
+    x: Input
+    key: Key
+    arrived_s: float
+    wake: Callable[[], None]
+    attending: bool = False
+    group: "Group | None" = None
+    outcome: Any = None
+
+    @property
+    def single(self) -> bool:
+        return len(self.x) == 1
+
+
+@dataclass(eq=False, slots=True)
+class Group:
+    """Requests that run together; the first leads.
+
+    plan:         what is aimed for
+    trials:       what is told of the run; `None` where there is nothing to learn
+    gated:        it is one of the batches that may run at once
+    beside:       others were running when it started
+    out_of_turn:  a single request all the same
+    ready:        there while the leader waits for company, which it ends
+    run_ms:       of the session; `None` before, and after an error
+    """
+
+    requests: list[Request]
+    plan: Plan
+    trials: BatchTrials | None
+    gated: bool
+    beside: bool
+    out_of_turn: bool = False
+    ready: Event | None = None
+    run_ms: float | None = None
+
+
+class BatchQueue:
+    """Not thread safe: its owner holds one lock for all of it.
+
+    runs:        how many batches may run at once now
+    single_ms:   profiled milliseconds of a single run of a route, `None` if unknown
+    make_event:  of new `Event`s
+    """
+
+    def __init__(
+        self,
+        settings: BatchSettings,
+        runs: Callable[[], int],
+        single_ms: Callable[[str], float | None],
+        make_event: Callable[[], Event],
+    ) -> None:
+        self._settings, self._at_once, self._single_ms, self._make_event = settings, runs, single_ms, make_event
+        self._closed = False
+        self.coming = 0
+        """Requests that are here without a route yet, or any more."""
+        self._company: dict[Key, int] = {}
+        self._running = self._gated = 0
+        self._busy_since_s = 0.0
+        self._waiting: list[Request] = []
+        self._open: dict[Key, Group] = {}  # their leaders wait for company
+        self._trials: dict[tuple[str, int], BatchTrials] = {}
+        self.requests = self.shared = self.runs = self._turns = 0
+
+    @property
+    def idle(self) -> bool:
+        return not (self._running or self._waiting)
+
+    def close(self) -> None:
+        """Nobody waits for company any more."""
+        self._closed = True
+        self._hurry()
+
+    def enter(self, request: Request, now_s: float) -> None:
+        """Join a group that waits for company, lead a run of one's own, or wait for one."""
+        self.coming -= request.attending
+        self._company[request.key] = self._company.get(request.key, 0) + 1
+        group = self._open.get(request.key)
+        if group is not None and request.single:
+            group.requests.append(request)
+            request.group = group
+            if len(group.requests) >= group.plan.size:
+                self.start(group)
+        elif not self._form(request, now_s):
+            self._waiting.append(request)
+            self._hurry()  # whoever waits for company keeps this one waiting
+
+    def start(self, group: Group) -> None:
+        """Nobody joins any more."""
+        if self._open.get(group.requests[0].key) is group:
+            del self._open[group.requests[0].key]
+        if group.ready is not None:
+            group.ready.set()
+
+    def leave(self, request: Request, now_s: float) -> None:
+        """However it ended. Who led gives the others their outcomes, and the run to the next."""
+        group = request.group
+        if group is None:
+            self._waiting.remove(request)  # interrupted before its turn
+        elif request is group.requests[0]:
+            self._finish(group, now_s)
+        elif request.outcome is None and self._open.get(request.key) is group:
+            group.requests.remove(request)  # interrupted before the run
+        # Only now: to those who were planned for just above, it was company that may come again.
+        self._company[request.key] -= 1
+        if not self._company[request.key]:
+            del self._company[request.key]
+        self.coming += request.attending
+
+    def _form(self, leader: Request, now_s: float) -> bool:
+        """Give `leader` a run, with those who wait for the same; whether one could be had."""
+        company = self._company[leader.key] + self.coming if leader.single else 1
+        mates: list[Request] = []
+        planned, trials = Plan(), None
+        if company > 1:
+            trials = self._trials_of(leader.key[0], min(company, self._settings.max_batch))
+            mates = [other for other in self._waiting if other is not leader and other.key == leader.key and other.single]
+            waited_ms = (now_s - leader.arrived_s) * 1e3
+            planned = plan(trials.measured, leader.key[1], company, self._settings, gathered=1 + len(mates), waited_ms=waited_ms)
+        gated = planned.size > 1
+        if gated and self._gated >= self._at_once():
+            return False
+        group = leader.group = Group([leader], planned, trials, gated, beside=self._running > 0)
+        self._turns += gated
+        if gated and self._turns % SINGLE_EVERY == 0:
+            group.out_of_turn = True
+        elif gated:
+            for mate in mates[: planned.size - 1]:
+                self._waiting.remove(mate)
+                mate.group = group
+                group.requests.append(mate)
+            others = len(self._waiting) - (leader in self._waiting)
+            if planned.wait_ms > 0 and len(group.requests) < planned.size and not others and not self._closed:
+                group.ready = self._make_event()
+                self._open[leader.key] = group
+        if not self._running:
+            self._busy_since_s = now_s
+        self._running += 1
+        self._gated += gated
+        leader.wake()
+        return True
+
+    def _trials_of(self, route: str, most: int) -> BatchTrials:
+        """By power of two of the company: what pays with eight does not have to with two."""
+        most = 2 ** (most.bit_length() - 1)
+        if (route, most) not in self._trials:
+            self._trials[route, most] = BatchTrials(most, self._single_ms(route))
+        return self._trials[route, most]
+
+    def _hurry(self) -> None:
+        for group in list(self._open.values()):
+            self.start(group)
+
+    def _finish(self, group: Group, now_s: float) -> None:
+        """The leader has ended its run, or was interrupted; then the others wait again, in front."""
+        self.start(group)
+        self._note(group, now_s)
+        self._running -= 1
+        self._gated -= group.gated
+        for place, other in enumerate(group.requests[1:]):
+            if other.outcome is not None:
+                other.wake()
+            else:
+                other.group = None
+                self._waiting.insert(place, other)
+        while self._waiting and self._form(self._waiting[0], now_s):
+            del self._waiting[0]
+
+    def _note(self, group: Group, now_s: float) -> None:
+        """Count a run that has ended, and learn from it."""
+        if group.requests[0].outcome is None:
+            return
+        size = len(group.requests)
+        self.runs += 1
+        self.requests += size
+        self.shared += size if size > 1 else 0
+        if group.trials is not None and group.run_ms is not None:
+            alone = group.gated or (not group.beside and self._running == 1)
+            aim = None if group.out_of_turn else group.plan.size
+            group.trials.record(aim, size, (now_s - self._busy_since_s) * 1e3, group.run_ms if alone else None)
+        self._busy_since_s = now_s
