@@ -7,6 +7,7 @@ import argparse
 import json
 import multiprocessing
 import shlex
+import shutil
 import statistics
 import sys
 import time
@@ -230,6 +231,6 @@ def plain_file(bundle: "Bundle", name: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         weights = folder / "weights.bin"
         if not weights.exists():
-            weights.hardlink_to(bundle.path / "weights.bin")  # ONNX Runtime takes external data from beside the graph only
+            shutil.copyfile(bundle.path / "weights.bin", weights)  # external data lies beside its graph, and links are refused
         path.write_bytes(compose(bundle, bundle.route(name)).SerializeToString())
     return path
