@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Floor, Result, arguments, in_child, load_all, noise, publish
+from common import Floor, Result, arguments, compile_all, in_child, load_all, noise, publish
 from families import FAMILIES, family
 
 from restnet_runtime.engine import SHIPPED_BUNDLE
@@ -90,6 +90,7 @@ def main() -> None:
     )
     for name in args.bundle:
         path = SHIPPED_BUNDLE if name == DIGITS else family(name).path
+        in_child(compile_all, path)
         row = in_child(churn, path, args.threads, args.switches, args.clients)
         result.rows.append(row)
         sizes = (f"{size / 1e6:.1f} MB" for size in (row["pss_bytes"][0], row["pss_bytes"][-1], row["slope_bytes_per_1000"]))

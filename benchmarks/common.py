@@ -158,6 +158,17 @@ def load_all(bundle: "Bundle", threads: int, cache: Path = CACHE) -> "Executor":
     return executor
 
 
+def compile_all(path: Path, cache: Path = CACHE) -> None:
+    """Compile what the cache lacks: in a process of its own before another is measured, which then finds everything compiled."""
+    from restnet_runtime.bundle import open_bundle
+    from restnet_runtime.compile import Compiler
+
+    bundle = open_bundle(path)
+    compiler = Compiler.for_bundle(bundle, cache)
+    for route in bundle.routes:
+        compiler.compile(route)
+
+
 def noise(bundle: "Bundle", batch: int = 1) -> "np.ndarray":
     """Inputs (batch, C, H, W) float32 that every program gets alike."""
     import numpy as np
@@ -205,6 +216,11 @@ def timed_ms(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return (time.perf_counter() - started) * 1e3
+
+
+def median_ms(times: list[list[float]]) -> float:
+    """Over all rounds and runs."""
+    return statistics.median(taken for runs in times for taken in runs)
 
 
 def paired_ratio(ours: list[list[float]], theirs: list[list[float]]) -> float:

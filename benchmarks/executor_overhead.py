@@ -65,9 +65,7 @@ def main() -> None:
     )
     overhead = statistics.median(mine - other for mine, other in zip(times["Executor.run"], bare, strict=True))
     result.floors.append(
-        Floor(
-            "executor overhead per request (Python)", "bare session.run", f"<= {FLOOR_US} us", f"{overhead:.1f} us", overhead <= FLOOR_US
-        )
+        Floor("executor overhead per request (Python)", "bare session.run", f"<= {FLOOR_US} us", f"{overhead:.1f} us", overhead <= FLOOR_US)
     )
     publish(result, args, started)
 

@@ -18,7 +18,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import ROOT, Child, Result, arguments, check_same, chosen_routes, load_all, noise, paired_ratio, plain_file, publish, timed_ms
+from common import (
+    ROOT,
+    Child,
+    Result,
+    arguments,
+    check_same,
+    chosen_routes,
+    compile_all,
+    in_child,
+    load_all,
+    median_ms,
+    noise,
+    paired_ratio,
+    plain_file,
+    publish,
+    timed_ms,
+)
 from families import FAMILIES, QUICK, family
 
 if TYPE_CHECKING:
@@ -186,7 +202,7 @@ PEERS = {
 
 
 def work(connection: Connection, kind: str, path: Path, threads: int) -> None:
-    """A peer's process: says when it is ready, then answers ("pss",), ("logits", route), ("run", route, times), ("first", before, after)."""
+    """A peer's process: says when it is ready, then answers one request after the other."""
     from restnet_runtime.bundle import open_bundle
     from restnet_runtime.memory import footprint
 
@@ -203,22 +219,23 @@ def work(connection: Connection, kind: str, path: Path, threads: int) -> None:
             case ("logits", name):
                 connection.send(run(name, x))
             case ("run", name, times):
-                connection.send([timed_ms(lambda: run(name, x)) for _ in range(times + 1)][1:])  # noqa: B023
+                connection.send([timed_ms(lambda: run(name, x)) for _ in range(times + 1)][1:])
             case ("first", before, after):
                 run(before, x)
-                connection.send(timed_ms(lambda: run(after, x)))  # noqa: B023
+                connection.send(timed_ms(lambda: run(after, x)))
 
 
 def measure(bundle: "Bundle", kinds: list[str], threads: int, rounds: int, switches: int) -> list[dict[str, Any]]:
     names = chosen_routes(bundle, 1)
     for name in names:
         optimised_file(bundle, name)
-    with Child(work, "ours", bundle.path, threads) as child:
-        child.receive()  # compiles and profiles what is missing
+    in_child(compile_all, bundle.path)
     rows: list[dict[str, Any]] = []
     for kind in kinds:
         with Child(work, kind, bundle.path, threads) as child:
-            rows.append({"family": bundle.path.name, "peer": kind, "start_s": child.receive() - child.started, "pss_bytes": child.ask("pss")})
+            rows.append(
+                {"family": bundle.path.name, "peer": kind, "start_s": child.receive() - child.started, "pss_bytes": child.ask("pss")}
+            )
     with contextlib.ExitStack() as stack:
         children = {kind: stack.enter_context(Child(work, kind, bundle.path, threads)) for kind in kinds}
         for child in children.values():
@@ -238,7 +255,7 @@ def measure(bundle: "Bundle", kinds: list[str], threads: int, rounds: int, switc
                 first[kind].append(child.ask("first", before, after))
     for row in rows:
         mine, base = times[row["peer"]], times[kinds[0]]
-        row["route_ms"] = {name: statistics.median(sum(mine[name], [])) for name in names}
+        row["route_ms"] = {name: median_ms(mine[name]) for name in names}
         row["latency_ms"] = statistics.median(row["route_ms"].values())
         row["latency_ratio"] = statistics.median(paired_ratio(mine[name], base[name]) for name in names)
         row["first_ms"] = statistics.median(first[row["peer"]])
@@ -263,7 +280,12 @@ def main() -> None:
     for name in args.family:
         for row in measure(family(name), ["ours", *args.peer], args.threads, args.rounds, args.switches):
             result.rows.append(row)
-            latencies = (f"{row['latency_ms']:.1f} ms", f"{row['latency_ratio']:.2f}x", f"{row['first_ms']:.1f} ms", f"{row['first_max_ms']:.0f} ms")
+            latencies = (
+                f"{row['latency_ms']:.1f} ms",
+                f"{row['latency_ratio']:.2f}x",
+                f"{row['first_ms']:.1f} ms",
+                f"{row['first_max_ms']:.0f} ms",
+            )
             result.cells.append((name, row["peer"], *latencies, f"{row['pss_bytes'] / 1e6:.0f} MB", f"{row['start_s']:.1f} s"))
     result.notes.append("on demand: PSS and start are of one route, the cheapest; the others keep every route of the family ready")
     publish(result, args, started)

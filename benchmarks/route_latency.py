@@ -4,9 +4,9 @@
 
 Ours is `Executor.run` with every route of the family loaded; the plain session has ONNX Runtime's defaults, level ALL, and as
 many threads. Both in one process, which is a new one for each family and number of threads; outputs are compared first. They
-take turns: a rest, one run that does not count, four that do (runs above 100 ms: two, both count). The ratio is the median over rounds of our quickest run of the
-round over theirs. Of seven statistics tried on a busy machine (medians, quartiles and minima of all runs, and by round) it was
-one of the two that scattered least over six repetitions; the minimum of all runs scattered most.
+take turns: a rest, one run that does not count, four that do (runs above 100 ms: two, both count). The ratio is the median over
+rounds of our quickest run of the round over theirs. Of seven statistics tried on a busy machine (medians, quartiles and minima
+of all runs, and by round) it was one of the two that scattered least over six repetitions; the minimum of all runs scattered most.
 """
 
 import statistics
@@ -14,7 +14,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Floor, Result, arguments, check_same, chosen_routes, in_child, load_all, noise, paired_ratio, publish, take_turns
+from common import (
+    Floor,
+    Result,
+    arguments,
+    check_same,
+    chosen_routes,
+    compile_all,
+    in_child,
+    load_all,
+    median_ms,
+    noise,
+    paired_ratio,
+    publish,
+    take_turns,
+)
 from families import FAMILIES, QUICK, family
 
 FLOOR = 1.02
@@ -40,8 +54,8 @@ def measure(path: Path, threads: int, batches: list[int], seconds: float) -> lis
                     "route": name,
                     "threads": threads,
                     "batch": batch,
-                    "latency_ms": statistics.median(sum(ours, [])),
-                    "plain_latency_ms": statistics.median(sum(theirs, [])),
+                    "latency_ms": median_ms(ours),
+                    "plain_latency_ms": median_ms(theirs),
                     "ratio": paired_ratio(ours, theirs),
                     "rounds": len(ours),
                     "loaded": len(executor.loaded),
@@ -62,7 +76,7 @@ def main() -> None:
     rows = []
     for name in args.family:
         bundle = family(name)
-        in_child(load_and_drop, bundle.path)  # compiles what is missing, so that no measured process has just compiled
+        in_child(compile_all, bundle.path)
         for threads in args.threads:
             rows += in_child(measure, bundle.path, threads, args.batch, args.seconds)
     result = Result(
@@ -86,12 +100,6 @@ def main() -> None:
             )
         )
     publish(result, args, started)
-
-
-def load_and_drop(path: Path) -> None:
-    from restnet_runtime.bundle import open_bundle
-
-    load_all(open_bundle(path), 1).close()
 
 
 if __name__ == "__main__":

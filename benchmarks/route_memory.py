@@ -10,7 +10,7 @@ weights.bin x 1.05 + 20 MB + 3 MB per route. Anonymous memory, which the kernel 
 import time
 from pathlib import Path
 
-from common import Floor, Result, arguments, in_child, load_all, noise, publish
+from common import Floor, Result, arguments, compile_all, in_child, load_all, noise, publish
 from families import FAMILIES, QUICK, family
 
 from restnet_runtime.manifest import WEIGHTS_FILE
@@ -63,7 +63,7 @@ def main() -> None:
     )
     for name in args.family:
         bundle = family(name)
-        in_child(ours, bundle.path, args.threads)  # compiles what is missing: compiling takes memory that loading does not
+        in_child(compile_all, bundle.path)  # compiling takes memory that loading does not
         mine, mine_anonymous = in_child(ours, bundle.path, args.threads)
         theirs, _ = in_child(plain, bundle.path, args.threads)
         weights = bundle.manifest.files[WEIGHTS_FILE].bytes

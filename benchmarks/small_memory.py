@@ -26,9 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import CACHE, ROOT, Floor, Result, arguments, in_child, noise, plain_file, publish
+from common import CACHE, ROOT, Floor, Result, arguments, compile_all, in_child, noise, plain_file, publish
 from families import family
-from route_latency import load_and_drop
 from startup import PLAIN
 
 from restnet_runtime.bundle import Bundle
@@ -230,12 +229,14 @@ def main() -> None:
         measure(bundle, limit, args, result)
     except NoGroupError as error:
         result.notes.append(f"skipped: no memory cgroup can be made here: {error}")
-        result.floors.append(Floor("memory cgroup smaller than the large anchor's weights", "plain sessions", "never killed", "skipped", None))
+        result.floors.append(
+            Floor("memory cgroup smaller than the large anchor's weights", "plain sessions", "never killed", "skipped", None)
+        )
     publish(result, args, started)
 
 
 def measure(bundle: Bundle, limit: int, args: argparse.Namespace, result: Result) -> None:
-    in_child(load_and_drop, bundle.path)  # outside of the limit: the warm cache
+    in_child(compile_all, bundle.path)  # outside of the limit: the warm cache
     plain = plain_anchors(bundle, limit)
     empty = Path(tempfile.mkdtemp(prefix="cold-", dir=ROOT))
     try:

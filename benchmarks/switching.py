@@ -19,8 +19,10 @@ from common import (
     arguments,
     check_same,
     chosen_routes,
+    compile_all,
     in_child,
     load_all,
+    median_ms,
     noise,
     paired_ratio,
     plain_file,
@@ -89,8 +91,8 @@ def reload_and_eager(path: Path, threads: int, seconds: float) -> list[dict[str,
                 "family": path.name,
                 "route": name,
                 "load_ms": statistics.median(loads),
-                "latency_ms": statistics.median(sum(ours, [])),
-                "eager_ms": statistics.median(sum(eager, [])),
+                "latency_ms": median_ms(ours),
+                "eager_ms": median_ms(eager),
                 "eager_ratio": paired_ratio(ours, eager),
             }
         )
@@ -111,6 +113,7 @@ def main() -> None:
     )
     for name in args.family:
         bundle = family(name)
+        in_child(compile_all, bundle.path)
         switched = in_child(switch_at_random, bundle.path, args.threads, args.switches)
         compared = in_child(reload_and_eager, bundle.path, args.threads, args.seconds)
         factor = min(row["load_ms"] for row in compared) * 1e3 / switched["switch_us"]
