@@ -3,10 +3,17 @@
     python benchmarks/peers.py [--family resnet18-50 deit-ti-s] [--threads 2] [--json FILE]
 
 Every program runs in a process of its own. First each alone: seconds from its start until it has answered on every route that it
-keeps ready, and its proportional set size (PSS) then. After that all of them together, one at a time working and in turns:
-requests at batch 1 on the anchors and one stitched route, and first requests after random switches between those. Outputs are
-compared with ours first; the tolerance is 1e-4 of the largest logit. Latency is the median over the routes of each route's
-median; its ratio is over ours, the median over rounds of the quicker runs, as in route_latency.py.
+keeps ready, and its proportional set size (PSS) then. After that all of them are alive and one at a time works, in turns: requests
+at batch 1 on the anchors and one stitched route, and first requests after random switches between those. Outputs are compared with
+ours first (tolerance: 1e-4 of the largest logit). Latency is the median over the routes of each route's median; its ratio is over
+ours, the median over rounds of the quicker runs, as in route_latency.py.
+
+- plain, all loaded: an ONNX Runtime session per route, each from its joined graph
+- plain, on demand: one at a time, the old one dropped before the new one is loaded
+- on demand, optimised files: the same, from files that ONNX Runtime optimised beforehand
+- chained, naive: a session per block and stitching layer with the defaults, a route is a chain of `run`
+- chained, tuned: the chain with one thread pool and one arena for all sessions, activations in buffers bound beforehand
+- PyTorch eager: one module with a stitch id, as the papers' code
 """
 
 import contextlib
@@ -19,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import (
+    REST_S,
     ROOT,
     Child,
     Result,
@@ -192,11 +200,11 @@ def eager(bundle: "Bundle", threads: int) -> tuple["Run", list[str]]:
 
 PEERS = {
     "ours": ours,
-    "plain sessions, all loaded": plain_all,
-    "plain session, loaded on demand": on_demand,
-    "the same, optimised beforehand": on_demand_tuned,
-    "chained sessions, naive": chained_naive,
-    "chained sessions, tuned": chained_tuned,
+    "plain, all loaded": plain_all,
+    "plain, on demand": on_demand,
+    "on demand, optimised files": on_demand_tuned,
+    "chained, naive": chained_naive,
+    "chained, tuned": chained_tuned,
     "PyTorch eager": eager,
 }
 
@@ -247,11 +255,13 @@ def measure(bundle: "Bundle", kinds: list[str], threads: int, rounds: int, switc
                 check_same(f"{name} with {kind}", child.ask("logits", name), expected)
             for index in range(rounds):
                 for kind in kinds[index % len(kinds) :] + kinds[: index % len(kinds)]:
+                    time.sleep(REST_S)
                     times[kind][name].append(children[kind].ask("run", name, 4))
         draw, first = random.Random(0), {kind: list[float]() for kind in kinds}
         for _ in range(switches):
             before, after = draw.sample(names, 2)
             for kind, child in children.items():
+                time.sleep(REST_S)
                 first[kind].append(child.ask("first", before, after))
     for row in rows:
         mine, base = times[row["peer"]], times[kinds[0]]
@@ -268,8 +278,8 @@ def main() -> None:
     parser.add_argument("--family", nargs="+", choices=sorted(FAMILIES), default=QUICK)
     parser.add_argument("--peer", nargs="+", choices=list(PEERS)[1:], default=list(PEERS)[1:])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=12, help="of four runs for each route (%(default)s)")
-    parser.add_argument("--switches", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=8, help="of four runs for each route (%(default)s)")
+    parser.add_argument("--switches", type=int, default=16)
     args = parser.parse_args()
     started = time.monotonic()
     ROOT.mkdir(parents=True, exist_ok=True)
@@ -287,7 +297,7 @@ def main() -> None:
                 f"{row['first_max_ms']:.0f} ms",
             )
             result.cells.append((name, row["peer"], *latencies, f"{row['pss_bytes'] / 1e6:.0f} MB", f"{row['start_s']:.1f} s"))
-    result.notes.append("on demand: PSS and start are of one route, the cheapest; the others keep every route of the family ready")
+    result.notes.append("on demand: PSS and start are of one route; the other programs keep every route of the family ready")
     publish(result, args, started)
 
 
