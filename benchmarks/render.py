@@ -20,6 +20,7 @@ ORDER = (
     "startup",
     "small_memory",
     "compile_time",
+    "thread_waiting",
 )
 """Of the sections; each is the name of a benchmark and of its file of results."""
 MET = {True: "met", False: "**missed**", None: "not decided"}
