@@ -710,7 +710,7 @@ def test_status(served):
     served.controller.budget = Budget(macs=served.bundle.route("small").macs)
     status = served.client.get("/status").json()
     assert set(status) == {
-        *("version", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted"),
+        *("version", "bundle", "routes", "sessions", "batching", "current", "budget", "decision", "wanted"),
         *("reading", "switches", "problem", "controlling", "queue", "versions"),
     }
     assert status["sessions"]["threads"] == 1
