@@ -126,7 +126,7 @@ class Loader:
         able = [name for name in order if name not in self._failed]
         fitting = self._fitting(able, None if limit is None else limit / LOAD_MARGIN)
         self._left_out = tuple(name for name in able if name not in fitting and name not in staying)
-        missing = [name for name in self._names if name in fitting and name not in loaded]
+        missing = sorted((name for name in self._names if name in fitting and name not in loaded), key=lambda name: name != wanted)
         if missing:
             self._load(missing[0])
         return bool(gone or missing)
