@@ -18,6 +18,7 @@ DEFAULT_CAP_BYTES = 2 * 10**9
 IN_USE = "in-use"
 OURS = ("cache.json", "lock", "profiles.json", IN_USE, "weights-*.bin", "bundle-*.bin", "route-*.onnx", ".*.json.*", ".route-*")
 SCRATCH = "tmp-*"
+_TRIES = 1000
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -44,11 +45,13 @@ class Shelf:
     def claim(self, key: str) -> int:
         """Make `root/KEY` if need be and keep it from being pruned until the returned file descriptor is closed. Raises `OSError`."""
         path = self.root / key
-        while True:
-            path.mkdir(parents=True, exist_ok=True)
+        for tries_left in reversed(range(_TRIES)):
             try:
+                path.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(path / IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:  # pruned since
+            except (FileNotFoundError, FileExistsError):  # pruned since, or between two looks of `mkdir`
+                if not tries_left:
+                    raise
                 continue
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EROFS):
@@ -64,6 +67,7 @@ class Shelf:
                 os.close(descriptor)
                 raise
             os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "it is removed again and again", str(path))
 
     def make_room(self, need_bytes: int = 0) -> int:
         """Prune until `need_bytes` more would fit, if that can be had; return the room that there is then, which may be negative."""

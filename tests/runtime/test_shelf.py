@@ -149,6 +149,12 @@ def test_a_route_for_which_there_is_no_room_is_refused_and_the_others_stay(famil
     Compiler.for_bundle(family_bundle, tmp_path, cap_bytes=10**9).compile(family_bundle.route("large"))
 
 
+def test_a_root_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "missing")
+    with pytest.raises(FileExistsError):
+        Shelf(tmp_path / "dangling").claim("0" * 32)
+
+
 def test_the_default_is_what_the_disk_can_spare(tmp_path: Path) -> None:
     assert 0 < Shelf(tmp_path).cap_bytes <= 2 * 10**9
 
