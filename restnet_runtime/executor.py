@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from restnet_runtime.bundle import Bundle
+from restnet_runtime.bundle import Bundle, check_weights
 from restnet_runtime.catalog import LEVELS, CompiledRoute
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError, InputError, RoomError
@@ -87,6 +87,7 @@ class Executor:
         self._shared_bytes = idle.pss_bytes - idle.anonymous_bytes
         self._handed_back = False
         self._warm = weakref.WeakSet[ort.InferenceSession]()
+        self._weights_checked = bundle.weights_checked
         self._large_run_s: float | None = None
         self._busy_s = 0.0
 
@@ -316,7 +317,7 @@ class Executor:
     ) -> tuple[CompiledRoute | None, ort.InferenceSession]:
         """The compiled route and a session on it, or what serves in its place."""
         if not settings.providers.cpu_only:
-            session = joined_session(self.bundle, route, settings)
+            session = self._joined(route, settings)
             self._note(route, missing_note(settings.providers.names, providers_of(session)))
             return None, session
         compiler: Compiler | None = self._compiler
@@ -332,7 +333,13 @@ class Executor:
                 if compiled.level != LEVELS[0]:
                     self._note(route, self._notes.get(route.name) or f"{route.name} could only be compiled to the level {compiled.level}")
                 return compiled, session
-        return None, joined_session(self.bundle, route, settings)
+        return None, self._joined(route, settings)
+
+    def _joined(self, route: Route, settings: SessionSettings) -> ort.InferenceSession:
+        if not self._weights_checked:
+            check_weights(self.bundle)  # a compiler does that for itself
+            self._weights_checked = True
+        return joined_session(self.bundle, route, settings)
 
     def _compiled(
         self, compiler: Compiler, route: Route, settings: SessionSettings, on_compile: Callable[[Route], None] | None
