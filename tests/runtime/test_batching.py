@@ -204,7 +204,9 @@ def test_requests_of_several_inputs_stay_by_themselves(gated, executor, pool) ->
     assert gated.runs == [("large", 1), ("large", 5), ("large", 2)]
 
 
-@pytest.mark.parametrize("error", [CompileError("the route broke"), BundleError("file", "reason"), RuntimeError("not ours", 3), OSError(28, "full")])
+@pytest.mark.parametrize(
+    "error", [CompileError("the route broke"), BundleError("file", "reason"), RuntimeError("not ours", 3), OSError(28, "full")]
+)
 def test_every_caller_gets_an_error_of_its_own(executor, pool, error: Exception) -> None:
     gated = Gated(executor, error)
     batcher = Batcher(gated, BatchSettings("on", max_wait_ms=0))
@@ -247,7 +249,7 @@ def test_one_batch_in_a_while_is_of_a_single_request(gated, pool) -> None:
 
 
 def test_close_answers_those_who_are_here_and_refuses_others(gated, executor, pool) -> None:
-    batcher = Batcher(gated, BatchSettings("on", max_wait_ms=LONG_MS))
+    batcher = Batcher(gated, BatchSettings("on", max_wait_ms=1))
     futures = [held(batcher, gated, pool), *(pool.submit(batcher.run, INPUTS[i], "large") for i in range(3))]
     until(queued(batcher, 3))
     closing = pool.submit(batcher.close)
