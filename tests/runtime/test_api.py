@@ -658,7 +658,7 @@ def test_many_clients_get_their_own_answers(served):
 
 
 def test_requests_that_meet_share_a_run(make, monkeypatch):
-    with make(workers=8, batching=BatchSettings("on", max_wait_ms=0)) as served, ThreadPoolExecutor() as clients:
+    with make(workers=8, batching=BatchSettings("on", max_wait_ms=0)) as served, ThreadPoolExecutor(8) as clients:
         observed = []
         monkeypatch.setattr(served.controller, "observe", lambda *request: observed.append(request))
         queue = served.batcher._queue
@@ -762,8 +762,13 @@ def test_status(served):
     assert status["controlling"] is False
     assert status["queue"] == {"in_flight": 0, "max_in_flight": 256, "workers": 2, "receiving_bytes": 0}
     assert status["batching"] == {
-        **{"mode": "off", "max_batch": 8, "max_wait_ms": 2.0},
-        **{"requests": 0, "batched": 0, "runs": 0, "mean_batch": None},
+        "mode": "off",
+        "max_batch": 8,
+        "max_wait_ms": 2.0,
+        "requests": 0,
+        "batched": 0,
+        "runs": 0,
+        "mean_batch": None,
     }
     assert {"python", "onnxruntime", "fastapi"} <= set(status["versions"])
 

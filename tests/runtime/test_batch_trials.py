@@ -43,7 +43,7 @@ def test_trials_take_a_small_part_of_the_time_and_notice_when_things_change() ->
 
 def test_short_runs_are_tried_for_long_enough_to_see_through_noise() -> None:
     trials = BatchTrials(2)
-    serve(trials, lambda size: 0.01, 1000)
+    serve(trials, lambda size: 0.01 * size, 1000)
     assert trials.measured.trial == 1
 
 
