@@ -33,7 +33,13 @@ class Event(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One caller. `wake` is called when it leads `group`, or has its outcome. attending: it was counted as coming before."""
+    """One caller.
+
+    wake:       called when it leads `group`, or has its outcome
+    attending:  it was counted as coming before
+    outcome:    whatever its owner makes of the run; `None` before
+    gone:       it has left
+    """
 
     x: Input
     key: Key
@@ -42,6 +48,7 @@ class Request:
     attending: bool = False
     group: "Group | None" = None
     outcome: Any = None
+    gone: bool = False
 
     @property
     def single(self) -> bool:
@@ -130,7 +137,7 @@ class BatchQueue:
 
     def leave(self, request: Request, now_s: float) -> None:
         """However it ended. Who led gives the others their outcomes, and the run to the next."""
-        group = request.group
+        group, request.gone = request.group, True
         if group is None:
             self._waiting.remove(request)  # interrupted before its turn
         elif request is group.requests[0]:
@@ -196,7 +203,7 @@ class BatchQueue:
         for place, other in enumerate(group.requests[1:]):
             if other.outcome is not None:
                 other.wake()
-            else:
+            elif not other.gone:
                 other.group = None
                 self._waiting.insert(place, other)
         while self._waiting and self._form(self._waiting[0], now_s):

@@ -6,18 +6,18 @@ from statistics import median
 from restnet_runtime.batch_plan import Measured
 
 _KEPT = 5
+_ROUNDS = 3
 _SETTLING_RUNS = 2
-_TRIAL_REQUESTS = 24
-_TRIAL_BUSY_MS = 20.0
-_REST = 20
+_TRIAL_RUNS, _TRIAL_REQUESTS, _TRIAL_BUSY_MS = 3, 16, 20.0
+_REST = 10
 
 
 class BatchTrials:
-    """Sizes 1, 2, 4, ... `most` are tried one after the other, then the trials rest for 20 times as long as they took.
+    """Sizes 1, 2, 4, ... `most` take turns, three times at first; then once, whenever ten times as long as a round has passed since.
 
     What counts is the time that the machine was busy, over the requests answered in it: hand-overs between threads, waiting for
-    company and what runs side by side are all in it. The first runs of a trial still meet those of the one before and do not
-    count. Not thread safe.
+    company and what runs side by side are all in it. The first runs of a turn still meet those of the one before and do not
+    count. The cost of a size is the median of its last three turns, because others use the machine as well. Not thread safe.
     """
 
     def __init__(self, most: int, single_ms: float | None = None) -> None:
@@ -25,15 +25,16 @@ class BatchTrials:
         self._sizes = [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
         self._run_ms: dict[int, deque[float]] = {}
         self._medians: dict[int, float] = {} if single_ms is None else {1: single_ms}
+        self._costs: dict[int, deque[float]] = {size: deque(maxlen=_ROUNDS) for size in self._sizes}
         self._cost_ms: dict[int, float] = {}
-        self._turn = 0  # index into sizes; past the end the trials rest
-        self._whole_busy_ms = 0.0
-        self._restart()
+        self._turns = _ROUNDS * len(self._sizes)  # still to come before the trials rest
+        self._round_busy_ms = 0.0
+        self._begin_turn()
 
     @property
     def measured(self) -> Measured:
         """Live: the mappings change with the next `record`."""
-        return Measured(self._medians, self._cost_ms, self._sizes[self._turn] if self._turn < len(self._sizes) else None)
+        return Measured(self._medians, self._cost_ms, self._sizes[-self._turns % len(self._sizes)] if self._turns else None)
 
     def record(self, aim: int | None, size: int, busy_ms: float, run_ms: float | None) -> None:
         """A run of `size` requests has ended, and the machine was busy for `busy_ms` since the one before it, or since it was idle.
@@ -49,27 +50,33 @@ class BatchTrials:
         if self._runs <= _SETTLING_RUNS:
             return
         self._busy_ms += busy_ms
-        self._requests += size
-        if self._turn >= len(self._sizes):
-            if self._busy_ms >= _REST * self._whole_busy_ms:
-                self._turn, self._whole_busy_ms = 0, 0.0
-                self._restart()
+        if not self._turns:
+            if self._busy_ms >= _REST * self._round_busy_ms:
+                self._turns, self._round_busy_ms = len(self._sizes), 0.0
+                self._begin_turn()
             return
-        if aim == self._sizes[self._turn]:
+        self._requests += size
+        if aim == self.measured.trial:
             self._aimed_ms += busy_ms
             self._aimed += size
-        if self._requests >= _TRIAL_REQUESTS and self._busy_ms >= _TRIAL_BUSY_MS:
-            self._conclude()
+        enough = self._runs >= _SETTLING_RUNS + _TRIAL_RUNS and self._requests >= _TRIAL_REQUESTS
+        if enough and self._busy_ms >= _TRIAL_BUSY_MS:
+            self._end_turn()
 
-    def _conclude(self) -> None:
-        size = self._sizes[self._turn]
-        self._cost_ms.pop(size, None)
-        if self._aimed:  # the latency limit may have forbidden it
-            self._cost_ms[size] = self._aimed_ms / self._aimed
-        self._turn += 1
-        self._whole_busy_ms += self._busy_ms
-        self._restart()
+    def _end_turn(self) -> None:
+        size = self._sizes[-self._turns % len(self._sizes)]
+        if self._aimed:
+            self._costs[size].append(self._aimed_ms / self._aimed)
+            self._cost_ms[size] = median(self._costs[size])
+        else:  # the latency limit forbids it
+            self._costs[size].clear()
+            self._cost_ms.pop(size, None)
+        if self._turns % len(self._sizes) == 0:
+            self._round_busy_ms = 0.0
+        self._round_busy_ms += self._busy_ms
+        self._turns -= 1
+        self._begin_turn()
 
-    def _restart(self) -> None:
+    def _begin_turn(self) -> None:
         self._busy_ms = self._aimed_ms = 0.0
         self._runs = self._requests = self._aimed = 0

@@ -18,6 +18,8 @@ import uvicorn
 from PIL import Image
 
 from restnet_runtime.api import create_app
+from restnet_runtime.batch_plan import BatchSettings
+from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
@@ -87,14 +89,15 @@ def running(app):
 class Served:
     """A server with what it is made of."""
 
-    def __init__(self, bundle, cache_root, *, load=True, promise=None, **settings):
+    def __init__(self, bundle, cache_root, *, load=True, promise=None, batching=None, **settings):
         self.bundle = bundle
         self.executor = GatedExecutor(bundle, Compiler.for_bundle(bundle, cache_root), SessionSettings(threads=1), promise=promise)
         for route in bundle.routes if load else ():
             self.executor.load(route.name)
         self.controller = Controller(self.executor, SteadyDevice())
         self.controller.tick()
-        self.app = create_app(self.executor, self.controller, ServeSettings(**settings))
+        self.batcher = Batcher(self.executor, batching)
+        self.app = create_app(self.executor, self.controller, ServeSettings(**settings), batcher=self.batcher)
 
 
 @pytest.fixture(scope="module")
@@ -654,6 +657,35 @@ def test_many_clients_get_their_own_answers(served):
     assert all(answer == expected[i % 12] for i, answer in enumerate(answers))
 
 
+def test_requests_that_meet_share_a_run(make, monkeypatch):
+    with make(workers=8, batching=BatchSettings("on", max_wait_ms=0)) as served, ThreadPoolExecutor(8) as clients:
+        observed = []
+        monkeypatch.setattr(served.controller, "observe", lambda *request: observed.append(request))
+        queue = served.batcher._queue
+        served.executor.gate.clear()
+        # At most two are run by themselves: the first, and the first that has company. The others wait for the latter.
+        asked = [clients.submit(served.client.post, "/predict?budget=20ms", content=png(seed)) for seed in range(8)]
+        deadline = time.monotonic() + 20
+        while queue._running + len(queue._waiting) < 8:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(0.05)  # longer than the budget
+        served.executor.gate.set()
+        answers = [future.result().raise_for_status().json() for future in asked]
+        for seed, answer in enumerate(answers):
+            assert answer["top"] == expected_top(served, inputs_of(served.bundle, png(seed)), 5, answer["route"])[0]
+        batching = served.client.get("/status").json()["batching"]
+        assert (batching["mode"], batching["requests"]) == ("on", 8)
+        assert batching["batched"] >= 6
+        assert batching["mean_batch"] == round(8 / batching["runs"], 2) > 2
+        assert len(observed) == 8 - batching["batched"]  # a run of several says nothing of a single one
+        late = [answer["reason"] for answer in answers if not answer["budget_met"]]
+        assert len(late) >= 6
+        assert all(
+            re.fullmatch(r"it took .+ per input \(.+ of it waiting for a batch\), and the limit is 20 ms", reason) for reason in late
+        )
+
+
 # About itself
 
 
@@ -710,8 +742,8 @@ def test_status(served):
     served.controller.budget = Budget(macs=served.bundle.route("small").macs)
     status = served.client.get("/status").json()
     assert set(status) == {
-        *("version", "bundle", "routes", "sessions", "batching", "current", "budget", "decision", "wanted"),
-        *("reading", "switches", "problem", "controlling", "queue", "versions"),
+        *("version", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted"),
+        *("reading", "switches", "problem", "controlling", "queue", "batching", "versions"),
     }
     assert status["sessions"]["threads"] == 1
     assert status["sessions"]["providers"] == ["CPUExecutionProvider"]
@@ -729,6 +761,15 @@ def test_status(served):
     assert status["problem"] is None
     assert status["controlling"] is False
     assert status["queue"] == {"in_flight": 0, "max_in_flight": 256, "workers": 2, "receiving_bytes": 0}
+    assert status["batching"] == {
+        "mode": "off",
+        "max_batch": 8,
+        "max_wait_ms": 2.0,
+        "requests": 0,
+        "batched": 0,
+        "runs": 0,
+        "mean_batch": None,
+    }
     assert {"python", "onnxruntime", "fastapi"} <= set(status["versions"])
 
 

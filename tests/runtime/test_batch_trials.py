@@ -18,17 +18,29 @@ def serve(trials: BatchTrials, busy_ms, runs: int, company: int = 8) -> list[int
 
 def test_each_size_is_tried_and_the_best_one_stays() -> None:
     trials = BatchTrials(8)
-    aims = serve(trials, lambda size: 4.0 + size, 100)
-    assert list(dict.fromkeys(aims)) == [1, 2, 4, 8]
-    assert aims == sorted(aims)
-    assert trials.measured.trial is None
+    aims = serve(trials, lambda size: 4.0 + size, 300)
+    turns = [aim for aim, before in zip(aims, [0, *aims], strict=False) if aim != before]
+    assert turns[:12] == [1, 2, 4, 8] * 3
+    assert aims.count(8) > aims.count(1) + aims.count(2) + aims.count(4)
     assert trials.measured.cost_ms == {1: 5.0, 2: 3.0, 4: 2.0, 8: 1.5}
     assert trials.measured.run_ms == {1: 5.0, 2: 6.0, 4: 8.0, 8: 12.0}
 
 
+def test_a_neighbour_that_disturbs_one_turn_decides_nothing() -> None:
+    trials = BatchTrials(2)
+    busy_ms = iter([50.0] * 18 + [5.0] * 1000)
+    aims = []
+    for _ in range(200):
+        size = plan(trials.measured, None, 2, AUTO, gathered=2).size
+        trials.record(size, size, next(busy_ms) * size, None)
+        aims.append(size)
+    assert trials.measured.cost_ms == {1: 5.0, 2: 5.0}
+    assert aims[-1] == 1
+
+
 def test_where_nothing_is_gained_requests_run_by_themselves() -> None:
     trials = BatchTrials(8)
-    aims = serve(trials, lambda size: 5.0 * size, 100)
+    aims = serve(trials, lambda size: 5.0 * size, 300)
     assert set(aims) == {1, 2, 4, 8}
     assert aims[-1] == 1
 
@@ -36,14 +48,14 @@ def test_where_nothing_is_gained_requests_run_by_themselves() -> None:
 def test_trials_take_a_small_part_of_the_time_and_notice_when_things_change() -> None:
     trials = BatchTrials(8)
     aims = serve(trials, lambda size: 5.0 * size, 3000)
-    assert aims.count(1) > 0.9 * len(aims)
+    assert aims.count(1) > 0.85 * len(aims)
     serve(trials, lambda size: 4.0 + size, 3000)
     assert serve(trials, lambda size: 4.0 + size, 3000).count(8) > 0.8 * 3000
 
 
 def test_short_runs_are_tried_for_long_enough_to_see_through_noise() -> None:
     trials = BatchTrials(2)
-    serve(trials, lambda size: 0.01, 1000)
+    serve(trials, lambda size: 0.01 * size, 1000)
     assert trials.measured.trial == 1
 
 
@@ -57,7 +69,7 @@ def test_a_size_that_the_limit_forbids_is_passed_over() -> None:
 
 def test_the_first_runs_of_a_trial_do_not_count() -> None:
     trials = BatchTrials(2)
-    for busy_ms in [500.0, 500.0, *[2.0] * 24]:  # what was still running side by side
+    for busy_ms in [500.0, 500.0, *[2.0] * 16]:  # what was still running side by side
         trials.record(1, 1, busy_ms, None)
     assert trials.measured.trial == 2
     assert trials.measured.cost_ms == {1: 2.0}

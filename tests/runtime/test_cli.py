@@ -135,6 +135,29 @@ def test_serve_passes_its_limits_on(serve: Callable[..., Server]) -> None:
     assert server.end()[0] == 0
 
 
+def test_serve_batches_as_it_is_told(serve: Callable[..., Server]) -> None:
+    server = serve("--batching", "auto", "--batch-wait", "500us", "--batch-max", 64)
+    status = server.loaded()
+    batching: dict[str, object] = status["batching"]  # type: ignore[assignment]
+    assert (batching["mode"], batching["max_wait_ms"], batching["max_batch"]) == ("auto", 0.5, 64)
+    assert status["queue"]["workers"] == 64  # type: ignore[index]  # fewer could not fill a batch
+    assert server.end()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--batching", "maybe", "choose from 'off', 'on', 'auto'"),
+        ("--batch-wait", "2s", "not a wait: give 0 to 1s"),
+        ("--batch-wait", "2MB", "not a wait: give 0 to 1s"),
+        ("--batch-wait", "soon", "is not a quantity"),
+        ("--batch-max", "0", "must be above zero"),
+    ],
+)
+def test_batches_that_cannot_be(option: str, value: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in refusal(capsys, "serve", option, value)
+
+
 def test_serve_on_a_taken_port_says_so_before_anything_is_loaded(family_path: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

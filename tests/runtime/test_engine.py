@@ -6,11 +6,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from restnet_runtime.batch_plan import BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
@@ -53,7 +55,9 @@ def test_open_loads_nothing_and_start_loads_all(family_path: Path, tmp_path: Pat
     try:
         assert running() == THREADS or engine.loader.progress().done
         engine.loader.join(60)
-        assert engine.executor.loaded == tuple(preparation_order(engine.executor.bundle))
+        first, *others = preparation_order(engine.executor.bundle)
+        # The cheapest, to answer early; then the one that is wanted, which without limits is the most accurate; then the rest of the front.
+        assert engine.executor.loaded == (first, "large", *(name for name in others if name != "large"))
         assert engine.loader.progress().failed == {}
         assert engine.compiler.worker is not None
         assert engine.compiler.worker.pid not in (None, os.getpid()), "routes are compiled in a process of their own"
@@ -149,6 +153,20 @@ def test_single_requests_are_what_slowdown_is_told_of(family_path: Path, cache_r
         assert slowdown() is None
         assert engine.run(X).logits.shape == (1, 3)
         assert slowdown() is not None
+
+
+@pytest.mark.parametrize("batching", ["on", "auto", BatchSettings("on", max_wait_ms=0.5, max_batch=3)])
+def test_with_batching_every_caller_gets_its_own_answer(family_path: Path, cache_root: Path, batching: BatchSettings | Mode) -> None:
+    inputs = np.random.default_rng(4).standard_normal((20, 1, 1, 8, 8)).astype(np.float32)
+    with Engine.open(family_path, cache_root=cache_root, threads=1, batching=batching) as engine:
+        engine.loader.join(60)
+        expected = [engine.executor.run(x, "large").logits for x in inputs]
+        with ThreadPoolExecutor(5) as clients:
+            answers = list(clients.map(lambda i: engine.run(inputs[i % 20]), range(200)))
+        for i, answer in enumerate(answers):
+            assert answer.route.name == "large"
+            np.testing.assert_allclose(answer.logits, expected[i % 20], rtol=1e-4, atol=1e-5)
+    assert engine.batcher.settings.mode == (batching if isinstance(batching, str) else "on")
 
 
 def test_it_ticks_at_its_interval(family_path: Path, cache_root: Path) -> None:
