@@ -21,6 +21,8 @@ from restnet_runtime.routes import Route
 from restnet_runtime.threads import SPIN_US
 
 INPUT, OUTPUT = "x", "y"
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGE_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class SessionSettings:
 def share_arena() -> None:
     """Register the one arena of this process with ONNX Runtime; once, because its environment is one per process."""
     ort.disable_telemetry_events()
+    _return_large_blocks()
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     # kSameAsRequested: grow by what is asked for, not by doubling.
     ort.create_and_register_allocator(info, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
@@ -112,6 +115,18 @@ def trim_heap() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:  # not glibc otherwise
         trim(0)
+
+
+def _return_large_blocks() -> None:
+    """Have glibc take blocks of several megabytes from the system and give them back, each by itself.
+
+    By default it learns from the first large block that is freed to keep such blocks in its heap, and in that of a thread they stay:
+    `malloc_trim` does not touch the end of it. Weights that a load packs and drops again kept tens of megabytes that way.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BYTES)
 
 
 def _frugal_options(settings: SessionSettings) -> ort.SessionOptions:
