@@ -3,16 +3,13 @@
 Made once under build/benchmarks. Images are noise; accuracies in these bundles mean nothing.
 """
 
-from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
+from common import ROOT
 
-from restnet_export.pipeline import ExportSettings, export_bundle
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.errors import BundleError
 
-ROOT = Path(__file__).resolve().parent.parent / "build" / "benchmarks"
 FAMILIES = {
     "resnet18-50": (("resnet18", "resnet50"), (1, 2), 224),
     "resnet18-50-32px": (("resnet18", "resnet50"), (1, 2), 32),
@@ -20,6 +17,8 @@ FAMILIES = {
     "deit-ti-s-b": (("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"), None, 224),
 }
 """Anchors, the stages that SN-Net stitches, and the side of the input. 32 pixels are what CIFAR has: few positions, all the weights."""
+QUICK = ("resnet18-50", "deit-ti-s")
+"""What is measured unless somebody asks for more: the largest family takes ten minutes to make."""
 
 
 def family(name: str) -> Bundle:
@@ -29,7 +28,12 @@ def family(name: str) -> Bundle:
         return open_bundle(out)
     except BundleError:
         pass
-    _complete_torchvision()
+    # Here, so that a benchmark whose bundle is there stays without torch.
+    import numpy as np
+
+    from restnet_export.pipeline import ExportSettings, export_bundle
+
+    complete_torchvision()
     anchors, stages, side = FAMILIES[name]
     ROOT.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -49,8 +53,10 @@ def family(name: str) -> Bundle:
     return export_bundle(settings, print)
 
 
-def _complete_torchvision() -> None:
+def complete_torchvision() -> None:
     """torchvision does not import beside a CPU build of torch of another version; these benchmarks use none of its operators."""
+    import torch
+
     if not hasattr(torch.ops.torchvision, "nms"):
         library = torch.library.Library("torchvision", "FRAGMENT")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -58,4 +64,4 @@ def _complete_torchvision() -> None:
         _KEPT.append(library)  # its definitions end with it
 
 
-_KEPT: list[torch.library.Library] = []
+_KEPT: list[Any] = []

@@ -1,102 +1,96 @@
-"""Claim: further routes of a bundle cost a few megabytes each, because all of them map the same weights.
+"""Claim: all routes of a family at once cost about the price of its weights.
 
-    python benchmarks/route_memory.py [--family resnet18-50 deit-ti-s] [--routes 8] [--json FILE]
+    python benchmarks/route_memory.py [--family resnet18-50 deit-ti-s] [--json FILE]
 
-Loads routes one after the other and runs each once; PSS of the process after each. Then, in a process of its own, plain
-ONNX Runtime sessions of the same routes. Prints both per further route, and their factor. What a further route adds is its
-own blocks that no route before it had, and anonymous memory (activations, session); the latter is shown by itself too.
+Proportional set size (PSS) of a process with all routes loaded and each run once, above that of the same process before the first
+was loaded; and the same with one plain ONNX Runtime session per route, in a process of its own. Smaller of the two allowances:
+weights.bin x 1.05 + 20 MB + 3 MB per route. Anonymous memory, which the kernel cannot take back, beside it.
 """
 
-import argparse
-import json
-import multiprocessing
+import time
 from pathlib import Path
 
-import numpy as np
-from families import FAMILIES, ROOT, family
+from common import Floor, Result, arguments, compile_all, in_child, load_all, noise, publish
+from families import FAMILIES, QUICK, family
 
-from restnet_runtime.bundle import open_bundle
-from restnet_runtime.compile import Compiler
-from restnet_runtime.machine import describe_machine
-from restnet_runtime.memory import Footprint, footprint
-from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
-from restnet_runtime.tables import table
+from restnet_runtime.manifest import WEIGHTS_FILE
+
+OVER_WEIGHTS, FIXED_BYTES, ROUTE_BYTES = 1.05, 20e6, 3e6
 
 
-def grow(path: Path, names: list[str], plain: bool, queue: "multiprocessing.Queue[list[Footprint]]") -> None:
-    """The footprint before the first and after each route."""
+def ours(path: Path, threads: int) -> tuple[int, int]:
+    """Growth in PSS, and of it anonymous memory."""
+    from restnet_runtime.bundle import open_bundle
+    from restnet_runtime.memory import footprint
+    from restnet_runtime.sessions import SessionSettings  # noqa: F401  # imported before, so that libraries count as idle
+
     bundle = open_bundle(path)
-    compiler = Compiler.for_bundle(bundle, ROOT / "cache")
-    x = np.zeros((1, *bundle.manifest.input.shape), np.float32)
-    sessions, sizes = [], []
-    for name in [None, *names]:
-        if name is not None:
-            route = bundle.route(name)
-            sessions.append(
-                plain_session(bundle, route, SessionSettings()) if plain else load_session(compiler.compile(route), SessionSettings())
-            )
-            infer(sessions[-1], x)
-        sizes.append(footprint())
-    queue.put(sizes)
+    x = noise(bundle)
+    idle = footprint()
+    executor = load_all(bundle, threads)
+    for name in executor.loaded:
+        executor.run(x, name)
+    full = footprint()
+    return full.pss_bytes - idle.pss_bytes, full.anonymous_bytes - idle.anonymous_bytes
 
 
-def measure(path: Path, names: list[str], plain: bool) -> list[Footprint]:
-    context = multiprocessing.get_context("spawn")
-    queue: multiprocessing.Queue[list[Footprint]] = context.Queue()
-    process = context.Process(target=grow, args=(path, names, plain, queue))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"the process that loads the routes ended with {process.exitcode}")
-    return queue.get()
+def plain(path: Path, threads: int) -> tuple[int, int]:
+    from restnet_runtime import compose  # noqa: F401  # as above
+    from restnet_runtime.bundle import open_bundle
+    from restnet_runtime.memory import footprint
+    from restnet_runtime.sessions import SessionSettings, plain_session
+
+    bundle = open_bundle(path)
+    x = noise(bundle)
+    idle = footprint()
+    sessions = []
+    for route in bundle.routes:
+        sessions.append(plain_session(bundle, route, SessionSettings(threads)))
+        sessions[-1].run(["y"], {"x": x})
+    full = footprint()
+    return full.pss_bytes - idle.pss_bytes, full.anonymous_bytes - idle.anonymous_bytes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", nargs="+", choices=sorted(FAMILIES), default=sorted(FAMILIES))
-    parser.add_argument("--routes", type=int, default=8)
-    parser.add_argument("--json", type=Path)
+    parser = arguments(__doc__)
+    parser.add_argument("--family", nargs="+", choices=sorted(FAMILIES), default=QUICK)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    rows = []
+    started = time.monotonic()
+    result = Result(
+        "Memory (PSS) of all routes, loaded and run once, above the idle process",
+        ("family", "routes", "weights.bin", "ours", "of it anonymous", "allowance", "plain sessions", "plain / ours"),
+    )
     for name in args.family:
         bundle = family(name)
-        compiler = Compiler.for_bundle(bundle, ROOT / "cache")
-        names = [route.name for route in sorted(bundle.routes, key=lambda route: -route.macs)][: args.routes]
-        for route in names:
-            compiler.compile(bundle.route(route))
-        ours, theirs = measure(bundle.path, names, plain=False), measure(bundle.path, names, plain=True)
-        further = len(names) - 1
-        rows.append(
-            {
-                "family": name,
-                "routes": len(names),
-                "first_bytes": ours[1].pss_bytes - ours[0].pss_bytes,
-                "further_bytes": (ours[-1].pss_bytes - ours[1].pss_bytes) / further,
-                "further_anonymous_bytes": (ours[-1].anonymous_bytes - ours[1].anonymous_bytes) / further,
-                "plain_first_bytes": theirs[1].pss_bytes - theirs[0].pss_bytes,
-                "plain_further_bytes": (theirs[-1].pss_bytes - theirs[1].pss_bytes) / further,
-                "factor": (theirs[-1].pss_bytes - theirs[0].pss_bytes) / (ours[-1].pss_bytes - ours[0].pss_bytes),
-            }
+        in_child(compile_all, bundle.path)  # compiling takes memory that loading does not
+        mine, mine_anonymous = in_child(ours, bundle.path, args.threads)
+        theirs, _ = in_child(plain, bundle.path, args.threads)
+        weights = bundle.manifest.files[WEIGHTS_FILE].bytes
+        allowance = weights * OVER_WEIGHTS + FIXED_BYTES + ROUTE_BYTES * len(bundle.routes)
+        row = {
+            "family": name,
+            "routes": len(bundle.routes),
+            "weights_bytes": weights,
+            "pss_bytes": mine,
+            "anonymous_bytes": mine_anonymous,
+            "allowance_bytes": allowance,
+            "plain_pss_bytes": theirs,
+            "factor": theirs / mine,
+        }
+        result.rows.append(row)
+        sizes = (f"{size / 1e6:.0f} MB" for size in (weights, mine, mine_anonymous, allowance, theirs))
+        result.cells.append((name, str(len(bundle.routes)), *sizes, f"{theirs / mine:.1f}x"))
+        result.floors.append(
+            Floor(
+                f"memory, all {len(bundle.routes)} routes of {name} loaded and run once (PSS)",
+                f"weights.bin; plain sessions take {theirs / 1e6:.0f} MB, {theirs / mine:.1f}x as much",
+                f"<= {allowance / 1e6:.0f} MB (1.05 x {weights / 1e6:.0f} + 20 + 3 per route)",
+                f"{mine / 1e6:.0f} MB",
+                mine <= allowance,
+            )
         )
-    print(
-        table(
-            ("family", "routes", "first", "each further", "of it anonymous", "plain first", "plain each further", "plain / ours, all"),
-            (
-                (
-                    row["family"],
-                    str(row["routes"]),
-                    *(
-                        f"{row[f'{key}_bytes'] / 1e6:.1f} MB"
-                        for key in ("first", "further", "further_anonymous", "plain_first", "plain_further")
-                    ),
-                    f"{row['factor']:.1f}x",
-                )
-                for row in rows
-            ),
-        )
-    )
-    if args.json:
-        args.json.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")
+    publish(result, args, started)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
 """How long threads should spin before they sleep: for microseconds, within a run only, never, or by ONNX Runtime's
 default. See docs/decisions/0004-threads.md.
 
-    python benchmarks/thread_waiting.py [--family resnet18-50] [--route resnet18] [--threads 2] [--rounds 20] [--busy 1]
+    python benchmarks/thread_waiting.py [--family resnet18-50] [--route resnet18] [--threads 2] [--rounds 20] [--busy 1] [--json FILE]
 
 Sessions of one compiled route take turns with a plain session; prints each median over the plain one's. `--busy` runs that
 many processes beside it that only count.
 """
 
-import argparse
 import subprocess
 import sys
 import time
 
-import numpy as np
 import onnxruntime as ort
-from families import FAMILIES, ROOT, family
+from common import CACHE, REST_S, Result, arguments, check_same, noise, publish
+from families import FAMILIES, family
 
 from restnet_runtime.compile import Compiler
 from restnet_runtime.profile import percentile
@@ -28,8 +27,6 @@ WAITING = {
     "default": {},
 }
 BUSY = "import time; end = time.time() + 300\nwhile time.time() < end: sum(range(10000))"
-REST_S = 0.03
-"""Between sessions, so that one's threads have gone to sleep before the next is timed."""
 
 
 def session(graph: str, threads: int, entries: dict[str, str]) -> ort.InferenceSession:
@@ -42,26 +39,26 @@ def session(graph: str, threads: int, entries: dict[str, str]) -> ort.InferenceS
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--family", choices=sorted(FAMILIES), default="resnet18-50")
     parser.add_argument("--route", default="resnet18")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--busy", type=int, default=0)
     args = parser.parse_args()
+    began = time.monotonic()
     bundle = family(args.family)
     route = bundle.route(args.route)
     settings = SessionSettings(args.threads)
-    compiled = Compiler.for_bundle(bundle, ROOT / "cache").compile(route)
+    compiled = Compiler.for_bundle(bundle, CACHE).compile(route)
     share_arena()
     sessions = {name: session(str(compiled.graph), args.threads, entries) for name, entries in WAITING.items()}
     sessions["as served"] = load_session(compiled, settings)
     sessions["plain"] = plain_session(bundle, route, settings)
-    x = np.random.default_rng(0).standard_normal((1, *bundle.manifest.input.shape)).astype(np.float32)
+    x = noise(bundle)
     expected = infer(sessions["plain"], x)
     for name, candidate in sessions.items():
-        if not np.allclose(infer(candidate, x), expected, rtol=1e-4, atol=1e-4):
-            raise SystemExit(f"{name}: outputs differ")
+        check_same(name, infer(candidate, x), expected)
     times: dict[str, list[float]] = {name: [] for name in sessions}
     neighbours = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(args.busy)]
     for _ in range(args.rounds):
@@ -76,8 +73,14 @@ def main() -> None:
         neighbour.kill()
         neighbour.wait()
     plain = percentile(times["plain"], 0.5)
-    for name, values in times.items():
-        print(f"{name:14} {percentile(values, 0.5):8.2f} ms  {percentile(values, 0.5) / plain:.3f} of plain")
+    medians = {name: percentile(values, 0.5) for name, values in times.items()}
+    result = Result(
+        f"How long threads wait actively: {args.route}, {args.threads} threads, {args.busy} busy processes beside it",
+        ("waiting", "latency", "of plain"),
+        [(name, f"{median:.2f} ms", f"{median / plain:.2f}x") for name, median in medians.items()],
+        [{"waiting": name, "latency_ms": median, "ratio": median / plain} for name, median in medians.items()],
+    )
+    publish(result, args, began)
 
 
 if __name__ == "__main__":

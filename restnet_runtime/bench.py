@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from restnet_runtime.budget import Budget
+from restnet_runtime.bundle import Bundle
 from restnet_runtime.engine import Engine
 from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Executor, preparation_order
 from restnet_runtime.loader import Loader
 from restnet_runtime.machine import describe_machine
 from restnet_runtime.memory import footprint
-from restnet_runtime.policy import Candidate, History, decide
+from restnet_runtime.policy import Candidate, Decision, History, decide
 from restnet_runtime.profile import percentile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
@@ -86,10 +87,9 @@ def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Be
     failed = loader.progress().failed
     if not executor.loaded:
         raise CompileError(f"no route could be loaded: {failed}")
-    candidates = [Candidate(route, executor.profile(route.name)) for route in executor.bundle.routes if route.name in executor.loaded]
-    decision = decide(Reading(), budget, candidates, History(), now_s=0.0)
+    decision = choose(executor, budget)
     chosen = executor.bundle.route(decision.route)
-    loaded = [candidate.route for candidate in candidates]
+    loaded = [route for route in executor.bundle.routes if route.name in executor.loaded]
     cheaper, dearer = neighbours(chosen, loaded)
     shown = {"cheaper": cheaper, "chosen": chosen, "dearer": dearer}
     figures = _measure(executor, {role: route for role, route in shown.items() if route is not None}, runs)
@@ -117,6 +117,17 @@ def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Be
         threads=threads,
         machine=describe_machine(),
     )
+
+
+def choose(executor: Executor, budget: Budget) -> Decision:
+    """What the policy says under `budget` alone, of the routes that are loaded: neither history nor the device's state count."""
+    routes = [route for route in executor.bundle.routes if route.name in executor.loaded]
+    return decide(Reading(), budget, [Candidate(route, executor.profile(route.name)) for route in routes], History(), now_s=0.0)
+
+
+def noise(bundle: Bundle) -> np.ndarray:
+    """One input (1, C, H, W) float32: timing does not depend on what an image shows."""
+    return np.random.default_rng(0).standard_normal((1, *bundle.manifest.input.shape)).astype(np.float32)
 
 
 def neighbours(chosen: Route, routes: list[Route]) -> tuple[Route | None, Route | None]:
@@ -162,7 +173,7 @@ def render(benchmark: Benchmark) -> str:
 
 
 def _measure(executor: Executor, shown: dict[str, Route], runs: int) -> dict[str, RouteFigures]:
-    x = _noise(executor)
+    x = noise(executor.bundle)
     times: dict[str, list[float]] = {role: [] for role in shown}
     first: dict[str, list[float]] = {role: [] for role in shown}
     for _ in range(runs):
@@ -210,10 +221,5 @@ def _alone(executor: Executor, name: str) -> tuple[float | None, int]:
     for other in executor.loaded:
         if other != name:
             executor.release(other)
-    executor.run(_noise(executor))
+    executor.run(noise(executor.bundle))
     return took_ms, footprint().pss_bytes
-
-
-def _noise(executor: Executor) -> np.ndarray:
-    shape = (1, *executor.bundle.manifest.input.shape)
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)

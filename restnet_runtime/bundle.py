@@ -33,6 +33,7 @@ class Bundle:
     """An opened bundle.
 
     digest: SHA-256 of manifest.json, which holds the SHA-256 of every other file: two bundles with the same digest are the same.
+    weights_checked: whether weights.bin was found to be what the manifest says; if not, `check_weights` before anything is read from it
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Bundle:
     digest: str
     routes: tuple[Route, ...]
     segments: dict[str, Segment]
+    weights_checked: bool = True
 
     def route(self, name: str) -> Route:
         """The route of that name. Raises `BundleError` listing some of the names there are."""
@@ -54,9 +56,10 @@ class Bundle:
         return self.path / WEIGHTS_FILE
 
 
-def open_bundle(path: str | Path) -> Bundle:
+def open_bundle(path: str | Path, *, weights_later: bool = False) -> Bundle:
     """Open and check the bundle at `path`, a directory.
 
+    weights_later: leave the digest of weights.bin (not its size) to `check_weights`; a start from a warm cache does not read it
     Raises `BundleError`, naming the file and the reason, for everything that is wrong with it.
     """
     try:
@@ -69,14 +72,20 @@ def open_bundle(path: str | Path) -> Bundle:
     manifest = _parse_manifest(raw)
     segments = _check_consistency(manifest)
     for name, entry in manifest.files.items():
-        check_file(root, name, entry)
+        check_file(root, name, entry, digest=name != WEIGHTS_FILE or not weights_later)
     return Bundle(
         path=root,
         manifest=manifest,
         digest=hashlib.sha256(raw).hexdigest(),
         routes=tuple(_route(entry) for entry in manifest.routes),
         segments=segments,
+        weights_checked=not weights_later,
     )
+
+
+def check_weights(bundle: Bundle) -> None:
+    """Raise `BundleError` unless weights.bin is what the manifest says."""
+    check_file(bundle.path, WEIGHTS_FILE, bundle.manifest.files[WEIGHTS_FILE])
 
 
 def _parse_manifest(raw: bytes) -> Manifest:

@@ -12,7 +12,7 @@ from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.engine import SHIPPED_BUNDLE, Engine
-from restnet_runtime.errors import RestnetError, UnitError
+from restnet_runtime.errors import CompileError, RestnetError, UnitError
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.providers import NAMES
 from restnet_runtime.tables import routes_table
@@ -43,6 +43,16 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
 
     parse.__name__ = kind.__name__
     return parse
+
+
+def _size(text: str) -> int:
+    try:
+        kind, value = parse_quantity(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if kind != "memory_bytes":
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give a number with B, kB, MB or GB")
+    return int(value)
 
 
 def _wait(text: str) -> float:
@@ -90,6 +100,12 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="compiled routes (default: $RESTNET_CACHE, else the user's cache directory, else one for temporary files)",
+    )
+    parser.add_argument(
+        "--cache-size",
+        type=_size,
+        metavar="SIZE",
+        help="what all of that may take, as 500MB; what nobody uses goes first (default: 2 GB, or half of what the disk has for it)",
     )
 
 
@@ -169,21 +185,62 @@ def bench(argv: Sequence[str] | None = None) -> int:
     parser = _common("restnet-bench", "Show which route fits a budget on this device, its cost here, and what its neighbours would give.")
     _engine_options(parser)
     parser.add_argument("--runs", type=_positive(int), default=100, metavar="N", help="timed runs of each route (default: %(default)s)")
+    parser.add_argument(
+        "--compare",
+        choices=("plain",),
+        help="instead: every route on the Pareto front beside one plain ONNX Runtime session of the same network (its defaults, level "
+        "ALL, as many threads): latency in turns, load time, outputs compared first; and the memory of all routes beside that of one "
+        "plain session for each, in processes of their own. Takes a few seconds for each route",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
     args = parser.parse_args(argv)
     return _run("restnet-bench", lambda: _bench(args))
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.compare is not None:
+        return _compare(args)
     from restnet_runtime.bench import render, run_benchmark
 
     engine = _open(args)
     result = run_benchmark(engine, args.budget, engine.executor.settings.threads, args.runs)
-    engine.executor.close()
+    engine.stop()
     print(render(result))
     if args.json is not None:
         args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
     return 0 if result.feasible else 1
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from restnet_runtime.compare import compare_plain
+    from restnet_runtime.comparison import render
+    from restnet_runtime.threads import usable_cores
+
+    if args.provider != ["cpu"]:
+        raise CompileError("--compare measures the CPU: leave --provider out")
+    if args.json is not None:
+        args.json.open("a").close()  # a place that cannot be written is better known before minutes of measuring
+    try:
+        result = compare_plain(
+            open_bundle(args.bundle),
+            args.budget,
+            cache_root=args.cache or default_cache_root(),
+            threads=args.threads or usable_cores(),
+            runs=args.runs,
+            on_step=lambda step: _show_step(f"{step} ..."),
+        )
+    finally:
+        _show_step("")
+    print(render(result))
+    if args.json is not None:
+        args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
+    return 0 if result.feasible else 1
+
+
+def _show_step(text: str) -> None:
+    """One line on a terminal that each step overwrites."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def inspect(argv: Sequence[str] | None = None) -> int:
@@ -215,5 +272,6 @@ def _open(args: argparse.Namespace, batching: BatchSettings | Mode = "off") -> E
         threads=args.threads,
         providers=args.provider,
         interval_s=getattr(args, "interval", 1.0),
+        cache_bytes=args.cache_size,
         batching=batching,
     )

@@ -1,30 +1,36 @@
 """Routes -> compiled routes: what ONNX Runtime makes of a whole joined network, kept so that it is made once per device.
 
-A route's joined graph is optimised at level ALL and saved together with its prepacked weights
-(`session.save_external_prepacked_constant_initializers`); tensors of all routes, raw and prepacked, are merged by
-content into one mapped file (`cache.py`). A session loaded from that with optimisation off runs like the original one
-and adds only its activations and bookkeeping to the process.
+A route's joined graph is optimised at level ALL (`optimising.py`), the weights of its products are packed (`packing.py`), and
+both are merged with those of all other routes (`merging.py`, `cache.py`). A session loaded from that with optimisation off
+runs like the original one and adds only its activations and bookkeeping to the process.
 """
 
+import errno
 import hashlib
+import logging
 import platform
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnxruntime as ort
 
-from restnet_runtime.bundle import Bundle
-from restnet_runtime.cache import Cache, CacheWriter, CompiledRoute, mapped
-from restnet_runtime.errors import CompileError
+from restnet_runtime.bundle import Bundle, check_weights
+from restnet_runtime.cache import Cache, CompiledRoute, DamagedCacheError, LockedCache
+from restnet_runtime.catalog import LEVELS, CompiledLevel
+from restnet_runtime.errors import CompileError, KilledError, RoomError
 from restnet_runtime.routes import Route
 
+if TYPE_CHECKING:
+    from restnet_runtime.worker import CompileWorker
+
+log = logging.getLogger(__name__)
+
 PROVIDERS = ("CPUExecutionProvider",)
-_INLINE_BELOW_BYTES = 1024
-_PREPACKED = "prepacked_"
 
 
-def cache_key(bundle: Bundle, cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+def cache_key(bundle: Bundle, cpuinfo: Path = Path("/proc/cpuinfo"), level: CompiledLevel = LEVELS[0]) -> dict[str, str]:
     """Everything that makes a compiled route valid here and nowhere else."""
     return {
         "bundle": bundle.digest,
@@ -33,7 +39,7 @@ def cache_key(bundle: Bundle, cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str
         "machine": platform.machine(),
         "cpu": cpu_features(cpuinfo),
         "providers": ",".join(PROVIDERS),
-        "level": "all+prepacked",
+        "level": f"all+{level}",
     }
 
 
@@ -47,108 +53,127 @@ def cpu_features(cpuinfo: Path) -> str:
     return hashlib.sha256(" ".join(sorted(words)).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
 class Compiler:
-    """Compiles routes of one bundle into one cache."""
+    """Compiles routes of one bundle into one cache: in this process, or in a worker of its own, whose memory is then its own too."""
 
-    bundle: Bundle
-    cache: Cache
+    def __init__(self, bundle: Bundle, cache: Cache, *, level: CompiledLevel = LEVELS[0], worker: "CompileWorker | None" = None) -> None:
+        self.bundle, self.cache, self.level = bundle, cache, level
+        self.worker = worker
+        self._weights_checked = bundle.weights_checked
+        self._lesser: Compiler | None = None
 
     @classmethod
-    def for_bundle(cls, bundle: Bundle, cache_root: Path) -> "Compiler":
-        """Raises `CompileError` if no cache can be made under `cache_root`."""
+    def for_bundle(
+        cls, bundle: Bundle, cache_root: Path, *, level: CompiledLevel = LEVELS[0], cap_bytes: int | None = None, apart: bool = False
+    ) -> "Compiler":
+        """level:      the best to make, one of `catalog.LEVELS`; less where ONNX Runtime cannot
+        cap_bytes:  what all caches under `cache_root` may take together, by default as `shelf.Shelf` has it
+        apart:      compile in a worker, for whoever serves at the same time; call `close` then
+
+        Raises `CompileError` if no cache can be made under `cache_root`.
+        """
+        if level not in LEVELS:
+            raise CompileError(f"the level {level!r} is unknown: give {' or '.join(LEVELS)}")
         try:
-            return cls(bundle, Cache(cache_root, cache_key(bundle)))
+            cache = Cache(cache_root, cache_key(bundle, level=level), cap_bytes)
         except OSError as error:
             raise CompileError(f"no cache can be made under {cache_root}: {error}") from error
+        worker = None
+        if apart:
+            from restnet_runtime.worker import CompileWorker, Job
 
-    def compile(self, route: Route, on_compile: Callable[[Route], None] | None = None) -> CompiledRoute:
+            worker = CompileWorker(Job(str(bundle.path), bundle.digest, str(cache_root), level, cap_bytes))
+        return cls(bundle, cache, level=level, worker=worker)
+
+    def compile(self, route: Route, on_compile: Callable[[Route], None] | None = None, level: CompiledLevel | None = None) -> CompiledRoute:
         """The compiled route, from the cache or made now (a fraction of a second to seconds).
 
-        on_compile: called before a route is really compiled.
-        Raises `BundleError` for a bad graph, `CompileError` when ONNX Runtime cannot make it or the cache cannot be written.
+        on_compile: called before a route is really compiled
+        level:      the best to make of this one, if another than the compiler's
+        Raises `BundleError` for a bad graph or bad weights, `CompileError` when ONNX Runtime cannot make it or the cache cannot be
+        written, and of these `RoomError` when there is no room for it.
         """
         try:
-            return self._compile(route, on_compile)
+            return self._compile(route, on_compile, level or self.level)
         except OSError as error:
-            raise CompileError(f"the cache {self.cache.path} cannot be used for the route {route.name!r}: {error}") from error
+            kind = RoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else CompileError
+            raise kind(f"the cache {self.cache.path} cannot be used for the route {route.name!r}: {error}") from error
 
-    def _compile(self, route: Route, on_compile: Callable[[Route], None] | None) -> CompiledRoute:
+    def lesser(self) -> "Compiler | None":
+        """The compiler of the next level, in a cache of its own beside this one; `None` below the last.
+
+        Raises `CompileError` if its cache cannot be made.
+        """
+        below = LEVELS[LEVELS.index(self.level) + 1 :]
+        if self._lesser is None and below:
+            shelf = self.cache.shelf
+            self._lesser = Compiler.for_bundle(
+                self.bundle, shelf.root, level=below[0], cap_bytes=shelf.asked_bytes, apart=self.worker is not None
+            )
+        return self._lesser
+
+    def close(self) -> None:
+        """End the worker, if there is one. A later `compile` starts another."""
+        if self._lesser is not None:
+            self._lesser.close()
+        if self.worker is not None:
+            self.worker.close()
+
+    def _compile(self, route: Route, on_compile: Callable[[Route], None] | None, level: CompiledLevel) -> CompiledRoute:
         compiled = self.cache.get(route.name)
         if compiled is not None:
             return compiled
+        if self.worker is None:
+            return self._compile_here(route, on_compile, level)
+        started: list[float] = []
+
+        def begin() -> None:
+            started.append(time.perf_counter())
+            if on_compile is not None and len(started) == 1:
+                on_compile(route)
+
+        try:
+            self.worker.compile(route.name, begin, level)
+        except KilledError as error:
+            if level == LEVELS[-1]:
+                raise
+            log.warning("%s: once more at the level %s, which takes the least memory", error, LEVELS[-1])
+            self.worker.compile(route.name, begin, LEVELS[-1])
+        compiled = self.cache.get(route.name)
+        if compiled is None:
+            raise CompileError(f"the route {route.name!r} was compiled, but is not in the cache {self.cache.path}")
+        if started:
+            self._tell(route, time.perf_counter() - started[0])
+        return compiled
+
+    def _tell(self, route: Route, took_s: float) -> None:
+        log.info("compiled %d of %d: %s, %.1f s", len(self.cache.names()), len(self.bundle.routes), route.name, took_s)
+
+    def _compile_here(self, route: Route, on_compile: Callable[[Route], None] | None, level: CompiledLevel) -> CompiledRoute:
         with self.cache.locked() as held:
             compiled = held.get(route.name)  # another process may have been quicker
             if compiled is not None:
                 return compiled
             if on_compile is not None:
                 on_compile(route)
-            with held.scratch() as scratch, held.writer() as writer:
-                return _merge(route.name, *self._optimise(route, scratch), writer)
+            if not self._weights_checked:
+                check_weights(self.bundle)
+                self._weights_checked = True
+            started = time.perf_counter()
+            try:
+                compiled = self._make(route, held, level)
+            except DamagedCacheError:  # met in what other routes had left there
+                held.drop()
+                compiled = self._make(route, held, level)
+            self._tell(route, time.perf_counter() - started)
+            return compiled
 
-    def _optimise(self, route: Route, scratch: Path) -> tuple[Path, Path]:
-        """Let ONNX Runtime optimise and prepack the joined graph; return the saved graph and its external data."""
-        from restnet_runtime.compose import compose  # imports onnx, which a start from a warm cache does without
+    def _make(self, route: Route, held: LockedCache, level: CompiledLevel) -> CompiledRoute:
+        # Here and not above: both import onnx, which a start from a warm cache does without.
+        from restnet_runtime.merging import merge
+        from restnet_runtime.optimising import optimise
 
-        graph, weights = scratch / "route.onnx", scratch / "route.bin"
-        joined = compose(self.bundle, route).SerializeToString()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # it warns that the result is for this machine only: that is what the key is for
-        options.intra_op_num_threads = 1
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.optimized_model_filepath = str(graph)
-        for key, value in (
-            ("session.model_external_initializers_file_folder_path", str(self.bundle.path)),
-            ("session.optimized_model_external_initializers_file_name", weights.name),
-            ("session.optimized_model_external_initializers_min_size_in_bytes", str(_INLINE_BELOW_BYTES)),
-            ("session.save_external_prepacked_constant_initializers", "1"),
-        ):
-            options.add_session_config_entry(key, value)
-        try:
-            ort.InferenceSession(joined, options, providers=list(PROVIDERS))
-        except Exception as error:  # ONNX Runtime's own errors share no base
-            raise CompileError(f"ONNX Runtime {ort.__version__} cannot compile the route {route.name!r}: {error}") from error
-        return graph, weights
-
-
-def _merge(name: str, graph: Path, weights: Path, writer: CacheWriter) -> CompiledRoute:
-    """Move a saved graph's tensors into the shared weights and point the graph there."""
-    import onnx
-
-    model = onnx.load_model(graph, load_external_data=False)
-    touched: dict[int, int] = {}
-    with mapped(weights) as data:
-
-        def move(offset: int, length: int) -> int:
-            return writer.place(data[offset : offset + length])
-
-        for tensor in model.graph.initializer:
-            if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                continue
-            fields = {item.key: item.value for item in tensor.external_data}
-            prepacked = {key: value for key, value in fields.items() if key.startswith(_PREPACKED)}
-            length = int(fields["length"])
-            offset = move(int(fields["offset"]), length)
-            if not prepacked:
-                touched[offset] = length
-            moved = {"location": writer.weights_name, "offset": str(offset), "length": str(length)}
-            for key, value in prepacked.items():
-                moved[key] = _move_prepacked(value, move, touched)
-            del tensor.external_data[:]
-            for key, value in moved.items():
-                tensor.external_data.add(key=key, value=value)
-    return writer.commit(name, model.SerializeToString(), touched.items())
-
-
-def _move_prepacked(value: str, move: Callable[[int, int], int], touched: dict[int, int]) -> str:
-    """Rewrite `KEY|offset;length;flag|offset;length;flag...`, ONNX Runtime's list of prepacked blocks."""
-    key, *blocks = value.split("|")
-    rewritten = [key]
-    for block in blocks:
-        offset, length, flag = block.split(";")
-        if int(length):
-            moved = move(int(offset), int(length))
-            touched[moved] = int(length)
-            offset = str(moved)
-        rewritten.append(f"{offset};{length};{flag}")
-    return "|".join(rewritten)
+        with held.scratch() as scratch:
+            optimised = optimise(self.bundle, route, scratch, reorder=level != "mapped")
+            with held.writer(self.bundle.weights) as writer:
+                return merge(self.bundle, route, optimised, writer, self.cache.path, scratch, level)

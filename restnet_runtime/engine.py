@@ -45,6 +45,7 @@ class Engine:
     executor: Executor
     controller: Controller
     loader: Loader
+    compiler: Compiler
     batcher: Batcher
 
     @classmethod
@@ -57,19 +58,22 @@ class Engine:
         threads: int | None = None,
         providers: Sequence[str] = ("cpu",),
         interval_s: float = 1.0,
+        cache_bytes: int | None = None,
         batching: BatchSettings | Mode = "off",
     ) -> "Engine":
-        """Open a bundle; nothing is compiled or loaded before `start`.
+        """Open a bundle; nothing is compiled or loaded before `start`. Routes are compiled in a process of their own.
 
-        cache_root: where compiled routes are kept, by default `default_cache_root()`
-        threads:    of one request, fixed; by default as many as the cores, the quota and other processes leave, as that changes
-        providers:  execution providers by short name, most wanted first, as `providers.NAMES` has them
-        interval_s: between two looks at the device
-        batching:   whether requests that meet on a route share a run, or only the mode of it: off, on, auto
-        Raises `BundleError`, and `CompileError` for an unknown provider.
+        cache_root:  where compiled routes are kept, by default `default_cache_root()`
+        threads:     of one request, fixed; by default as many as the cores, the quota and other processes leave, as that changes
+        providers:   execution providers by short name, most wanted first, as `providers.NAMES` has them
+        interval_s:  between two looks at the device
+        cache_bytes: what everything under `cache_root` may take, by default 2 GB or half of what the disk has for it
+        batching:    whether requests that meet on a route share a run, or only the mode of it: off, on, auto
+        Raises `BundleError`; for damage in weights.bin not here, but when a route is compiled from it. Raises `CompileError` for an
+        unknown provider.
         """
-        bundle = open_bundle(path)
-        compiler = Compiler.for_bundle(bundle, cache_root or default_cache_root())
+        bundle = open_bundle(path, weights_later=True)
+        compiler = Compiler.for_bundle(bundle, cache_root or default_cache_root(), cap_bytes=cache_bytes, apart=True)
         sensors, cores = Sensors(), affinity_cores()
         first = threads or choose_threads(cores, Reading(cpu_quota_cores=sensors.cgroup_limits().quota_cores), 1.0)
         chosen = choose_providers(providers, ort.get_available_providers(), compiler.cache.path, first)
@@ -86,7 +90,7 @@ class Engine:
         )
         settings = batching if isinstance(batching, BatchSettings) else BatchSettings(batching)
         batcher = Batcher(executor, settings, runs=lambda: max(1, cores // executor.settings.threads))
-        return cls(executor, controller, loader, batcher)
+        return cls(executor, controller, loader, compiler, batcher)
 
     def start(self) -> None:
         """Make routes ready in the background, the cheapest of the Pareto front first, and watch the device."""
@@ -103,10 +107,11 @@ class Engine:
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """End both threads, answer the requests that wait for a batch, and release every session."""
+        """End both threads and the process that compiles, answer the requests that wait for a batch, and release every session."""
         self.batcher.close()
         self.controller.stop()
         self.loader.stop()
+        self.compiler.close()
         self.executor.close()
 
     def run(self, x: npt.NDArray[np.float32], budget: Budget | None = None) -> Answer:

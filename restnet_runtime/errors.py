@@ -3,6 +3,8 @@
     RestnetError
       BundleError          a bundle is damaged, hostile, newer than this reader, or inconsistent
       CompileError         a route could not be compiled or loaded on this device
+        RoomError            ... for want of memory or of disk
+          KilledError      the process that compiled it was killed, most likely because memory ran out
       UnitError            a quantity or a budget could not be read
       InfeasibleError      no route fits the budget, and the operator chose to refuse rather than overrun
       AddressError         the address to serve on cannot be had
@@ -34,6 +36,14 @@ class BundleError(RestnetError):
 
 class CompileError(RestnetError):
     """A route that ONNX Runtime could not compile or load here."""
+
+
+class RoomError(CompileError):
+    """There is not the memory or the disk to compile a route: what does without a compiled route would take more still."""
+
+
+class KilledError(RoomError):
+    """The process that compiled a route was killed."""
 
 
 class UnitError(RestnetError):

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -11,18 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from restnet_runtime.bundle import Bundle
-from restnet_runtime.cache import CompiledRoute
+from restnet_runtime.bundle import Bundle, check_weights
+from restnet_runtime.catalog import LEVELS, CompiledRoute
 from restnet_runtime.compile import Compiler
-from restnet_runtime.errors import CompileError, InputError
-from restnet_runtime.memory import footprint
+from restnet_runtime.errors import CompileError, InputError, RoomError
+from restnet_runtime.measured import Measured, MeasuredStore
+from restnet_runtime.memory import anonymous_bytes, footprint
 from restnet_runtime.pages import hand_back
 from restnet_runtime.profile import RouteProfile, Timing, time_runs
 from restnet_runtime.providers import missing_note
 from restnet_runtime.residency import Need, together
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings, infer, joined_session, load_session, providers_of, trim_heap
-from restnet_runtime.timings import Timings
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,12 @@ class Resident:
         """`prepacked` or `mapped`, as it was compiled, or `plain`: weights of its own."""
         return "plain" if self.compiled is None else self.compiled.level
 
+    @property
+    def how(self) -> str:
+        """All that a measurement of it depends on, beside the device."""
+        parts = [f"{self.settings.threads} threads", *([] if self.level == LEVELS[0] else [self.level])]
+        return ", ".join([*parts, *self.settings.providers.names[:-1]])
+
 
 class Executor:
     """Runs routes of one bundle. Thread safe; nothing here waits for a load while a request runs."""
@@ -66,7 +73,7 @@ class Executor:
     def __init__(self, bundle: Bundle, compiler: Compiler, settings: SessionSettings) -> None:
         self.bundle = bundle
         self._compiler, self._settings = compiler, settings
-        self._kept_timings = Timings(compiler.cache.path)
+        self._measured = MeasuredStore(compiler.cache.path)
         self._lock = threading.Lock()  # guards the next two
         self._residents: dict[str, Resident] = {}
         self._current: Resident | None = None
@@ -75,10 +82,12 @@ class Executor:
         self._needs: dict[str, Need] = {}
         self._timings: dict[str, tuple[int, Timing]] = {}  # with the number of threads
         self._notes: dict[str, str] = {}
-        self._idle = footprint()
-        self._overhead_bytes = self._idle.pss_bytes
-        self._shared_bytes = self._idle.pss_bytes - self._idle.anonymous_bytes
+        idle = footprint()
+        self._overhead_bytes = idle.pss_bytes
+        self._shared_bytes = idle.pss_bytes - idle.anonymous_bytes
         self._handed_back = False
+        self._warm = weakref.WeakSet[ort.InferenceSession]()
+        self._weights_checked = bundle.weights_checked
         self._large_run_s: float | None = None
         self._busy_s = 0.0
 
@@ -157,8 +166,9 @@ class Executor:
         return Need(frozenset(guessed), _GUESSED_SESSION_BYTES)
 
     def load(self, name: str, on_compile: Callable[[Route], None] | None = None) -> Resident:
-        """Compile (unless cached), load, warm and profile a route, then let it be switched to. The first one becomes current.
+        """Compile (unless cached), load and profile a route, then let it be switched to. The first one becomes current.
 
+        A route that was measured at an earlier start is taken at that; `warm` it, so that its first answer is as quick as the next.
         Raises `BundleError` for an unknown route or a bad graph, `CompileError` when ONNX Runtime cannot run it.
         """
         route = self.bundle.route(name)
@@ -177,6 +187,19 @@ class Executor:
             if name in self._residents:
                 self._enter(self.bundle.route(name), None)
 
+    @property
+    def cold(self) -> tuple[str, ...]:
+        """Names of loaded routes that have not run yet, in the order in which they were loaded."""
+        with self._lock:
+            return tuple(name for name, resident in self._residents.items() if resident.session not in self._warm)
+
+    def warm(self, name: str) -> None:
+        """Run a loaded route on noise, which brings its weights into the process. Raises `CompileError` if it does not run."""
+        resident = self._residents.get(name)
+        if resident is not None:
+            self._try(resident.route, resident.session, self._example())
+            self._warm.add(resident.session)
+
     def refine(self, name: str) -> None:
         """Time a loaded route again and keep the quicker timing: the last start may have met a busy moment."""
         resident = self._residents.get(name)
@@ -184,8 +207,9 @@ class Executor:
             times = time_runs(lambda: infer(resident.session, self._example()), time.perf_counter, max_runs=10, max_s=0.1)
             threads, known = self._timings[name]
             if threads == resident.settings.threads:
-                self._timings[name] = threads, known.better(Timing.of(times))
-                self._kept_timings.put(name, *self._timings[name])
+                timing, need = known.better(Timing.of(times)), self._needs[name]
+                self._timings[name] = threads, timing
+                self._measured.put(name, resident.how, Measured(timing, need.session_bytes, need.activation_bytes))
 
     def release(self, name: str) -> None:
         """Forget a loaded route; requests that run on it finish. Raises `CompileError` for the current one."""
@@ -269,69 +293,95 @@ class Executor:
 
     def _enter(self, route: Route, on_compile: Callable[[Route], None] | None) -> Resident:
         """Make a route resident, in place of an older session of it. Needs `_loading`."""
-        name, settings = route.name, self._settings
-        compiled, session, need = self._session(route, settings, on_compile)
-        if name not in self._timings or self._timings[name][0] != settings.threads:
-            timing = self._kept_timings.get(name, settings.threads) or self._timed(name, session, settings)
-            self._timings[name] = settings.threads, timing
-        self._needs[name] = need
+        settings = self._settings
+        compiled, session = self._session(route, settings, on_compile)
         resident = Resident(route, session, compiled, settings)
+        known = self._measured.get(route.name, resident.how)
+        if known is None:
+            known = self._measure(resident)
+            self._measured.put(route.name, resident.how, known)
+        touched = frozenset[tuple[int, int]]() if compiled is None else compiled.touched
+        self._needs[route.name] = Need(touched, known.session_bytes, known.activation_bytes)
+        self._timings[route.name] = settings.threads, known.timing
         with self._lock:
-            self._residents[name] = resident
-            if self._current is None or self._current.route.name == name:
+            first = not self._residents
+            self._residents[route.name] = resident
+            if self._current is None or self._current.route.name == route.name:
                 self._current = resident
-        self._weigh()
+        if first or session in self._warm:  # else nothing has been measured, and `weigh` will be called when all are there
+            self._weigh()
         return resident
 
     def _session(
         self, route: Route, settings: SessionSettings, on_compile: Callable[[Route], None] | None
-    ) -> tuple[CompiledRoute | None, ort.InferenceSession, Need]:
-        """The compiled route and a warm session on it, or what serves in its place, and what this adds to the process."""
+    ) -> tuple[CompiledRoute | None, ort.InferenceSession]:
+        """The compiled route and a session on it, or what serves in its place."""
         if not settings.providers.cpu_only:
-            session, need = self._measured(route, lambda: joined_session(self.bundle, route, settings), frozenset())
-            note = missing_note(settings.providers.names, providers_of(session))
-            if note is not None:
-                self._note(route, note)
-            return None, session, need
-        for attempt in (1, 2):
-            compiled = self._compiler.compile(route, on_compile)
+            session = self._joined(route, settings)
+            self._note(route, missing_note(settings.providers.names, providers_of(session)))
+            return None, session
+        compiler: Compiler | None = self._compiler
+        while compiler is not None:
             try:
-                return compiled, *self._measured(route, lambda: load_session(compiled, settings), compiled.touched)  # noqa: B023
+                compiled, session = self._compiled(compiler, route, settings, on_compile)
+            except RoomError:
+                raise
+            except CompileError as error:
+                self._note(route, f"the level {compiler.level} does not work for {route.name}: {error}")
+                compiler = compiler.lesser()
+            else:
+                if compiled.level != LEVELS[0]:
+                    self._note(route, self._notes.get(route.name) or f"{route.name} could only be compiled to the level {compiled.level}")
+                return compiled, session
+        return None, self._joined(route, settings)
+
+    def _joined(self, route: Route, settings: SessionSettings) -> ort.InferenceSession:
+        if not self._weights_checked:
+            check_weights(self.bundle)  # a compiler does that for itself
+            self._weights_checked = True
+        return joined_session(self.bundle, route, settings)
+
+    def _compiled(
+        self, compiler: Compiler, route: Route, settings: SessionSettings, on_compile: Callable[[Route], None] | None
+    ) -> tuple[CompiledRoute, ort.InferenceSession]:
+        for attempt in (1, 2):
+            compiled = compiler.compile(route, on_compile)
+            try:
+                return compiled, load_session(compiled, settings)
             except CompileError:
                 if attempt == 2 or compiled.graph.exists():
                     raise
                 # another process found the cache damaged and dropped it just now
         raise AssertionError("the second attempt returns or raises")
 
-    def _measured(
-        self, route: Route, load: Callable[[], ort.InferenceSession], touched: frozenset[tuple[int, int]]
-    ) -> tuple[ort.InferenceSession, Need]:
-        """A warm session, and what it adds."""
-        x = self._example()
-        if not self._needs:
-            # The very first session also brings what all share (arena, code), which is no route's own.
-            self._warm(route, load(), x)
-        before = footprint().anonymous_bytes
-        session = load()
-        loaded = footprint().anonymous_bytes
-        self._warm(route, session, x)
+    def _measure(self, resident: Resident) -> Measured:
+        """Time a route, and weigh what it adds to the process: its session by loading another one, its activations by running it."""
+        route, session, x = resident.route, resident.session, self._example()
+        for _ in range(_WARM_RUNS):
+            self._try(route, session, x)
+        trim_heap()
+        before = anonymous_bytes()
+        again = self._session(route, resident.settings, None)[1]
+        self._try(route, again, x)
+        trim_heap()
+        session_bytes = anonymous_bytes() - before
+        del again
         infer(session, x, shrink=True)
-        shrunk = footprint().anonymous_bytes
+        trim_heap()
+        shrunk = anonymous_bytes()
         infer(session, x)
-        return session, Need(touched, max(0, loaded - before), max(0, footprint().anonymous_bytes - shrunk))
+        activation_bytes = anonymous_bytes() - shrunk
+        timing = Timing.of(time_runs(lambda: infer(session, x), time.perf_counter))
+        self._warm.add(session)
+        return Measured(timing, max(0, session_bytes), max(0, activation_bytes))
 
-    def _warm(self, route: Route, session: ort.InferenceSession, x: npt.NDArray[np.float32]) -> None:
+    def _try(self, route: Route, session: ort.InferenceSession, x: npt.NDArray[np.float32]) -> None:
         try:
-            shapes = {infer(session, x).shape for _ in range(_WARM_RUNS)}
+            shape = infer(session, x).shape
         except Exception as error:  # ONNX Runtime's own errors share no base
             raise CompileError(f"the route {route.name!r} does not run: {error}") from error
-        if shapes != {(1, len(self.bundle.manifest.classes))}:
-            raise CompileError(f"the route {route.name!r} answers {shapes.pop()} for {len(self.bundle.manifest.classes)} classes")
-
-    def _timed(self, name: str, session: ort.InferenceSession, settings: SessionSettings) -> Timing:
-        timing = Timing.of(time_runs(lambda: infer(session, self._example()), time.perf_counter))
-        self._kept_timings.put(name, settings.threads, timing)
-        return timing
+        if shape != (1, len(self.bundle.manifest.classes)):
+            raise CompileError(f"the route {route.name!r} answers {shape} for {len(self.bundle.manifest.classes)} classes")
 
     def _shrink(self, resident: Resident) -> None:
         """One run on noise, after which the arena keeps nothing; the next one takes what it needs again. Needs `_loading`."""
@@ -350,10 +400,10 @@ class Executor:
             self._shared_bytes = max(0, now.pss_bytes - now.anonymous_bytes - (together(needs) - own_bytes))
         self._overhead_bytes = max(0, now.anonymous_bytes - own_bytes) + self._shared_bytes
 
-    def _note(self, route: Route, note: str) -> None:
-        if self._notes.get(route.name) != note:
+    def _note(self, route: Route, note: str | None) -> None:
+        if note is not None and self._notes.get(route.name) != note:
             self._notes[route.name] = note
-            log.warning("route %s: %s", route.name, note)
+            log.warning("%s", note)
 
 
 def preparation_order(bundle: Bundle) -> list[str]:

@@ -12,11 +12,12 @@ from restnet_runtime.errors import BundleError
 from restnet_runtime.manifest import FileEntry
 
 
-def check_file(root: Path, name: str, entry: FileEntry) -> None:
-    """Raise `BundleError` unless `root/name` is a regular file inside `root` of that size and digest."""
+def check_file(root: Path, name: str, entry: FileEntry, digest: bool = True) -> None:
+    """Raise `BundleError` unless `root/name` is a regular file inside `root` of that size and, if `digest`, of that digest."""
     with _opened(root, name) as file:
         _check_size(name, entry, file)
-        _check_digest(name, entry, _digest(file))
+        if digest:
+            _check_digest(name, entry, _digest(file))
 
 
 def read_checked(root: Path, name: str, entry: FileEntry) -> bytes:

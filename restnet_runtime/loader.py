@@ -90,7 +90,7 @@ class Loader:
         return Progress(len(self._names), loaded, self._loading, self._compiled, self._left_out, dict(self._failed))
 
     def run(self) -> None:
-        """Load and release until nothing is left to do, in this thread."""
+        """Load and release until nothing is left to do, then run once what has not run yet, in this thread."""
         while not self._stop.is_set() and self.step():
             pass
         self._settled.set()
@@ -101,6 +101,8 @@ class Loader:
             self._compiled,
             len(self._left_out),
         )
+        self._warm_up()
+        self._executor.weigh()
 
     def step(self) -> bool:
         """Release what does not fit, else load the next that does. Returns whether there was anything to do."""
@@ -124,7 +126,7 @@ class Loader:
         able = [name for name in order if name not in self._failed]
         fitting = self._fitting(able, None if limit is None else limit / LOAD_MARGIN)
         self._left_out = tuple(name for name in able if name not in fitting and name not in staying)
-        missing = [name for name in self._names if name in fitting and name not in loaded]
+        missing = sorted((name for name in self._names if name in fitting and name not in loaded), key=lambda name: name != wanted)
         if missing:
             self._load(missing[0])
         return bool(gone or missing)
@@ -132,12 +134,25 @@ class Loader:
     def _loop(self) -> None:
         self.run()
         while not self._stop.wait(self._interval_s):
+            self._warm_up()
             if self._follow_threads() or self.step() or self._executor.settle(_SETTLE_S):
                 continue
             stale = [name for name in self._executor.loaded if name not in self._refined]
             if stale:
                 self._refined.add(stale[0])
                 self._executor.refine(stale[0])
+
+    def _warm_up(self) -> None:
+        """Run what has not run yet, so that a switch finds its weights in the process."""
+        for name in self._executor.cold:
+            if self._stop.is_set():
+                return
+            try:
+                self._executor.warm(name)
+            except Exception as error:
+                self._failed[name] = str(error) or repr(error)
+                log.error("route %s does not run any more: %s", name, error)
+                self._release(name)
 
     def _follow_threads(self) -> bool:
         """Load again what has another number of threads than it should. Returns whether there was anything."""

@@ -27,3 +27,52 @@ def footprint(proc: Path = Path("/proc"), pid: int | str = "self") -> Footprint:
         except (psutil.Error, AttributeError):
             unique = int(process.memory_info().rss)
         return Footprint(unique, unique)
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Pages that the process has mapped, in bytes, as the kernel counts them along: no walk over them. Shared ones count in full."""
+
+    anonymous_bytes: int
+    file_bytes: int
+
+
+def resident(proc: Path = Path("/proc"), pid: int | str = "self") -> Resident | None:
+    """`None` where the kernel does not tell."""
+    try:
+        lines = (proc / str(pid) / "status").read_text().splitlines()
+        fields = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
+        return Resident(int(fields["RssAnon"].split()[0]) * 1024, int(fields["RssFile"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+
+
+def anonymous_bytes() -> int:
+    """Of this process. Cheap, unlike `footprint`, which walks every page that every session maps."""
+    counted = resident()
+    return footprint().anonymous_bytes if counted is None else counted.anonymous_bytes
+
+
+class Gauge:
+    """PSS of a process, asked again and again: walked over once in a while, and in between moved by what was counted along.
+
+    walk_every:    how many askings may pass without a walk
+    file_moves:    a walk is due as well once mapped files have moved by so many bytes
+    """
+
+    def __init__(self, proc: Path = Path("/proc"), pid: int | str = "self", walk_every: int = 10, file_moves: int = 4 * 2**20) -> None:
+        self._proc, self._pid, self._walk_every, self._file_moves = proc, pid, walk_every, file_moves
+        self._walked: tuple[int, Resident] | None = None
+        self._asked = 0
+
+    def pss_bytes(self) -> int:
+        """Raises what `footprint` raises."""
+        counted = resident(self._proc, self._pid)
+        self._asked += 1
+        if counted is None:
+            return footprint(self._proc, self._pid).pss_bytes
+        known = self._walked
+        if known is None or self._asked >= self._walk_every or abs(counted.file_bytes - known[1].file_bytes) > self._file_moves:
+            self._walked, self._asked = (footprint(self._proc, self._pid).pss_bytes, counted), 0
+            return self._walked[0]
+        return max(0, known[0] + counted.anonymous_bytes - known[1].anonymous_bytes)

@@ -9,7 +9,7 @@ import psutil
 
 from restnet_runtime.cgroups import CgroupLimits, read_limits
 from restnet_runtime.contention import affinity, others_cores, read_cpu_times
-from restnet_runtime.memory import footprint
+from restnet_runtime.memory import Gauge
 from restnet_runtime.reading import Reading
 
 _Value = TypeVar("_Value")
@@ -27,6 +27,7 @@ class Sensors:
     def __init__(self, root: Path = Path("/"), pid: int | None = None) -> None:
         self._root = root
         self._pid = os.getpid() if pid is None else pid
+        self._gauge = Gauge(root / "proc", self._pid)
         self._cpu = _or_none(_cpu_seconds)
         self._cpu_times = read_cpu_times(self._root, self._pid, affinity(self._pid))
 
@@ -37,7 +38,7 @@ class Sensors:
         left = [value for value in (host, limits.headroom_bytes) if value is not None]
         return Reading(
             memory_available_bytes=min(left, default=None),
-            own_memory_bytes=_or_none(lambda: footprint(self._root / "proc", self._pid).pss_bytes),
+            own_memory_bytes=_or_none(self._gauge.pss_bytes),
             cpu_percent=self._cpu_percent(),
             others_cpu_cores=self._others_cpu_cores(),
             load_1m=_or_none(_load_1m),

@@ -50,6 +50,8 @@ def load_session(compiled: CompiledRoute, settings: SessionSettings) -> ort.Infe
     """A session on a compiled route, on the CPU: mapped weights, optimisation off. Raises `CompileError`."""
     options = _frugal_options(settings)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if compiled.level == "mapped":
+        options.add_session_config_entry("session.disable_prepacking", "1")  # or each session would hold a packed copy of its own
     return _session(str(compiled.graph), options, CPU_ONLY, f"load the compiled route {compiled.name!r}")
 
 
@@ -63,15 +65,24 @@ def joined_session(bundle: Bundle, route: Route, settings: SessionSettings) -> o
     return _joined(bundle, route, options, settings.providers)
 
 
-def plain_session(bundle: Bundle, route: Route, settings: SessionSettings) -> ort.InferenceSession:
+def plain_session(bundle: Bundle, route: Route, settings: SessionSettings, joined: bytes | None = None) -> ort.InferenceSession:
     """What a user would do without us: one ONNX Runtime session of its own on the joined graph, defaults and level ALL.
 
+    joined: `joined_graph(bundle, route)`, for whoever times a load: that user would have it as a file
     The peer of every comparison and the reference of every parity check. Raises `CompileError`.
     """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = settings.threads
-    return _joined(bundle, route, options, CPU_ONLY)
+    return _joined(bundle, route, options, CPU_ONLY, joined)
+
+
+def joined_graph(bundle: Bundle, route: Route) -> bytes:
+    """The segments of a route as one ONNX model, its weights still in the bundle. Raises `BundleError`."""
+    from restnet_runtime.compose import compose  # imports onnx, which serving from a warm cache does without
+
+    joined: bytes = compose(bundle, route).SerializeToString()
+    return joined
 
 
 def infer(session: ort.InferenceSession, x: np.ndarray, *, shrink: bool = False) -> np.ndarray:
@@ -124,12 +135,11 @@ def _frugal_options(settings: SessionSettings) -> ort.SessionOptions:
     return options
 
 
-def _joined(bundle: Bundle, route: Route, options: ort.SessionOptions, providers: Providers) -> ort.InferenceSession:
-    from restnet_runtime.compose import compose  # imports onnx, which serving from a warm cache does without
-
+def _joined(
+    bundle: Bundle, route: Route, options: ort.SessionOptions, providers: Providers, joined: bytes | None = None
+) -> ort.InferenceSession:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
-    joined = compose(bundle, route).SerializeToString()
-    return _session(joined, options, providers, f"load the route {route.name!r}")
+    return _session(joined or joined_graph(bundle, route), options, providers, f"load the route {route.name!r}")
 
 
 def _session(model: str | bytes, options: ort.SessionOptions, providers: Providers, what: str) -> ort.InferenceSession:

@@ -138,6 +138,46 @@ def own_family(family_source: BundleSource, family_path: Path, tmp_path: Path) -
     return make
 
 
+@pytest.fixture
+def dense_bundle_of(family_source: BundleSource, tmp_path: Path) -> Callable[[int, int], Bundle]:
+    """A factory of bundles of matrix products, whose weights ONNX Runtime packs: 64 -> a -> b -> 3; where a is b, also 64 -> a -> 3."""
+
+    def dense(name: str, rng: np.random.Generator, cin: int, cout: int, flatten: bool = False) -> SegmentSource:
+        weight = rng.standard_normal((cin, cout)).astype(np.float32)
+        shape = INPUT_SHAPE if flatten else (cin,)
+        nodes = [helper.make_node("Flatten", ["x"], ["flat"])] if flatten else []
+        nodes.append(helper.make_node("MatMul", ["flat" if flatten else "x", "w"], ["y"]))
+        return SegmentSource(
+            name=name,
+            kind="block",
+            anchor="dense",
+            module="",
+            input_shape=shape,
+            output_shape=(cout,),
+            macs=weight.size,
+            params=weight.size,
+            model=segment_graph(nodes, {"w": weight}, shape, (cout,)),
+        )
+
+    def make(a: int, b: int) -> Bundle:
+        rng = np.random.default_rng(5)
+        first, second, last = dense("dense.0", rng, 64, a, flatten=True), dense("dense.1", rng, a, b), dense("dense.2", rng, b, 3)
+        names = ("dense.0", "dense.1", "dense.2")
+        routes = [RouteSource("dense", names, 0.9)] + ([RouteSource("dense-short", (names[0], names[2]), 0.8)] if a == b else [])
+        source = dataclasses.replace(
+            family_source, anchors=(Anchor(name="dense", segments=names),), segments=(first, second, last), routes=tuple(routes)
+        )
+        return open_bundle(write_bundle(source, tmp_path / "dense").path)
+
+    return make
+
+
+@pytest.fixture
+def dense_bundle(dense_bundle_of: Callable[[int, int], Bundle]) -> Bundle:
+    """Two routes that share two of three matrices."""
+    return dense_bundle_of(128, 128)
+
+
 @pytest.fixture(scope="session")
 def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A compiled cache that tests share."""

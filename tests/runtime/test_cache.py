@@ -1,5 +1,6 @@
 """The compiled cache: shared tensors, damage of every kind, several processes, and processes that are killed."""
 
+import hashlib
 import json
 import os
 import signal
@@ -15,9 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from restnet_runtime.bundle import Bundle
-from restnet_runtime.cache import FORMAT, Cache, DamagedCacheError, mapped, write_atomically
+from restnet_runtime.cache import Cache
+from restnet_runtime.catalog import FORMAT, LINKED, DamagedCacheError
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError
+from restnet_runtime.mapping import mapped, write_atomically
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
 
 SETTINGS = SessionSettings(threads=1)
@@ -52,13 +55,13 @@ def test_a_second_start_compiles_nothing(family_bundle, compiled, expected) -> N
     assert start(family_bundle, compiled.parent, expected) == []
     assert {path.name: path.stat().st_mtime_ns for path in compiled.iterdir()} == {
         **before,
-        "lock": before["lock"],
+        "in-use": (compiled / "in-use").stat().st_mtime_ns,
     }
 
 
 def test_files_of_a_cache(compiled) -> None:
     names = sorted(path.name.split("-")[0] for path in compiled.iterdir())
-    assert names == ["cache.json", "lock", "route", "route", "route", "route", "weights"]
+    assert names == ["cache.json", "in", "lock", "route", "route", "route", "route", "weights"]
 
 
 def test_tensors_of_routes_are_stored_once(family_bundle, tmp_path) -> None:
@@ -86,32 +89,42 @@ def weights_of(path: Path) -> Path:
 
 
 def flip(path: Path, at: int) -> None:
+    """In a copy that takes the place of the file: what is mapped, and what it is a link to, stays whole."""
     data = bytearray(path.read_bytes())
     data[at] ^= 0x40
-    replacement = path.with_name("damaged")
-    replacement.write_bytes(data)
-    replacement.replace(path)
+    path.unlink()
+    path.write_bytes(data)
 
 
 def edit(change: Callable[[dict], object]) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
-        document = json.loads((path / "cache.json").read_bytes())
+        document = catalog_of(path)
         change(document)
-        (path / "cache.json").write_text(json.dumps(document))
+        data = json.dumps(document).encode()
+        (path / "cache.json").write_bytes(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
 
     return damage
 
 
+def catalog_of(path: Path) -> dict:
+    return json.loads((path / "cache.json").read_bytes().partition(b"\n")[2])
+
+
 def in_weights(path: Path) -> None:
     """A flipped byte in the largest thing that every route of `large` reads."""
-    document = json.loads((path / "cache.json").read_bytes())
-    offset, length, _ = max(document["routes"]["large"]["extents"], key=lambda extent: extent[1])
-    flip(weights_of(path), offset + length // 2)
+    document = catalog_of(path)
+    tensors = {address: length for address, length, _ in document["tensors"]}
+    address = max((one for one in document["routes"]["large"]["extents"] if one < LINKED), key=tensors.__getitem__)
+    flip(weights_of(path), address + tensors[address] // 2)
 
 
 def in_graph(path: Path) -> None:
-    graph = path / json.loads((path / "cache.json").read_bytes())["routes"]["small"]["graph"]
+    graph = path / catalog_of(path)["routes"]["small"]["graph"]
     flip(graph, graph.stat().st_size // 2)
+
+
+def in_catalog(path: Path) -> None:
+    flip(path / "cache.json", (path / "cache.json").stat().st_size // 2)
 
 
 def outside(path: Path) -> None:
@@ -132,6 +145,7 @@ def a_directory(path: Path) -> None:
 DAMAGE = {
     "flipped byte in weights": in_weights,
     "flipped byte in a graph": in_graph,
+    "flipped byte in the catalog": in_catalog,
     "truncated weights": lambda path: os.truncate(weights_of(path), weights_of(path).stat().st_size // 2),
     "empty weights": lambda path: os.truncate(weights_of(path), 0),
     "weights missing": lambda path: weights_of(path).unlink(),
@@ -150,7 +164,9 @@ DAMAGE = {
     "graph elsewhere": edit(lambda document: document["routes"]["small"].update(graph="../route.onnx")),
     "name of a number": edit(lambda document: document.update(weights=7)),
     "infinite size": edit(lambda document: document.update(weights_bytes=float("inf"))),
-    "extents past the end": edit(lambda document: document["routes"]["small"].update(extents=[[2**70, 2**70, "0" * 64]])),
+    "extents past the end": edit(lambda document: document["tensors"][0].__setitem__(0, 2**49)),
+    "extents of nothing": edit(lambda document: document["routes"]["small"].update(extents=[2**70])),
+    "level of nothing": edit(lambda document: document["routes"]["small"].update(level="best")),
     "extents of text": edit(lambda document: document["routes"]["small"].update(extents=["abc"])),
     "route of nothing": edit(lambda document: document["routes"].update(small=None)),
     "graph of another route": edit(lambda document: document["routes"].update(small={**document["routes"]["large"], "graph_sha256": ""})),
@@ -215,7 +231,7 @@ def test_what_a_killed_process_left_is_removed(family_bundle, tmp_path) -> None:
     (path / "profiles.json").write_text("{}")
     compiler.compile(family_bundle.routes[0])
     names = sorted(path.name.split("-")[0] for path in path.iterdir())
-    assert names == ["cache.json", "lock", "profiles.json", "route", "weights"]
+    assert names == ["cache.json", "in", "lock", "profiles.json", "route", "weights"]
 
 
 def test_nothing_counts_before_the_commit(tmp_path) -> None:
@@ -227,11 +243,12 @@ def test_nothing_counts_before_the_commit(tmp_path) -> None:
     assert cache.get("route") is None
     with cache.locked() as held, held.writer() as writer:
         offsets = [writer.place(memoryview(data)) for data in (b"a" * 5000, b"small", b"b" * 5000, b"a" * 5000)]
-        made = writer.commit("route", b"graph", [(0, 7)])
+        made = writer.commit("route", b"graph", [0])
     assert offsets == [0, 5056, 8192, 0]
     assert cache.get("route") == made
     assert made.graph.read_bytes() == b"graph"
     assert [extent[:2] for extent in made.extents] == [(0, 5000), (5056, 5), (8192, 5000)]
+    assert made.touched == {(0, 5000)}
     with mapped(tmp_path / made.graph.parent.name / writer.weights_name) as data:
         assert bytes(data[8192:]) == b"b" * 5000
 
@@ -281,7 +298,7 @@ import sys, time
 import numpy as np
 from pathlib import Path
 from restnet_runtime.bundle import open_bundle
-from restnet_runtime.cache import CacheWriter
+from restnet_runtime.cache_writer import CacheWriter
 from restnet_runtime.compile import Compiler
 from restnet_runtime.sessions import SessionSettings, infer, load_session
 

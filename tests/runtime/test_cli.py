@@ -316,6 +316,8 @@ def test_a_budget_that_cannot_be_read(name: str, budget: str, told: str, capsys:
         ("serve", "--max-in-flight", "0", "must be above zero"),
         ("serve", "--workers", "1000000000", "below a thousand million"),
         ("bench", "--runs", "0", "must be above zero"),
+        ("serve", "--cache-size", "500", "is not a quantity"),
+        ("bench", "--cache-size", "5ms", "is not a size: give a number with B, kB, MB or GB"),
     ],
 )
 def test_numbers_out_of_range(name: str, option: str, value: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -54,14 +55,27 @@ def test_open_loads_nothing_and_start_loads_all(family_path: Path, tmp_path: Pat
     try:
         assert running() == THREADS or engine.loader.progress().done
         engine.loader.join(60)
-        assert engine.executor.loaded == tuple(preparation_order(engine.executor.bundle))
+        first, *others = preparation_order(engine.executor.bundle)
+        # The cheapest, to answer early; then the one that is wanted, which without limits is the most accurate; then the rest of the front.
+        assert engine.executor.loaded == (first, "large", *(name for name in others if name != "large"))
         assert engine.loader.progress().failed == {}
+        assert engine.compiler.worker is not None
+        assert engine.compiler.worker.pid not in (None, os.getpid()), "routes are compiled in a process of their own"
     finally:
         engine.stop()
     assert not running()
+    assert engine.compiler.worker.pid is None
     assert engine.executor.loaded == ()
     with pytest.raises(InfeasibleError, match="none is loaded"):
         engine.run(X)
+
+
+def test_a_cache_that_is_full_leaves_routes_out_and_serves_the_others(family_path: Path, tmp_path: Path) -> None:
+    with Engine.open(family_path, cache_root=tmp_path, threads=1, cache_bytes=30_000) as engine:
+        engine.loader.join(60)
+        assert engine.executor.loaded == ("small",)
+        assert {"room for" in reason for reason in engine.loader.progress().failed.values()} == {True}
+        assert engine.run(X).route.name == "small"
 
 
 def test_stop_without_start_is_harmless(family_path: Path, cache_root: Path) -> None:

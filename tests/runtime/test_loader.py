@@ -9,8 +9,9 @@ import pytest
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.executor import Executor, preparation_order
-from restnet_runtime.loader import Loader, Progress
+from restnet_runtime.loader import LOAD_MARGIN, Loader, Progress
 from restnet_runtime.profile import Timing
+from restnet_runtime.residency import together
 from restnet_runtime.sessions import SessionSettings
 
 
@@ -146,3 +147,52 @@ def test_idle_it_times_again_what_was_measured_in_a_busy_moment(family_bundle, m
         time.sleep(0.01)
     loader.stop()
     assert 0 < executor.profile("small").latency_ms < 1e5
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_loaded_routes_follow_the_number_of_threads(family_bundle, make) -> None:
+    executor, threads = make(family_bundle), [1]
+    loader = Loader(executor, preparation_order(family_bundle), interval_s=0.01, threads=lambda: threads[0])
+    loader.start()
+    loader.join(60)
+    assert executor.settings.threads == 1
+    threads[0] = 2
+    until(lambda: executor.settings.threads == 2 and not executor.stale)
+    loader.stop()
+    assert set(executor.loaded) == {route.name for route in family_bundle.routes}
+    assert loader.progress().failed == {}
+
+
+def test_everything_loaded_has_run_once_the_loader_is_idle(family_bundle, make) -> None:
+    for _ in range(2):  # the second time from what was measured before, when loading by itself runs nothing
+        executor = make(family_bundle)
+        loader = Loader(executor, preparation_order(family_bundle))
+        loader.run()
+        assert executor.cold == ()
+    executor = make(family_bundle)
+    executor.load("large")
+    assert executor.cold == ("large",)
+    executor.warm("large")
+    executor.warm("small")  # not loaded: nothing to do
+    assert executor.cold == ()
+
+
+def test_what_is_wanted_is_loaded_before_the_way_down(family_bundle, make) -> None:
+    """Room for two: the current route and the one that would be chosen, not the current one and the cheapest."""
+    executor = make(family_bundle)
+    for name in ("small[0-1]>large[3-4]", "large", "small"):
+        executor.load(name)
+    executor.switch("small[0-1]>large[3-4]")
+    needs = [executor.need("small[0-1]>large[3-4]"), executor.need("large")]
+    executor.release("large")
+    executor.release("small")
+    room = [executor.overhead_bytes + together(needs)]
+    loader = Loader(executor, preparation_order(family_bundle), memory_limit=lambda: int(room[0] * LOAD_MARGIN) + 1, wanted=lambda: "large")
+    loader.step()
+    assert executor.loaded == ("small[0-1]>large[3-4]", "large")

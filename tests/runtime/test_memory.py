@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 import pytest
 
-from restnet_runtime.memory import Footprint, footprint
+from restnet_runtime.memory import Footprint, Gauge, Resident, anonymous_bytes, footprint, resident
 
 RECORDED = """\
 55e3c8a00000-7ffd3b5f6000 ---p 00000000 00:00 0                          [rollup]
@@ -71,3 +71,39 @@ def test_what_this_process_takes_is_seen() -> None:
     after = footprint()
     assert 0.9 * taken.nbytes < after.anonymous_bytes - before.anonymous_bytes < 1.5 * taken.nbytes
     assert after.pss_bytes >= after.anonymous_bytes * 0.5
+
+
+STATUS = "Name:\tx\nVmRSS:\t  300 kB\nRssAnon:\t  100 kB\nRssFile:\t  200 kB\nRssShmem:\t 0 kB\n"
+
+
+def test_counted_pages(tmp_path) -> None:
+    (tmp_path / "7").mkdir()
+    assert resident(tmp_path, 7) is None
+    (tmp_path / "7" / "status").write_text(STATUS)
+    assert resident(tmp_path, 7) == Resident(100 * 1024, 200 * 1024)
+    (tmp_path / "7" / "status").write_text(STATUS.replace("RssFile:\t  200", "RssFile:\t  many"))
+    assert resident(tmp_path, 7) is None
+
+
+def test_a_gauge_walks_seldom_and_follows_what_is_counted(tmp_path) -> None:
+    root = recorded(tmp_path, RECORDED, 7)
+    status, kb = root / "7" / "status", 1024
+    gauge = Gauge(root, 7, walk_every=3, file_moves=50 * kb)
+    assert gauge.pss_bytes() == 84321 * kb  # the kernel does not count along: walked every time
+    status.write_text(STATUS)
+    assert gauge.pss_bytes() == 84321 * kb
+    (root / "7" / "smaps_rollup").write_text(RECORDED.replace("84321", "90000"))
+    status.write_text(STATUS.replace("  100 kB", "  150 kB"))
+    assert gauge.pss_bytes() == (84321 + 50) * kb  # not walked
+    status.write_text(STATUS.replace("  200 kB", "  260 kB"))
+    assert gauge.pss_bytes() == 90000 * kb  # mapped files have moved
+    (root / "7" / "smaps_rollup").write_text(RECORDED)
+    assert [gauge.pss_bytes() for _ in range(3)] == [90000 * kb, 90000 * kb, 84321 * kb]  # the third asking
+
+
+def test_a_gauge_of_this_process_sees_what_it_takes() -> None:
+    gauge = Gauge()
+    before = gauge.pss_bytes()
+    taken = np.ones(64 * 2**20, np.uint8)
+    assert 0.9 * taken.nbytes < gauge.pss_bytes() - before < 1.5 * taken.nbytes
+    assert anonymous_bytes() > taken.nbytes

@@ -121,9 +121,10 @@ with Engine.open(sys.argv[1], cache_root=Path(sys.argv[2]), threads=1, interval_
     for name in executor.loaded:
         executor.run(x, name)
     full = footprint().pss_bytes
+    executor.weigh()
     limit = executor.overhead_bytes + 40_000_000
     engine.controller.budget = Budget(memory_bytes=limit)
-    wait_until(lambda: len(executor.loaded) <= 2 and footprint().pss_bytes < limit)
+    wait_until(lambda: set(executor.loaded) == {"wide-0", executor.current.name} and footprint().pss_bytes < limit)
     held, kept, current = footprint().pss_bytes, executor.loaded, executor.current.name
     engine.controller.budget = Budget()
     wait_until(lambda: len(executor.loaded) == 4 and not engine.loader.progress().left_out)
@@ -161,6 +162,7 @@ x = np.random.default_rng(0).standard_normal((1, 1, 8, 8)).astype(np.float32)
 for name in preparation_order(bundle):
     executor.load(name)
 expected = {name: executor.run(x, name).logits.tolist() for name in executor.loaded}
+executor.weigh()
 full = footprint().pss_bytes
 needs = {name: executor.need(name) for name in executor.loaded}
 predicted_full = executor.overhead_bytes + together(needs.values())

@@ -1,0 +1,112 @@
+"""Claim: a thousand switches under four concurrent clients lose no answer, mix none up, and leave no memory behind.
+
+    python benchmarks/churn.py [--bundle digits resnet18-50] [--switches 1000] [--clients 4] [--json FILE]
+
+Clients ask without a pause while the current route is switched at random, each switch after at least one more answer. Every
+output is compared, bit for bit, with what its route's session gives when nothing else runs. PSS is taken after every fiftieth
+switch; growth is the line through the second half of them (least squares) over as many switches, and what the last quarter
+has at least more than the second quarter had at most.
+"""
+
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from common import Floor, Result, arguments, compile_all, in_child, load_all, noise, publish
+from families import FAMILIES, family
+
+from restnet_runtime.engine import SHIPPED_BUNDLE
+
+DIGITS = "digits"
+GROWTH_FLOOR_BYTES = 2e6
+SAMPLES = 20
+
+
+def churn(path: Path, threads: int, switches: int, clients: int) -> dict[str, Any]:
+    import numpy as np
+
+    from restnet_runtime.bundle import open_bundle
+    from restnet_runtime.memory import footprint
+
+    executor = load_all(open_bundle(path), threads)
+    x = noise(executor.bundle)
+    expected = {name: executor.load(name).session.run(["y"], {"x": x})[0] for name in executor.loaded}
+    answers, wrong, failures, done = [0] * clients, [0] * clients, [0] * clients, threading.Event()
+
+    def ask(client: int) -> None:
+        while not done.is_set():
+            try:
+                answer = executor.run(x)
+                wrong[client] += not np.array_equal(answer.logits, expected[answer.route.name])
+            except Exception:  # whatever it is, a client had no answer
+                failures[client] += 1
+            answers[client] += 1
+
+    workers = [threading.Thread(target=ask, args=(client,)) for client in range(clients)]
+    for worker in workers:
+        worker.start()
+    draw, pss, before = random.Random(0), [footprint().pss_bytes], time.monotonic()
+    for count in range(1, switches + 1):
+        executor.switch(draw.choice(executor.loaded))
+        seen = sum(answers)
+        while sum(answers) == seen:
+            time.sleep(0.0002)
+        if count % max(1, switches // SAMPLES) == 0:
+            pss.append(footprint().pss_bytes)
+    took_s = time.monotonic() - before
+    done.set()
+    for worker in workers:
+        worker.join()
+    half, quarter = pss[len(pss) // 2 :], len(pss) // 4
+    slope = float(np.polyfit(range(len(half)), half, 1)[0]) * SAMPLES * 1000 / switches
+    return {
+        "bundle": path.name,
+        "routes": len(executor.loaded),
+        "switches": switches,
+        "clients": clients,
+        "seconds": took_s,
+        "answers": sum(answers),
+        "failed": sum(failures),
+        "wrong": sum(wrong),
+        "pss_bytes": pss,
+        "slope_bytes_per_1000": slope,
+        "growth_bytes": max(0, min(pss[-quarter:]) - max(pss[quarter : 2 * quarter])),
+    }
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--bundle", nargs="+", choices=[DIGITS, *sorted(FAMILIES)], default=[DIGITS, "resnet18-50"])
+    parser.add_argument("--switches", type=int, default=1000)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1, help="of one request (%(default)s)")
+    args = parser.parse_args()
+    started = time.monotonic()
+    result = Result(
+        f"Churn: {args.switches} switches under {args.clients} clients",
+        ("bundle", "routes", "answers", "failed", "wrong", "PSS first", "PSS last", "slope per 1,000 switches", "seconds"),
+    )
+    for name in args.bundle:
+        path = SHIPPED_BUNDLE if name == DIGITS else family(name).path
+        in_child(compile_all, path)
+        row = in_child(churn, path, args.threads, args.switches, args.clients)
+        result.rows.append(row)
+        sizes = (f"{size / 1e6:.1f} MB" for size in (row["pss_bytes"][0], row["pss_bytes"][-1], row["slope_bytes_per_1000"]))
+        counts = (str(row[key]) for key in ("routes", "answers", "failed", "wrong"))
+        result.cells.append((name, *counts, *sizes, f"{row['seconds']:.1f}"))
+        result.floors.append(
+            Floor(
+                f"{args.switches:,} switches under {args.clients} concurrent clients, {name}",
+                "each route's direct run, bit for bit",
+                f"0 failed, 0 wrong, growth <= {GROWTH_FLOOR_BYTES / 1e6:.0f} MB",
+                f"{row['failed']} failed, {row['wrong']} wrong of {row['answers']:,}, grew by {row['growth_bytes'] / 1e6:.1f} MB",
+                not row["failed"] and not row["wrong"] and row["growth_bytes"] <= GROWTH_FLOOR_BYTES,
+            )
+        )
+    publish(result, args, started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Claim: the number of threads that is chosen from quota and load is the better one, and under a CPU quota of half a core the p99 is
+not worse than single-threaded. See docs/decisions/0004-threads.md.
+
+    python benchmarks/thread_count.py [--family resnet18-50] [--route resnet18] [--seconds 12] [--json FILE]
+
+For each situation (an idle machine, neighbours that only count, CPU quotas in a cgroup of their own) one process loads the route
+with one thread and with one per core; both take turns of half a second, long enough to meet the quota's periods. What is
+chosen is `choose_threads` on a reading of the device in that very situation. Quotas are skipped where no cgroup is writable.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from common import CACHE, Child, Floor, Result, arguments, noise, publish, quantile, timed_ms
+from families import FAMILIES, family
+
+BUSY = "import time; end = time.time() + 300\nwhile time.time() < end: sum(range(10000))"
+TURN_S = 0.5
+SITUATIONS: dict[str, tuple[int, float | None]] = {
+    "idle": (0, None),
+    "1 busy neighbour": (1, None),
+    "2 busy neighbours": (2, None),
+    "quota 0.5": (0, 0.5),
+    "quota 1.5": (0, 1.5),
+}
+"""Neighbours, and cores of quota."""
+
+
+def serve(connection: Connection, path: Path, route: str) -> None:
+    """Answers `("run", seconds)` by milliseconds of each run per number of threads, and what would be chosen."""
+    from restnet_runtime.bundle import open_bundle
+    from restnet_runtime.compile import Compiler
+    from restnet_runtime.sensors import Sensors
+    from restnet_runtime.sessions import SessionSettings, infer, load_session
+    from restnet_runtime.threads import affinity_cores, choose_threads
+
+    bundle = open_bundle(path)
+    compiled = Compiler.for_bundle(bundle, CACHE).compile(bundle.route(route))
+    counts = sorted({1, affinity_cores()})
+    sessions = {count: load_session(compiled, SessionSettings(count)) for count in counts}
+    x = noise(bundle)
+    for session in sessions.values():
+        infer(session, x)
+    connection.send("ready")
+    while True:
+        _, seconds = connection.recv()
+        sensors = Sensors()
+        times: dict[int, list[float]] = {count: [] for count in counts}
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for count, session in sessions.items():
+                time.sleep(0.02)
+                until = time.monotonic() + TURN_S
+                while time.monotonic() < until:
+                    times[count].append(timed_ms(lambda: infer(session, x)))  # noqa: B023
+        connection.send((times, choose_threads(affinity_cores(), sensors.read(), 1.0)))
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    running = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def quota(pid: int, cores: float | None) -> Iterator[None]:
+    """Hold a process to a CPU quota. Raises `OSError` where no cgroup of ours can be made."""
+    if cores is None:
+        yield
+        return
+    v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    root = Path("/sys/fs/cgroup") if v2 else Path("/sys/fs/cgroup/cpu")
+    group = root / f"restnet-benchmark-{os.getpid()}"
+    group.mkdir()
+    try:
+        if v2:
+            (group / "cpu.max").write_text(f"{int(cores * 100_000)} 100000")
+        else:
+            (group / "cpu.cfs_period_us").write_text("100000")
+            (group / "cpu.cfs_quota_us").write_text(str(int(cores * 100_000)))
+        (group / "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        (root / "cgroup.procs").write_text(str(pid))
+        group.rmdir()
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="resnet18-50")
+    parser.add_argument("--route", default="resnet18")
+    parser.add_argument("--seconds", type=float, default=12, help="for each situation (%(default)s)")
+    args = parser.parse_args()
+    started = time.monotonic()
+    bundle = family(args.family)
+    bundle.route(args.route)
+    result = Result(
+        f"{args.route}: one thread, one a core, and what is chosen",
+        ("situation", "1 thread, median", "p99", "a core each, median", "p99", "chosen", "its median / best", "its p99 / 1 thread"),
+    )
+    for situation, (count, cores) in SITUATIONS.items():
+        with Child(serve, bundle.path, args.route) as child:
+            child.receive()
+            try:
+                with quota(child.process.pid or 0, cores), neighbours(count):
+                    time.sleep(0.3)
+                    times, chosen = child.ask("run", args.seconds)
+            except OSError as error:
+                result.notes.append(f"{situation}: not measured, no cgroup can be made here ({error.strerror})")
+                continue
+        median = {number: quantile(values, 0.5) for number, values in times.items()}
+        p99 = {number: quantile(values, 0.99) for number, values in times.items()}
+        chosen = min(chosen, max(times))
+        row = {
+            "situation": situation,
+            "median_ms": median,
+            "p99_ms": p99,
+            "chosen": chosen,
+            "median_ratio": median[chosen] / min(median.values()),
+            "p99_ratio": p99[chosen] / p99[1],
+        }
+        result.rows.append(row)
+        most = max(times)
+        result.cells.append(
+            (
+                situation,
+                *(f"{value:.1f} ms" for value in (median[1], p99[1], median[most], p99[most])),
+                str(chosen),
+                f"{row['median_ratio']:.2f}",
+                f"{row['p99_ratio']:.2f}",
+            )
+        )
+        if situation == "quota 0.5":
+            result.floors.append(
+                Floor("p99 under a quota of half a core", "one thread", "<= 1.00x", f"{row['p99_ratio']:.2f}x", row["p99_ratio"] <= 1)
+            )
+    publish(result, args, started)
+
+
+if __name__ == "__main__":
+    main()

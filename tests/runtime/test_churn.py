@@ -1,0 +1,102 @@
+"""A thousand switches under four clients, some of them to routes that come and go: no answer lost, none mixed up, no memory left behind."""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from restnet_runtime.executor import Executor
+from restnet_runtime.memory import footprint
+
+CLIENTS, SWITCHES = 4, 1000
+X = np.random.default_rng(5).standard_normal((2, 1, 8, 8)).astype(np.float32)
+GROWTH_BYTES = 1_000_000
+"""Of a further round. Were answers kept, it would add ten times as much."""
+
+
+class Clients:
+    """Ask without a pause inside the `with` block; compare every output with its route's own."""
+
+    def __init__(self, executor: Executor, expected: dict[str, np.ndarray]) -> None:
+        self._executor, self._expected, self._done = executor, expected, threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
+        self.answers, self.problems = [0] * CLIENTS, list[object]()
+
+    def _ask(self, number: int) -> None:
+        while not self._done.is_set():
+            try:
+                answer = self._executor.run(X)
+                if not np.array_equal(answer.logits, self._expected[answer.route.name]):
+                    self.problems.append(answer.route.name)
+            except Exception as error:
+                self.problems.append(error)
+            self.answers[number] += 1
+
+    def __enter__(self) -> "Clients":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_an_answer(self) -> None:
+        seen, end = sum(self.answers), time.monotonic() + 30
+        while sum(self.answers) == seen:
+            assert time.monotonic() < end, "no client is answered any more"
+            time.sleep(0.0001)
+
+
+def direct_runs(executor: Executor) -> dict[str, np.ndarray]:
+    return {name: executor.load(name).session.run(["y"], {"x": X})[0] for name in executor.loaded}
+
+
+def churn(executor: Executor, clients: Clients, switches: int, draw: random.Random) -> None:
+    for _ in range(switches):
+        executor.switch(draw.choice(executor.loaded))
+        clients.wait_for_an_answer()
+
+
+def grows_every_time(work: Callable[[], None], rounds: int = 5) -> bool:
+    """Does every round add memory? What is kept for good does; what the heap happens to hold does not."""
+    for _ in range(rounds):
+        before = footprint().pss_bytes
+        work()
+        if footprint().pss_bytes - before <= GROWTH_BYTES:
+            return False
+    return True
+
+
+def test_a_thousand_switches_under_four_clients(executor) -> None:
+    draw = random.Random(0)
+    with Clients(executor, direct_runs(executor)) as clients:
+        churn(executor, clients, SWITCHES, draw)
+        assert not grows_every_time(lambda: churn(executor, clients, SWITCHES, draw))
+    assert clients.problems == []
+    assert min(clients.answers) > 0
+    assert sum(clients.answers) >= 2 * SWITCHES
+
+
+def test_routes_that_come_and_go_under_four_clients(executor) -> None:
+    """Each turn releases a route that is not the current one, and loads it again from the cache."""
+    draw, expected = random.Random(1), direct_runs(executor)
+
+    def turns(clients: Clients) -> None:
+        for _ in range(25):
+            executor.switch("small")
+            gone = draw.choice([name for name in executor.loaded if name != "small"])
+            executor.release(gone)
+            clients.wait_for_an_answer()
+            executor.load(gone)
+            executor.switch(gone)
+            clients.wait_for_an_answer()
+
+    with Clients(executor, expected) as clients:
+        turns(clients)
+        assert not grows_every_time(lambda: turns(clients))
+    assert clients.problems == []
+    assert set(executor.loaded) == set(expected)
