@@ -57,7 +57,7 @@ class BatchCounts:
 Run = Callable[[Input, str, float | None], Batched]
 """`Batcher.run`."""
 TOO_SHORT_MS = 0.2
-"""In mode auto, routes whose single run takes less are left alone: handing over between threads takes longer."""
+"""In mode auto, routes whose single run takes less are left alone: with such, the queue alone costs more than batches can bring."""
 
 
 class Batcher:
