@@ -278,7 +278,7 @@ def main() -> None:
     parser.add_argument("--family", nargs="+", choices=sorted(FAMILIES), default=QUICK)
     parser.add_argument("--peer", nargs="+", choices=list(PEERS)[1:], default=list(PEERS)[1:])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=8, help="of four runs for each route (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=6, help="of four runs for each route (%(default)s)")
     parser.add_argument("--switches", type=int, default=16)
     args = parser.parse_args()
     started = time.monotonic()

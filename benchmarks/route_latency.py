@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--family", nargs="+", choices=sorted(FAMILIES), default=QUICK)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--seconds", type=float, default=4, help="for each route, batch and number of threads (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=3, help="for each route, batch and number of threads (%(default)s)")
     args = parser.parse_args()
     started = time.monotonic()
     rows = []

@@ -142,6 +142,13 @@ class Client:
             text = error.read().decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else str(error)
             self.problem = self.problem or text[:200]
 
+    def loaded(self) -> list[str]:
+        try:
+            return list(self.call("/status")["routes"]["loaded"])
+        except (OSError, ValueError) as error:
+            self.problem = self.problem or f"GET /status: {error}"
+            return []
+
 
 def server(bundle: Bundle, limit_bytes: int, cache: Path, minutes: float, name: str) -> dict[str, Any]:
     """Start the server in the limit, wait until it is ready, then switch and ask for `minutes`."""
@@ -154,7 +161,8 @@ def server(bundle: Bundle, limit_bytes: int, cache: Path, minutes: float, name: 
             if ready_s is not None:
                 _switch(process, client, bundle, minutes * 60)
             alive = process.poll() is None
-            loaded = client.call("/status")["routes"]["loaded"] if alive and ready_s is not None else []
+            killed = bool(where.killed()) or process.poll() == -signal.SIGKILL
+            loaded = client.loaded() if alive and ready_s is not None else []
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -165,7 +173,7 @@ def server(bundle: Bundle, limit_bytes: int, cache: Path, minutes: float, name: 
         log.seek(0)
         return {
             "program": name,
-            "killed": bool(where.killed()),
+            "killed": killed,
             "status": process.returncode,
             "ready_s": ready_s,
             "alive": alive,

@@ -1,6 +1,6 @@
 """Claim: a switch costs nothing that a request notices.
 
-    python benchmarks/switching.py [--family resnet18-50 deit-ti-s] [--switches 300] [--json FILE]
+    python benchmarks/switching.py [--family resnet18-50 deit-ti-s] [--switches 200] [--json FILE]
 
 With all routes of a family loaded, random switches, each followed by five requests at batch 1: the first against the median of
 all later ones on the same route. The switch itself against what a reload does: loading a plain ONNX Runtime session of the
@@ -103,7 +103,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--family", nargs="+", choices=sorted(FAMILIES), default=QUICK)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--switches", type=int, default=300)
+    parser.add_argument("--switches", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=4, help="for each route against eager (%(default)s)")
     args = parser.parse_args()
     started = time.monotonic()
