@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from restnet_runtime import __version__
@@ -18,6 +19,7 @@ from restnet_runtime.providers import NAMES
 from restnet_runtime.tables import routes_table
 from restnet_runtime.units import format_bytes, parse_quantity
 
+_FIRST_ROUTE_S = 120.0
 BUDGET_HELP = (
     "upper limits, separated by commas, any subset: cost as 200MFLOPs or 200MMACs (both count one multiply-accumulate as one, "
     "as the stitching literature does), latency as 30ms, memory as 150MB"
@@ -156,7 +158,6 @@ def serve(argv: Sequence[str] | None = None) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     # Here and not above: the other commands need no HTTP.
-    from restnet_runtime.api import create_app
     from restnet_runtime.server import listen, run_server, url_of
     from restnet_runtime.settings import ServeSettings
     from restnet_runtime.threads import usable_cores
@@ -176,6 +177,12 @@ def _serve(args: argparse.Namespace) -> int:
         print(f"serving {bundle.manifest.name} ({len(bundle.routes)} routes) from {bundle.path}, budget {args.budget}")
         print(f"listening on {url_of(listener)}", flush=True)
         with engine:
+            if engine.short_of_memory():
+                # What HTTP takes would be missing where the first route is compiled; connections wait at the listener.
+                with suppress(CompileError):
+                    engine.wait_ready(_FIRST_ROUTE_S)
+            from restnet_runtime.api import create_app  # not above: for this reason, and the other commands need no HTTP
+
             run_server(create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher), listener)
     return 0
 

@@ -139,6 +139,7 @@ class Compiler:
                 raise
             log.warning("%s: once more at the level %s, which takes the least memory", error, LEVELS[-1])
             self.worker.compile(route.name, begin, LEVELS[-1])
+            self.worker.close()  # not when it is idle, but now: there is little memory
         compiled = self.cache.get(route.name)
         if compiled is None:
             raise CompileError(f"the route {route.name!r} was compiled, but is not in the cache {self.cache.path}")

@@ -34,6 +34,8 @@ from restnet_runtime.sensors import Sensors
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.threads import ThreadGovernor, affinity_cores, choose_threads
 
+_TIGHT_BYTES = 192 * 2**20
+
 SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "digits"
 """The bundle that comes with the package: scikit-learn's digits, 8x8, light ink on dark."""
 
@@ -105,6 +107,12 @@ class Engine:
             if progress.done or (deadline is not None and time.monotonic() > deadline):
                 raise CompileError(f"no route is loaded: {progress.failed or 'not yet'}")
             time.sleep(0.005)
+
+    def short_of_memory(self) -> bool:
+        """Is there too little left to compile beside everything else that a server needs?"""
+        reading = self.controller.reading
+        available = None if reading is None else reading.memory_available_bytes
+        return available is not None and available < _TIGHT_BYTES
 
     def stop(self) -> None:
         """End both threads and the process that compiles, answer the requests that wait for a batch, and release every session."""
