@@ -128,7 +128,7 @@ class Executor:
         """Names of loaded routes whose sessions have other settings than `settings`, the current route first."""
         current = self.current
         with self._lock:
-            names = [name for name, resident in self._residents.items() if resident.settings != self._settings]
+            names = [name for name, resident in self._residents.items() if resident.settings != self._settings.of(resident.route)]
         return tuple(sorted(names, key=lambda name: current is None or name != current.name))
 
     @property
@@ -293,7 +293,7 @@ class Executor:
 
     def _enter(self, route: Route, on_compile: Callable[[Route], None] | None) -> Resident:
         """Make a route resident, in place of an older session of it. Needs `_loading`."""
-        settings = self._settings
+        settings = self._settings.of(route)
         compiled, session = self._session(route, settings, on_compile)
         resident = Resident(route, session, compiled, settings)
         known = self._measured.get(route.name, resident.how)

@@ -7,7 +7,7 @@ sessions that spin at once made requests 10 times slower.
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +18,7 @@ from restnet_runtime.cache import CompiledRoute
 from restnet_runtime.errors import CompileError
 from restnet_runtime.providers import CPU, CPU_ONLY, Providers
 from restnet_runtime.routes import Route
-from restnet_runtime.threads import SPIN_US
+from restnet_runtime.threads import SMALL_MACS, SPIN_US
 
 INPUT, OUTPUT = "x", "y"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -29,14 +29,20 @@ _LARGE_BYTES = 4 * 2**20
 class SessionSettings:
     """How a session uses the processor.
 
-    threads:    of one request within ONNX Runtime
-    spin_us:    how long an idle thread of a running request waits actively for work before it sleeps
-    providers:  execution providers; all but the CPU alone do without compiled routes
+    threads:      of one request within ONNX Runtime
+    spin_us:      how long an idle thread of a running request waits actively for work before it sleeps
+    providers:    execution providers; all but the CPU alone do without compiled routes
+    plan_memory:  plan all activations of a run as one block: half a microsecond less a run, and twice the memory
     """
 
     threads: int = 1
     spin_us: int = SPIN_US
     providers: Providers = CPU_ONLY
+    plan_memory: bool = False
+
+    def of(self, route: Route) -> "SessionSettings":
+        """Those of one route: a small one runs on one thread, and twice its memory is still nothing."""
+        return replace(self, threads=1, plan_memory=True) if route.macs < SMALL_MACS else self
 
 
 @lru_cache(maxsize=1)
@@ -136,10 +142,9 @@ def _frugal_options(settings: SessionSettings) -> ort.SessionOptions:
     options.log_severity_level = 3
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
-    # A plan of one block for all activations doubles what a run takes, and planning their reuse takes a third of a load; the shared
-    # arena reuses memory as well, and runs are as fast: docs/decisions/0002-compiled-cache.md has the measurement.
-    options.enable_mem_pattern = False
-    options.enable_mem_reuse = False
+    # Planning takes a third of a load, and its result twice the memory; the shared arena reuses memory as well, and runs are as fast:
+    # docs/decisions/0005-residency.md has the measurement.
+    options.enable_mem_pattern = options.enable_mem_reuse = settings.plan_memory
     for key, value in (
         ("session.use_env_allocators", "1"),
         # Threads spin this long before they sleep, and not after a run: docs/decisions/0004-threads.md has the measurement.

@@ -1,7 +1,7 @@
 """Threads: how many one request runs on, and how long they wait actively. The one place that decides it.
 
 Measured in docs/decisions/0004-threads.md. In short: as many threads as there are cores that nobody else uses, shared among the
-requests that run at once; one where the CPU quota is below two cores; none is bound to a core.
+requests that run at once; all cores where hardly one is free; no more than the CPU quota, rounded up; none is bound to a core.
 """
 
 import logging
@@ -18,6 +18,10 @@ log = logging.getLogger(__name__)
 
 SPIN_US = 100
 """How long an idle thread of a running request waits actively for work before it sleeps."""
+SMALL_MACS = 4_000_000
+"""A route that costs less runs on one thread: handing work to a second one takes longer than it saves (10 of 40 microseconds)."""
+_SHARED = 1.25
+"""From so many requests at once on, they are taken to share the cores."""
 
 
 def usable_cores(root: Path = Path("/"), pid: int | str = "self") -> int:
@@ -39,14 +43,17 @@ def choose_threads(cores: int, reading: Reading, concurrency: float) -> int:
     """Threads for one request, 1..cores.
 
     cores:        of the process's CPU affinity
-    reading:      its quota caps the cores, rounded down, because threads that exhaust a quota together are stopped together;
-                  what others use of the cores is left to them
-    concurrency:  mean number of this process's requests that run at once
+    reading:      its quota caps the cores, rounded up: half a core is one thread, because two that exhaust a quota are both stopped
+    concurrency:  mean number of this process's requests that run at once; they share what there is
+
+    A core that another process keeps busy is left to it: a request waits for its slowest thread, and one that shares a core is half as
+    fast. Where fewer than half of the cores are left, a thread on each core gets more of them than one on each free core would.
     """
-    quota = cores if reading.cpu_quota_cores is None else min(cores, math.floor(reading.cpu_quota_cores))
-    free = cores - (reading.others_cpu_cores or 0.0)
+    quota = cores if reading.cpu_quota_cores is None else min(cores, max(1, math.ceil(reading.cpu_quota_cores)))
     # Half a core that others use costs less than a core that stands still.
-    return max(1, min(quota, math.floor((free + 0.5) / max(1.0, concurrency))))
+    free = math.floor(cores - (reading.others_cpu_cores or 0.0) + 0.5)
+    alone = cores if 2 * free < cores else free
+    return max(1, min(quota, alone if concurrency < _SHARED else math.floor(max(0, free) / concurrency + 0.5)))
 
 
 @dataclass(frozen=True)

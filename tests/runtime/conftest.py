@@ -192,3 +192,9 @@ def executor(family_bundle: Bundle, cache_root: Path):
         executor.load(route.name)
     yield executor
     executor.close()
+
+
+@pytest.fixture
+def none_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The family's routes are so small that one thread is all that they get; here they are taken for larger ones."""
+    monkeypatch.setattr("restnet_runtime.sessions.SMALL_MACS", 0)

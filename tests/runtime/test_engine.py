@@ -181,6 +181,7 @@ def test_it_ticks_at_its_interval(family_path: Path, cache_root: Path) -> None:
         until(seen)
 
 
+@pytest.mark.usefixtures("none_is_small")
 @pytest.mark.parametrize(("threads", "expected"), [(2, 2), (None, None)])
 def test_profiles_say_how_many_threads_they_hold_for(family_path: Path, tmp_path: Path, threads: int | None, expected: int | None) -> None:
     from restnet_runtime.threads import usable_cores

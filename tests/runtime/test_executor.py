@@ -102,6 +102,7 @@ def test_release(executor) -> None:
     assert executor.current.name == "large"
 
 
+@pytest.mark.usefixtures("none_is_small")
 def test_sessions_follow_new_settings_one_by_one_and_requests_go_on(executor) -> None:
     expected = {name: executor.run(X, name).logits for name in ROUTES}
     executor.switch("large")
@@ -131,6 +132,12 @@ def test_sessions_follow_new_settings_one_by_one_and_requests_go_on(executor) ->
     assert "small" not in executor.loaded
 
 
+def test_a_small_route_keeps_to_one_thread(executor) -> None:
+    executor.settings = SessionSettings(threads=8)
+    assert executor.stale == ()
+
+
+@pytest.mark.usefixtures("none_is_small")
 def test_a_reload_that_fails_leaves_what_serves(executor, monkeypatch) -> None:
     def broken(*_: object) -> None:
         raise CompileError("no session today")
@@ -213,6 +220,7 @@ def test_requests_finish_on_a_route_that_is_released(executor) -> None:
     assert failures == []
 
 
+@pytest.mark.usefixtures("none_is_small")
 def test_profiles_are_measured_and_remembered(family_bundle, tmp_path) -> None:
     """A second start does not measure again: it finds what the first one kept."""
     compiler = Compiler.for_bundle(family_bundle, tmp_path)

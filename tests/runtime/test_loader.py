@@ -156,6 +156,7 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.usefixtures("none_is_small")
 def test_loaded_routes_follow_the_number_of_threads(family_bundle, make) -> None:
     executor, threads = make(family_bundle), [1]
     loader = Loader(executor, preparation_order(family_bundle), interval_s=0.01, threads=lambda: threads[0])
@@ -164,6 +165,7 @@ def test_loaded_routes_follow_the_number_of_threads(family_bundle, make) -> None
     assert executor.settings.threads == 1
     threads[0] = 2
     until(lambda: executor.settings.threads == 2 and not executor.stale)
+    assert "large on 2 threads" in (executor._compiler.cache.path / "profiles.json").read_text()
     loader.stop()
     assert set(executor.loaded) == {route.name for route in family_bundle.routes}
     assert loader.progress().failed == {}

@@ -15,14 +15,19 @@ from restnet_runtime.threads import ThreadChoice, ThreadGovernor, choose_threads
         (2, None, 0.0, 0.0, 2),
         (2, None, 0.4, 1.0, 2),  # others take less than half a core
         (2, None, 1.0, 1.0, 1),
-        (2, None, 2.0, 1.0, 1),
+        (2, None, 2.0, 1.0, 2),  # no core is free: a share of each
         (4, None, 1.0, 1.0, 3),
+        (4, None, 2.0, 1.0, 2),
+        (4, None, 3.0, 1.0, 4),
         (4, None, 0.0, 2.0, 2),
         (4, None, 0.0, 4.0, 1),
+        (4, None, 4.0, 2.0, 1),
         (4, 0.5, 0.0, 1.0, 1),
-        (4, 1.5, 0.0, 1.0, 1),
+        (4, 1.0, 0.0, 1.0, 1),
+        (4, 1.5, 0.0, 1.0, 2),
         (4, 2.0, 0.0, 1.0, 2),
         (1, None, 0.0, 1.0, 1),
+        (1, None, 1.0, 1.0, 1),
     ],
 )
 def test_what_is_left_of_the_cores(cores, quota, others, concurrency, threads) -> None:
