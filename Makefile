@@ -40,7 +40,7 @@ format: $(DEV_ENV) ## Let ruff put imports and layout right
 serve: $(DEMO_ENV) ## Serve the digits bundle that ships; ARGS="BUNDLE --budget 30ms --port 9000" for another
 	$(BIN)/restnet-serve $(ARGS)
 
-BENCHMARKS := route_latency executor_overhead route_memory switching peers churn startup small_memory compile_time thread_waiting
+BENCHMARKS := route_latency executor_overhead route_memory switching peers churn startup small_memory compile_time thread_waiting thread_count
 RESULTS := build/benchmarks/results
 
 bench: $(DEV_ENV) ## Every measured claim in benchmarks/, and docs/benchmarks.md from the figures; under 15 minutes

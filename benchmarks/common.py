@@ -155,6 +155,8 @@ def load_all(bundle: "Bundle", threads: int, cache: Path = CACHE) -> "Executor":
     executor = Executor(bundle, Compiler.for_bundle(bundle, cache), SessionSettings(threads))
     for name in preparation_order(bundle):
         executor.load(name)
+    for name in executor.cold:  # what was measured at an earlier start has not run at this one
+        executor.warm(name)
     return executor
 
 
@@ -221,6 +223,11 @@ def timed_ms(call: Callable[[], object]) -> float:
 def median_ms(times: list[list[float]]) -> float:
     """Over all rounds and runs."""
     return statistics.median(taken for runs in times for taken in runs)
+
+
+def median_ratio(ours: list[list[float]], theirs: list[list[float]]) -> float:
+    """The median over rounds of: the median of our runs of the round over that of theirs."""
+    return statistics.median(statistics.median(mine) / statistics.median(other) for mine, other in zip(ours, theirs, strict=True))
 
 
 def paired_ratio(ours: list[list[float]], theirs: list[list[float]]) -> float:

@@ -5,6 +5,7 @@ Weights are those of the bundle: anchors of `families.py` come from a fixed seed
 
 from collections.abc import Iterator
 
+import numpy as np
 import onnx
 import torch
 from families import FAMILIES, complete_torchvision
@@ -12,7 +13,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from restnet_runtime.bundle import Bundle
-from restnet_runtime.compose import load_segment
+from restnet_runtime.compose import external_extent, load_segment
 
 
 class StitchedNetwork(nn.Module):
@@ -74,12 +75,20 @@ class Head(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
+def _array(bundle: Bundle, tensor: onnx.TensorProto) -> np.ndarray:
+    """Read here and not by `onnx`, which takes no data from a file of several links, as weights.bin is once routes are compiled."""
+    offset, length = external_extent(tensor)
+    if not length:
+        return numpy_helper.to_array(tensor).copy()
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.fromfile(bundle.weights, kind, length // kind.itemsize, offset=offset).reshape(tuple(tensor.dims))
+
+
 def stitching_layer(bundle: Bundle, name: str) -> nn.Module:
     """A 1x1 convolution between maps, a linear layer between tokens."""
     segment = bundle.segments[name]
     model = load_segment(bundle, segment, "fp32")
-    onnx.load_external_data_for_model(model, str(bundle.path))
-    tensors = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in model.graph.initializer}
+    tensors = {tensor.name: torch.from_numpy(_array(bundle, tensor)) for tensor in model.graph.initializer}
     width_in, width_out = (segment.input_shape[0 if len(segment.input_shape) == 3 else -1], len(tensors["bias"]))
     weight = next(tensor for tensor in tensors.values() if tensor.numel() == width_in * width_out and tensor.ndim == 2)
     weight = weight.T if weight.shape == (width_in, width_out) and "weight" not in tensors else weight

@@ -21,6 +21,7 @@ ORDER = (
     "small_memory",
     "compile_time",
     "thread_waiting",
+    "thread_count",
 )
 """Of the sections; each is the name of a benchmark and of its file of results."""
 MET = {True: "met", False: "**missed**", None: "not decided"}

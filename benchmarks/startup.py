@@ -2,9 +2,9 @@
 
     python benchmarks/startup.py [--bundle digits resnet18-50] [--repeats 5] [--json FILE]
 
-Each start is a new process, ours and plain in turns; medians. Ours: `Engine` opened and started, all routes loaded, warmed and
-profiled. Plain: numpy and onnxruntime imported, an ONNX Runtime session of each anchor loaded from its own file; one first run
-each as well in the column "and run". Both from the start of the process, and from the moment when the imports are done.
+Each start is a new process, ours and plain in turns; medians. Ours: `Engine` opened and started, all routes loaded (measured at an
+earlier start). Plain: numpy and onnxruntime imported, an ONNX Runtime session of each anchor loaded from its own file. In the column
+"and run" every session has run once as well. Both from the start of the process, and from the moment when the imports are done.
 """
 
 import statistics
@@ -31,6 +31,9 @@ engine.start()
 engine.wait_ready()
 print(time.monotonic())
 engine.loader.join()
+print(time.monotonic())
+while engine.executor.cold:
+    time.sleep(0.002)
 print(time.monotonic())
 progress = engine.loader.progress()
 assert progress.loaded == progress.total, progress
@@ -76,6 +79,7 @@ def measure(name: str, bundle: Bundle, threads: int, repeats: int) -> dict[str, 
         "imports_s": middle[0],
         "first_s": middle[1],
         "ready_s": middle[2],
+        "run_s": middle[3],
         "after_imports_s": statistics.median(times[2] - times[0] for times in ours),
         "plain_imports_s": plain_middle[0],
         "plain_ready_s": plain_middle[1],
@@ -104,24 +108,22 @@ def main() -> None:
             return tuple(f"{row[key]:.2f} s" if key else "" for key in keys)  # noqa: B023
 
         result.cells += [
-            (name, f"ours, {row['routes']} routes", *seconds("imports_s", "first_s", "ready_s", "after_imports_s", "ready_s")),
+            (name, f"ours, {row['routes']} routes", *seconds("imports_s", "first_s", "ready_s", "after_imports_s", "run_s")),
             (name, "plain, 2 anchors", *seconds("plain_imports_s", "", "plain_ready_s", "plain_after_imports_s", "plain_run_s")),
         ]
         if name == DIGITS:
-            floor = (f"<= {DIGITS_FLOOR_S:.0f} s in all", row["ready_s"] <= DIGITS_FLOOR_S)
+            floors = [("", "ready_s", f"<= {DIGITS_FLOOR_S:.0f} s in all", row["ready_s"] <= DIGITS_FLOOR_S)]
         elif name == "resnet18-50":
-            floor = ("faster", row["ready_s"] < row["plain_ready_s"])
+            floors = [
+                (", imports done", "after_imports_s", "faster", row["after_imports_s"] < row["plain_after_imports_s"]),
+                (", imports of Python packages included", "ready_s", "faster", row["ready_s"] < row["plain_ready_s"]),
+            ]
         else:
             continue  # no floor was set: 36 routes against 2 sessions
-        result.floors.append(
-            Floor(
-                f"start to ready, warm compiled cache, {name}, {row['routes']} routes",
-                f"plain sessions of the two anchors: {row['plain_ready_s']:.2f} s, after imports {row['plain_after_imports_s']:.2f} s",
-                floor[0],
-                f"{row['ready_s']:.2f} s, after imports {row['after_imports_s']:.2f} s",
-                bool(floor[1]),
-            )
-        )
+        for which, key, asked, met in floors:
+            what = f"start to ready, warm compiled cache, {name}, {row['routes']} routes{which}"
+            plain_s = f"plain sessions of the two anchors: {row['plain_' + key]:.2f} s"
+            result.floors.append(Floor(what, plain_s, asked, f"{row[key]:.2f} s", bool(met)))
     publish(result, args, started)
 
 

@@ -105,7 +105,7 @@ def output_difference(name: str, found: np.ndarray, expected: np.ndarray) -> flo
 def _compare_route(
     executor: Executor, compiler: Compiler, route: Route, threads: int, runs: int, available: Callable[[], int | None]
 ) -> RouteComparison:
-    bundle, settings, x = executor.bundle, SessionSettings(threads), noise(executor.bundle)
+    bundle, settings, x = executor.bundle, SessionSettings(threads).of(route), noise(executor.bundle)
     session = executor.load(route.name).session  # loaded already
 
     def load() -> ort.InferenceSession:

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from restnet_runtime.bundle import Bundle, check_weights
 from restnet_runtime.cache import Cache, CompiledRoute, DamagedCacheError, LockedCache
 from restnet_runtime.catalog import LEVELS, CompiledLevel
-from restnet_runtime.errors import CompileError, KilledError, RoomError
+from restnet_runtime.errors import CompileError, RoomError
 from restnet_runtime.routes import Route
 
 if TYPE_CHECKING:
@@ -112,6 +112,13 @@ class Compiler:
             )
         return self._lesser
 
+    def abort(self) -> None:
+        """End a compile under way in the worker, and let none begin there any more; those that wait get a `RoomError`."""
+        if self._lesser is not None:
+            self._lesser.abort()
+        if self.worker is not None:
+            self.worker.abort()
+
     def close(self) -> None:
         """End the worker, if there is one. A later `compile` starts another."""
         if self._lesser is not None:
@@ -124,7 +131,12 @@ class Compiler:
         if compiled is not None:
             return compiled
         if self.worker is None:
-            return self._compile_here(route, on_compile, level)
+            try:
+                return self._compile_here(route, on_compile, level)
+            except RoomError:
+                if level == LEVELS[-1]:
+                    raise
+                return self._compile_here(route, None, LEVELS[-1])
         started: list[float] = []
 
         def begin() -> None:
@@ -134,7 +146,7 @@ class Compiler:
 
         try:
             self.worker.compile(route.name, begin, level)
-        except KilledError as error:
+        except RoomError as error:
             if level == LEVELS[-1]:
                 raise
             log.warning("%s: once more at the level %s, which takes the least memory", error, LEVELS[-1])

@@ -12,6 +12,7 @@ offers itself when memory runs out.
 import json
 import os
 import select
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ _LOOK_S = 1.0
 def main() -> int:
     """Serve one parent over standard input and output. Returns the exit status."""
     parent = os.getppid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides: it closes the pipe, or kills
     _give_way()
     # What libraries print must not come between the answers.
     answers = os.dup(1)

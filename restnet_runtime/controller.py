@@ -7,10 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from restnet_runtime.budget import Budget
-from restnet_runtime.errors import UnitError
+from restnet_runtime.errors import NotLoadedError, UnitError
 from restnet_runtime.policy import DEFAULTS, Candidate, Decision, History, PolicySettings, choose_for_request, decide, in_force
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
@@ -18,6 +18,9 @@ from restnet_runtime.routes import Route
 from restnet_runtime.slowdown import Slowdown
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_TRIES = 3
 
 
 class RouteSource(Protocol):
@@ -207,6 +210,21 @@ class Controller:
         if decision is not None and standing.narrowed(budget) == standing and decision.route in self._executor.loaded:
             return decision
         return choose_for_request(standing, budget, self._candidates(), reading or Reading(), self._current(), self._settings)
+
+    def run_decided(self, budget: Budget, run: Callable[[Decision], T]) -> tuple[Decision, T]:
+        """Decide for one request and run it: whatever is switched from then on, it keeps its route.
+
+        Where that one is released before the run begins, which a request that waits for a batch can meet, it is decided once more.
+        Raises what `decide_request` and `run` do.
+        """
+        for _ in range(_TRIES):
+            decision = self.decide_request(budget)
+            try:
+                return decision, run(decision)
+            except NotLoadedError:
+                logger.info("%s was released before a request could run on it", decision.route)
+        decision = self.decide_request(budget)
+        return decision, run(decision)
 
     def status(self) -> Status:
         """What to show to people."""

@@ -8,6 +8,7 @@
 x is float32 (batch, C, H, W).
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from restnet_runtime.reading import Reading
 from restnet_runtime.sensors import Sensors
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.threads import ThreadGovernor, affinity_cores, choose_threads
+
+log = logging.getLogger(__name__)
 
 _TIGHT_BYTES = 192 * 2**20
 
@@ -79,6 +82,8 @@ class Engine:
         sensors, cores = Sensors(), affinity_cores()
         first = threads or choose_threads(cores, Reading(cpu_quota_cores=sensors.cgroup_limits().quota_cores), 1.0)
         chosen = choose_providers(providers, ort.get_available_providers(), compiler.cache.path, first)
+        for note in chosen.notes:
+            log.warning("%s", note)
         executor = Executor(bundle, compiler, SessionSettings(first, providers=chosen))
         controller = Controller(executor, sensors, budget, interval_s)
         loader = Loader(
@@ -88,7 +93,9 @@ class Engine:
             memory_limit=lambda: controller.memory_limit_bytes,
             interval_s=interval_s,
             wanted=lambda: controller.wanted,
-            threads=None if threads else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),
+            threads=None
+            if threads or not chosen.cpu_only
+            else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),
         )
         settings = batching if isinstance(batching, BatchSettings) else BatchSettings(batching)
         batcher = Batcher(executor, settings, runs=lambda: max(1, cores // executor.settings.threads))
@@ -116,6 +123,8 @@ class Engine:
 
     def stop(self) -> None:
         """End both threads and the process that compiles, answer the requests that wait for a batch, and release every session."""
+        self.loader.halt()
+        self.compiler.abort()
         self.batcher.close()
         self.controller.stop()
         self.loader.stop()
@@ -127,8 +136,7 @@ class Engine:
 
         Raises `InfeasibleError` while no route is loaded.
         """
-        decision = self.controller.decide_request(budget or Budget())
-        batched = self.batcher.run(x, decision.route, decision.limits.latency_ms)
+        batched = self.controller.run_decided(budget or Budget(), lambda to: self.batcher.run(x, to.route, to.limits.latency_ms))[1]
         answer = batched.answer
         if len(x) == batched.size == 1:  # what profiles are of
             self.controller.observe(answer.route.name, answer.latency_ms)

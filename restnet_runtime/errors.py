@@ -3,6 +3,7 @@
     RestnetError
       BundleError          a bundle is damaged, hostile, newer than this reader, or inconsistent
       CompileError         a route could not be compiled or loaded on this device
+        NotLoadedError       the route was asked to run, and is not loaded (any more)
         RoomError            ... for want of memory or of disk
           KilledError      the process that compiled it was killed, most likely because memory ran out
       UnitError            a quantity or a budget could not be read
@@ -36,6 +37,10 @@ class BundleError(RestnetError):
 
 class CompileError(RestnetError):
     """A route that ONNX Runtime could not compile or load here."""
+
+
+class NotLoadedError(CompileError):
+    """A route that is not loaded: never was, or was released since it was chosen."""
 
 
 class RoomError(CompileError):

@@ -3,9 +3,8 @@
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +14,7 @@ import onnxruntime as ort
 from restnet_runtime.bundle import Bundle, check_weights
 from restnet_runtime.catalog import LEVELS, CompiledRoute
 from restnet_runtime.compile import Compiler
-from restnet_runtime.errors import CompileError, InputError, RoomError
+from restnet_runtime.errors import CompileError, InputError, NotLoadedError, RoomError
 from restnet_runtime.measured import Measured, MeasuredStore
 from restnet_runtime.memory import anonymous_bytes, footprint
 from restnet_runtime.pages import hand_back
@@ -42,18 +41,20 @@ class Answer:
     latency_ms: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Resident:
     """A route that can be switched to now.
 
     compiled:  what its session has mapped; `None` for a session that holds weights of its own
     settings:  those that it was loaded with
+    ran:       whether it has run, that is, whether its weights are in the process
     """
 
     route: Route
     session: ort.InferenceSession
     compiled: CompiledRoute | None
     settings: SessionSettings
+    ran: bool = False
 
     @property
     def level(self) -> Level:
@@ -86,10 +87,11 @@ class Executor:
         self._overhead_bytes = idle.pss_bytes
         self._shared_bytes = idle.pss_bytes - idle.anonymous_bytes
         self._handed_back = False
-        self._warm = weakref.WeakSet[ort.InferenceSession]()
         self._weights_checked = bundle.weights_checked
         self._large_run_s: float | None = None
         self._busy_s = 0.0
+        self._runs_started = self._runs_ended = 0  # two threads that count at once may lose one: then nothing is taken for quiet
+        self._provisional: set[str] = set()
 
     @property
     def current(self) -> Route | None:
@@ -105,7 +107,7 @@ class Executor:
 
     @property
     def levels(self) -> dict[str, Level]:
-        """How each loaded route holds its weights: `prepacked`, `mapped` or `plain` (docs/decisions/0008-levels.md)."""
+        """How each loaded route holds its weights: `prepacked`, `mapped` or `plain` (docs/decisions/0008-levels-and-providers.md)."""
         with self._lock:
             return {name: resident.level for name, resident in self._residents.items()}
 
@@ -156,7 +158,7 @@ class Executor:
             return known
         route = self.bundle.route(name)
         with self._lock:
-            there = {segment for resident in self._residents.values() for segment in resident.route.segments}
+            there = {segment for resident in self._residents.values() for segment in resident.route.segments if resident.compiled}
         # Extents that no compiled route has: where its tensors lie is known only once it is compiled.
         guessed = {
             (-1 - hash(segment) % 2**40, self.bundle.segments[segment].graphs[precision].weight_bytes)
@@ -165,17 +167,19 @@ class Executor:
         }
         return Need(frozenset(guessed), _GUESSED_SESSION_BYTES)
 
-    def load(self, name: str, on_compile: Callable[[Route], None] | None = None) -> Resident:
+    def load(self, name: str, on_compile: Callable[[Route], None] | None = None, *, warm: bool = False) -> Resident:
         """Compile (unless cached), load and profile a route, then let it be switched to. The first one becomes current.
 
-        A route that was measured at an earlier start is taken at that; `warm` it, so that its first answer is as quick as the next.
+        A route that was measured at an earlier start is taken at that and has not run yet, unless it is the first one.
+
+        warm: run it in any case before it can be switched to
         Raises `BundleError` for an unknown route or a bad graph, `CompileError` when ONNX Runtime cannot run it.
         """
         route = self.bundle.route(name)
         with self._loading:
             resident = self._residents.get(name)
             if resident is None:
-                resident = self._enter(route, on_compile)
+                resident = self._enter(route, on_compile, warm)
         return resident
 
     def reload(self, name: str) -> None:
@@ -185,25 +189,32 @@ class Executor:
         """
         with self._loading:
             if name in self._residents:
-                self._enter(self.bundle.route(name), None)
+                self._enter(self.bundle.route(name), None, warm=True)
 
     @property
     def cold(self) -> tuple[str, ...]:
         """Names of loaded routes that have not run yet, in the order in which they were loaded."""
         with self._lock:
-            return tuple(name for name, resident in self._residents.items() if resident.session not in self._warm)
+            return tuple(name for name, resident in self._residents.items() if not resident.ran)
 
     def warm(self, name: str) -> None:
         """Run a loaded route on noise, which brings its weights into the process. Raises `CompileError` if it does not run."""
         resident = self._residents.get(name)
         if resident is not None:
             self._try(resident.route, resident.session, self._example())
-            self._warm.add(resident.session)
+            resident.ran = True
 
     def refine(self, name: str) -> None:
-        """Time a loaded route again and keep the quicker timing: the last start may have met a busy moment."""
+        """Time a loaded route again and keep the quicker timing: the last start may have met a busy moment.
+
+        One that was weighed while requests ran is weighed again.
+        """
         resident = self._residents.get(name)
-        if resident is not None:
+        if resident is not None and name in self._provisional:
+            with self._loading:
+                self._weigh_route(resident)
+                self._weigh()
+        elif resident is not None:
             times = time_runs(lambda: infer(resident.session, self._example()), time.perf_counter, max_runs=10, max_s=0.1)
             threads, known = self._timings[name]
             if threads == resident.settings.threads:
@@ -259,16 +270,21 @@ class Executor:
     def run(self, x: npt.NDArray[np.float32], route: str | None = None) -> Answer:
         """Run x (batch, C, H, W) float32 on the current route, or on the loaded one that is named.
 
-        Raises `CompileError` if that route is not loaded, or none is, and `InputError` for an x that no route takes.
+        Raises `NotLoadedError` if that route is not loaded, or none is, and `InputError` for an x that no route takes.
         """
         resident = self._current if route is None else self._resident(route)
         if resident is None:
-            raise CompileError("no route is loaded yet")
+            raise NotLoadedError("no route is loaded yet")
         if x.dtype != np.float32 or x.shape[1:] != self.bundle.manifest.input.shape:
             raise InputError(f"an input of {x.dtype} {list(x.shape)}: give float32 [batch, {str([*self.bundle.manifest.input.shape])[1:]}")
+        self._runs_started += 1
         started = time.perf_counter()
-        logits = infer(resident.session, x)
-        ended = time.perf_counter()
+        try:
+            logits = infer(resident.session, x)
+        finally:
+            ended = time.perf_counter()
+            self._runs_ended += 1
+            resident.ran = True
         if len(x) > 1:
             self._large_run_s = ended
         self._busy_s += ended - started  # two threads that add at once may lose one: it is a mean that is asked for
@@ -284,33 +300,50 @@ class Executor:
         resident = self._residents.get(name)
         if resident is None:
             self.bundle.route(name)
-            raise CompileError(f"the route {name!r} is not loaded; loaded are {', '.join(self._residents) or 'none'}")
+            raise NotLoadedError(f"the route {name!r} is not loaded; loaded are {', '.join(self._residents) or 'none'}")
         return resident
 
     def _example(self) -> npt.NDArray[np.float32]:
         """One input of noise: timing does not depend on what an image shows."""
         return np.random.default_rng(0).standard_normal((1, *self.bundle.manifest.input.shape)).astype(np.float32)
 
-    def _enter(self, route: Route, on_compile: Callable[[Route], None] | None) -> Resident:
+    def _enter(self, route: Route, on_compile: Callable[[Route], None] | None, warm: bool) -> Resident:
         """Make a route resident, in place of an older session of it. Needs `_loading`."""
         settings = self._settings.of(route)
         compiled, session = self._session(route, settings, on_compile)
         resident = Resident(route, session, compiled, settings)
         known = self._measured.get(route.name, resident.how)
         if known is None:
-            known = self._measure(resident)
-            self._measured.put(route.name, resident.how, known)
-        touched = frozenset[tuple[int, int]]() if compiled is None else compiled.touched
-        self._needs[route.name] = Need(touched, known.session_bytes, known.activation_bytes)
-        self._timings[route.name] = settings.threads, known.timing
+            self._weigh_route(resident)
+        else:
+            self._know(resident, known)
+            if warm or not self._residents:
+                self._try(route, session, self._example())
+                resident.ran = True
         with self._lock:
-            first = not self._residents
             self._residents[route.name] = resident
             if self._current is None or self._current.route.name == route.name:
                 self._current = resident
-        if first or session in self._warm:  # else nothing has been measured, and `weigh` will be called when all are there
+        if resident.ran:  # of one that has not run there is nothing to weigh yet
             self._weigh()
         return resident
+
+    def _know(self, resident: Resident, known: Measured) -> None:
+        touched = frozenset[tuple[int, int]]() if resident.compiled is None else resident.compiled.touched
+        self._needs[resident.route.name] = Need(touched, known.session_bytes, known.activation_bytes)
+        self._timings[resident.route.name] = resident.settings.threads, known.timing
+
+    def _weigh_route(self, resident: Resident) -> None:
+        """Measure a route and keep what was found, on disk too unless requests ran meanwhile: what they took would be in it."""
+        name, started = resident.route.name, self._runs_started
+        quiet = started == self._runs_ended
+        known = self._measure(resident)
+        self._know(resident, known)
+        if quiet and self._runs_started == started:
+            self._provisional.discard(name)
+            self._measured.put(name, resident.how, known)
+        else:
+            self._provisional.add(name)
 
     def _session(
         self, route: Route, settings: SessionSettings, on_compile: Callable[[Route], None] | None
@@ -328,7 +361,10 @@ class Executor:
                 raise
             except CompileError as error:
                 self._note(route, f"the level {compiler.level} does not work for {route.name}: {error}")
-                compiler = compiler.lesser()
+                try:
+                    compiler = compiler.lesser()
+                except CompileError:  # nothing can be written where the cache is
+                    compiler = None
             else:
                 if compiled.level != LEVELS[0]:
                     self._note(route, self._notes.get(route.name) or f"{route.name} could only be compiled to the level {compiled.level}")
@@ -361,6 +397,11 @@ class Executor:
             self._try(route, session, x)
         trim_heap()
         before = anonymous_bytes()
+        if not resident.settings.providers.cpu_only:
+            # One of that size more could be one too many; what such a session takes on the host is its weights at most.
+            timing = Timing.of(time_runs(lambda: infer(session, x), time.perf_counter))
+            resident.ran = True
+            return Measured(timing, route.weight_bytes + _GUESSED_SESSION_BYTES, 0)
         again = self._session(route, resident.settings, None)[1]
         self._try(route, again, x)
         trim_heap()
@@ -372,7 +413,7 @@ class Executor:
         infer(session, x)
         activation_bytes = anonymous_bytes() - shrunk
         timing = Timing.of(time_runs(lambda: infer(session, x), time.perf_counter))
-        self._warm.add(session)
+        resident.ran = True
         return Measured(timing, max(0, session_bytes), max(0, activation_bytes))
 
     def _try(self, route: Route, session: ort.InferenceSession, x: npt.NDArray[np.float32]) -> None:
@@ -393,8 +434,11 @@ class Executor:
         trim_heap()
         with self._lock:
             loaded = list(self._residents)
-        now, needs = footprint(), [self._needs[name] for name in loaded]
-        own_bytes = together(Need(frozenset(), need.session_bytes, need.activation_bytes) for need in needs)
+            cold = {name for name, resident in self._residents.items() if not resident.ran}
+        nothing = frozenset[tuple[int, int]]()  # what has not run has no weights in the process yet
+        now = footprint()
+        needs = [replace(self._needs[name], touched=nothing, activation_bytes=0) if name in cold else self._needs[name] for name in loaded]
+        own_bytes = together(Need(nothing, need.session_bytes, need.activation_bytes) for need in needs)
         if not self._handed_back:
             # Not measured once weights are out of the process: they come back page by page.
             self._shared_bytes = max(0, now.pss_bytes - now.anonymous_bytes - (together(needs) - own_bytes))

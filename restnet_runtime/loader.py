@@ -5,10 +5,12 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from restnet_runtime.errors import RoomError
 from restnet_runtime.executor import Executor
-from restnet_runtime.memory import footprint
+from restnet_runtime.memory import Gauge
 from restnet_runtime.residency import by_value, keep
 from restnet_runtime.routes import Route
+from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -16,8 +18,9 @@ log = logging.getLogger(__name__)
 _SETTLE_S = 1.0
 """After a batch the memory that it took is kept for the next one for so long."""
 
+_FORGIVE_LOOKS = 60
 LOAD_MARGIN = 1.1
-"""A route is loaded only where this much more than its need would fit, so that it is not loaded and released in turns."""
+"""A route is loaded only where it fits, with all that is loaded, into this much less than the limit: or it would come and go in turns."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class Loader:
         self._left_out: tuple[str, ...] = ()
         self._refined: set[str] = set()
         self._pressed_for: Route | None = None
+        self._gauge = Gauge()
+        self._looks = 0
+        self._roomless: set[str] = set()
+        self._stuck: dict[str, SessionSettings] = {}
         self._stop = threading.Event()
         self._settled = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="restnet-loader", daemon=True)
@@ -75,9 +82,13 @@ class Loader:
     def start(self) -> None:
         self._thread.start()
 
+    def halt(self) -> None:
+        """Begin nothing more."""
+        self._stop.set()
+
     def stop(self) -> None:
         """End after the route that is being loaded now."""
-        self._stop.set()
+        self.halt()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -108,7 +119,7 @@ class Loader:
         """Release what does not fit, else load the next that does. Returns whether there was anything to do."""
         limit = self._memory_limit() if self._memory_limit is not None else None
         current = self._executor.current
-        if limit is not None and footprint().pss_bytes > limit:
+        if limit is not None and self._gauge.pss_bytes() > limit:
             self._executor.weigh()  # more than was predicted: the plan below must know
             if current != self._pressed_for:  # at once; what is released below takes longer
                 self._pressed_for = current
@@ -132,15 +143,38 @@ class Loader:
         return bool(gone or missing)
 
     def _loop(self) -> None:
-        self.run()
+        self._guarded(self.run)
+        self._settled.set()
         while not self._stop.wait(self._interval_s):
-            self._warm_up()
-            if self._follow_threads() or self.step() or self._executor.settle(_SETTLE_S):
-                continue
-            stale = [name for name in self._executor.loaded if name not in self._refined]
-            if stale:
-                self._refined.add(stale[0])
-                self._executor.refine(stale[0])
+            self._guarded(self._look)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Whatever goes wrong, memory is to be watched further."""
+        try:
+            work()
+        except Exception:
+            log.exception("a step of the loader failed")
+
+    def _look(self) -> None:
+        """What is to be done once an interval, the most urgent first; one load at the most, so that the memory limit is kept."""
+        self._forgive()
+        if self.step():
+            return
+        self._warm_up()
+        if self._follow_threads() or self._executor.settle(_SETTLE_S):
+            return
+        unrefined = [name for name in self._executor.loaded if name not in self._refined]
+        if unrefined:
+            self._refined.add(unrefined[0])
+            self._executor.refine(unrefined[0])
+
+    def _forgive(self) -> None:
+        """Let routes be tried again for which there was no room: there may be by now."""
+        self._looks += 1
+        if self._looks % _FORGIVE_LOOKS == 0:
+            for name in self._roomless:
+                self._failed.pop(name, None)
+            self._roomless.clear()
 
     def _warm_up(self) -> None:
         """Run what has not run yet, so that a switch finds its weights in the process."""
@@ -155,20 +189,20 @@ class Loader:
                 self._release(name)
 
     def _follow_threads(self) -> bool:
-        """Load again what has another number of threads than it should. Returns whether there was anything."""
+        """Load one again that has another number of threads than it should. Returns whether there was one."""
         if self._threads is not None:
             self._executor.settings = replace(self._executor.settings, threads=self._threads())
-        stale = self._executor.stale
-        for name in stale:
-            if self._stop.is_set():
-                break
-            try:
-                self._executor.reload(name)
-            except Exception as error:  # the session that is there serves on
-                log.error("route %s cannot be loaded anew: %s", name, error)
-                break
-            self._refined.discard(name)
-        return bool(stale)
+        stale = [name for name in self._executor.stale if self._stuck.get(name) != self._executor.settings]
+        if not stale:
+            return False
+        try:
+            self._executor.reload(stale[0])
+        except Exception as error:  # the session that is there serves on
+            self._stuck[stale[0]] = self._executor.settings
+            log.error("route %s cannot be loaded anew: %s", stale[0], error)
+            return False
+        self._refined.discard(stale[0])
+        return True
 
     def _fitting(self, order: Sequence[str], limit: float | None) -> list[str]:
         needs = {name: self._executor.need(name) for name in order}
@@ -177,11 +211,13 @@ class Loader:
     def _load(self, name: str) -> None:
         self._loading = name
         try:
-            self._executor.load(name, self._count)
+            self._executor.load(name, self._count, warm=self._settled.is_set())
             if self._on_loaded is not None:
                 self._on_loaded(name)
         except Exception as error:  # whatever it is, the other routes can still be made ready
             self._failed[name] = str(error) or repr(error)
+            if isinstance(error, RoomError):
+                self._roomless.add(name)
             log.error("route %s cannot be loaded: %s", name, error)
         finally:
             self._loading = None

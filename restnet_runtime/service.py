@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from restnet_runtime.batching import Batcher
+from restnet_runtime.batching import Batched, Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
 from restnet_runtime.errors import InfeasibleError
@@ -43,11 +43,13 @@ class PredictService:
             raise InfeasibleError("no route is loaded yet")
         with self._batcher.attend() as run:
             payload = self._reader.read(kind, content_type, body)
-            decision = self._controller.decide_request(payload.budget.narrowed(budget or Budget()))
-            if self._settings.strict and not decision.feasible:
-                raise InfeasibleError(_refusal(decision))
-            # The decision is made once: whatever is switched from here on, this request keeps its route.
-            batched = run(payload.inputs, decision.route, decision.limits.latency_ms)
+
+            def answered(decision: Decision) -> Batched:
+                if self._settings.strict and not decision.feasible:
+                    raise InfeasibleError(_refusal(decision))
+                return run(payload.inputs, decision.route, decision.limits.latency_ms)
+
+            decision, batched = self._controller.run_decided(payload.budget.narrowed(budget or Budget()), answered)
         answer = batched.answer
         if len(payload.inputs) == batched.size == 1:  # what profiles are of
             self._controller.observe(answer.route.name, answer.latency_ms)

@@ -29,20 +29,18 @@ _LARGE_BYTES = 4 * 2**20
 class SessionSettings:
     """How a session uses the processor.
 
-    threads:      of one request within ONNX Runtime
-    spin_us:      how long an idle thread of a running request waits actively for work before it sleeps
-    providers:    execution providers; all but the CPU alone do without compiled routes
-    plan_memory:  plan all activations of a run as one block: half a microsecond less a run, and twice the memory
+    threads:    of one request within ONNX Runtime
+    spin_us:    how long an idle thread of a running request waits actively for work before it sleeps
+    providers:  execution providers; all but the CPU alone do without compiled routes
     """
 
     threads: int = 1
     spin_us: int = SPIN_US
     providers: Providers = CPU_ONLY
-    plan_memory: bool = False
 
     def of(self, route: Route) -> "SessionSettings":
-        """Those of one route: a small one runs on one thread, and twice its memory is still nothing."""
-        return replace(self, threads=1, plan_memory=True) if route.macs < SMALL_MACS else self
+        """Those of one route: a small one runs on one thread."""
+        return replace(self, threads=1) if route.macs < SMALL_MACS else self
 
 
 @lru_cache(maxsize=1)
@@ -142,9 +140,6 @@ def _frugal_options(settings: SessionSettings) -> ort.SessionOptions:
     options.log_severity_level = 3
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
-    # Planning takes a third of a load, and its result twice the memory; the shared arena reuses memory as well, and runs are as fast:
-    # docs/decisions/0005-residency.md has the measurement.
-    options.enable_mem_pattern = options.enable_mem_reuse = settings.plan_memory
     for key, value in (
         ("session.use_env_allocators", "1"),
         # Threads spin this long before they sleep, and not after a run: docs/decisions/0004-threads.md has the measurement.
@@ -168,5 +163,4 @@ def _session(model: str | bytes, options: ort.SessionOptions, providers: Provide
         session = ort.InferenceSession(model, options, providers=named)
     except Exception as error:  # ONNX Runtime's own errors share no base
         raise CompileError(f"ONNX Runtime {ort.__version__} cannot {what}: {error}") from error
-    trim_heap()
     return session

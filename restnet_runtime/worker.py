@@ -55,6 +55,7 @@ class CompileWorker:
         self._lock = threading.Lock()  # guards the rest
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
+        self._aborted = False
         self._timer: threading.Timer | None = None
         self._finalizer: weakref.finalize[[subprocess.Popen[bytes], int], Any] | None = None
 
@@ -85,6 +86,13 @@ class CompileWorker:
                     self._timer = threading.Timer(self._idle_s, self._end_idle, (self._process,))
                     self._timer.daemon = True
                     self._timer.start()
+
+    def abort(self) -> None:
+        """Kill the process, whatever it is doing, and start none any more. Does not wait for a compile under way."""
+        self._aborted = True
+        process = self._process
+        if process is not None and os.getpid() == self._owner:
+            process.kill()
 
     def close(self) -> None:
         """End the process, if there is one; it is killed if it does not end by itself."""
@@ -127,6 +135,8 @@ class CompileWorker:
             answer = self._receive(process)
 
     def _started(self) -> subprocess.Popen[bytes]:
+        if self._aborted:
+            raise RoomError("compiling has been stopped")
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._end()
@@ -138,6 +148,7 @@ class CompileWorker:
                 [sys.executable, "-c", _PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the server, which then ends this one
                 env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": path},
             )
         except OSError as error:

@@ -123,11 +123,22 @@ def test_a_bundle_of_one_route_claims_no_loading_time(
 
 
 def test_no_route_at_all_is_an_error(family_path: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(family_path, tmp_path / "bundle")
+    engine = Engine.open(path, cache_root=tmp_path / "cache", threads=1)
+    for graph in (path / "segments").iterdir():
+        graph.write_bytes(b"spoilt since")
+    with pytest.raises(CompileError, match=r"no route could be loaded.*small"):
+        bench_under(engine, Budget())
+
+
+def test_a_cache_that_is_gone_is_done_without(family_path: Path, tmp_path: Path) -> None:
     engine = Engine.open(family_path, cache_root=tmp_path / "cache", threads=1)
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").touch()
-    with pytest.raises(CompileError, match=r"no route could be loaded.*small"):
-        bench_under(engine, Budget())
+    assert bench_under(engine, Budget()).resident_routes == 4
+    assert engine.executor.loaded
+    assert set(engine.executor.levels.values()) == {"plain"}
+    engine.stop()
 
 
 def route(name: str, macs: int, on_front: bool) -> Route:

@@ -70,8 +70,18 @@ def test_open_loads_nothing_and_start_loads_all(family_path: Path, tmp_path: Pat
         engine.run(X)
 
 
-def test_a_cache_that_is_full_leaves_routes_out_and_serves_the_others(family_path: Path, tmp_path: Path) -> None:
-    with Engine.open(family_path, cache_root=tmp_path, threads=1, cache_bytes=30_000) as engine:
+def test_where_the_cache_is_too_small_for_packed_weights_routes_do_without(family_path: Path, tmp_path: Path) -> None:
+    with Engine.open(family_path, cache_root=tmp_path, threads=1, cache_bytes=60_000) as engine:
+        engine.loader.join(60)
+        assert set(engine.executor.levels.values()) == {"prepacked", "mapped"}
+        assert len(engine.executor.loaded) == 4
+        assert engine.run(X).route.name == "large"
+
+
+def test_a_cache_that_is_full_leaves_routes_out_and_serves_the_others(family_path: Path, family_bundle: Bundle, tmp_path: Path) -> None:
+    compiler = Compiler.for_bundle(family_bundle, tmp_path)
+    compiler.compile(family_bundle.route("small"))
+    with Engine.open(family_path, cache_root=tmp_path, threads=1, cache_bytes=compiler.cache.shelf.used_bytes()) as engine:
         engine.loader.join(60)
         assert engine.executor.loaded == ("small",)
         assert {"room for" in reason for reason in engine.loader.progress().failed.values()} == {True}

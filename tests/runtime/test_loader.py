@@ -8,6 +8,7 @@ import pytest
 
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
+from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Executor, preparation_order
 from restnet_runtime.loader import LOAD_MARGIN, Loader, Progress
 from restnet_runtime.profile import Timing
@@ -178,11 +179,52 @@ def test_everything_loaded_has_run_once_the_loader_is_idle(family_bundle, make) 
         loader.run()
         assert executor.cold == ()
     executor = make(family_bundle)
+    executor.load("small")  # the first one runs at once: requests may come
     executor.load("large")
+    executor.load("small[0-1]>large[3-4]", warm=True)
     assert executor.cold == ("large",)
     executor.warm("large")
-    executor.warm("small")  # not loaded: nothing to do
+    executor.warm("small[0-1]>large[2-4]")  # not loaded: nothing to do
     assert executor.cold == ()
+    executor.reload("large")
+    assert executor.cold == ()
+
+
+@pytest.mark.usefixtures("none_is_small")
+def test_a_reload_that_fails_does_not_end_the_watch_over_memory(family_bundle, make, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise CompileError("no session today")
+
+    executor, threads, limit = make(family_bundle), [1], [None]
+    loader = Loader(executor, preparation_order(family_bundle), memory_limit=lambda: limit[0], interval_s=0.01, threads=lambda: threads[0])
+    loader.start()
+    loader.join(60)
+    monkeypatch.setattr("restnet_runtime.executor.load_session", broken)
+    monkeypatch.setattr("restnet_runtime.executor.joined_session", broken)
+    threads[0] = 2
+    until(lambda: executor.settings.threads == 2)
+    limit[0] = 1
+    until(lambda: len(executor.loaded) == 1)
+    loader.stop()
+
+
+def test_an_error_that_nobody_thought_of_does_not_end_the_watch_over_memory(family_bundle, make, caplog) -> None:
+    limits = iter([None] * 5)
+
+    def limit() -> int | None:
+        try:
+            return next(limits)
+        except StopIteration:
+            if len(caplog.records) < 8:
+                raise RuntimeError("the sensor burns") from None
+            return 1
+
+    executor = make(family_bundle)
+    loader = Loader(executor, preparation_order(family_bundle), memory_limit=limit, interval_s=0.01)
+    loader.start()
+    until(lambda: len(executor.loaded) == 1 and loader.progress().left_out)
+    assert "a step of the loader failed" in caplog.text
+    loader.stop()
 
 
 def test_what_is_wanted_is_loaded_before_the_way_down(family_bundle, make) -> None:

@@ -133,7 +133,7 @@ def test_a_link_to_a_living_bundle_takes_no_room(dense_bundle: Bundle, tmp_path:
 
 
 def test_a_route_for_which_there_is_no_room_is_refused_and_the_others_stay(family_bundle: Bundle, tmp_path: Path) -> None:
-    other = filled(tmp_path, "other", 20_000, 100)
+    other = filled(tmp_path, "other", 200, 100)
     roomy = Compiler.for_bundle(family_bundle, tmp_path, cap_bytes=10**9)
     roomy.compile(family_bundle.route("small"))
     taken = Shelf(tmp_path).used_bytes()
@@ -143,7 +143,8 @@ def test_a_route_for_which_there_is_no_room_is_refused_and_the_others_stay(famil
     with pytest.raises(CompileError, match=rf"the caches under {tmp_path} have room for .* more, .* are needed"):
         compiler.compile(family_bundle.route("large"))
     assert not other.exists(), "what nobody uses had to go first"
-    assert {path.name: path.stat().st_size for path in compiler.cache.path.iterdir()} == before
+    after = {path.name: path.stat().st_size for path in compiler.cache.path.iterdir() if not path.name.startswith("bundle-")}
+    assert after == before  # beside a link, which takes nothing
     fresh = Compiler.for_bundle(family_bundle, tmp_path, cap_bytes=taken)
     assert fresh.cache.look_up("small") is not None
     Compiler.for_bundle(family_bundle, tmp_path, cap_bytes=10**9).compile(family_bundle.route("large"))
