@@ -225,6 +225,8 @@ def _compare(args: argparse.Namespace) -> int:
 
     if args.provider != ["cpu"]:
         raise CompileError("--compare measures the CPU: leave --provider out")
+    if args.cache_size is not None:
+        raise CompileError("--compare keeps whatever it compiles: leave --cache-size out")
     if args.json is not None:
         args.json.open("a").close()  # a place that cannot be written is better known before minutes of measuring
     try:

@@ -5,31 +5,25 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from restnet_runtime.bundle import Bundle, check_weights
+from restnet_runtime.bundle import Bundle
 from restnet_runtime.catalog import LEVELS, CompiledRoute
 from restnet_runtime.compile import Compiler
-from restnet_runtime.errors import CompileError, InputError, NotLoadedError, RoomError
-from restnet_runtime.measured import Measured, MeasuredStore
-from restnet_runtime.memory import anonymous_bytes, footprint
+from restnet_runtime.errors import CompileError, InputError, NotLoadedError
+from restnet_runtime.levels import Level, SessionOpener
+from restnet_runtime.measured import GUESSED_SESSION_BYTES, Measured, MeasuredStore, measure, run_once
+from restnet_runtime.memory import footprint
 from restnet_runtime.pages import hand_back
 from restnet_runtime.profile import RouteProfile, Timing, time_runs
-from restnet_runtime.providers import missing_note
 from restnet_runtime.residency import Need, together
 from restnet_runtime.routes import Route
-from restnet_runtime.sessions import SessionSettings, infer, joined_session, load_session, providers_of, trim_heap
+from restnet_runtime.sessions import SessionSettings, infer, trim_heap
 
 log = logging.getLogger(__name__)
-
-Level = Literal["prepacked", "mapped", "plain"]
-
-_WARM_RUNS = 2
-_GUESSED_SESSION_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,8 @@ class Executor:
 
     def __init__(self, bundle: Bundle, compiler: Compiler, settings: SessionSettings) -> None:
         self.bundle = bundle
-        self._compiler, self._settings = compiler, settings
+        self._settings = settings
+        self._opener = SessionOpener(bundle, compiler)
         self._measured = MeasuredStore(compiler.cache.path)
         self._lock = threading.Lock()  # guards the next two
         self._residents: dict[str, Resident] = {}
@@ -82,12 +77,10 @@ class Executor:
         # Kept for released routes too. Replaced or added to by the thread that holds `_loading`, read by any.
         self._needs: dict[str, Need] = {}
         self._timings: dict[str, tuple[int, Timing]] = {}  # with the number of threads
-        self._notes: dict[str, str] = {}
         idle = footprint()
         self._overhead_bytes = idle.pss_bytes
         self._shared_bytes = idle.pss_bytes - idle.anonymous_bytes
         self._handed_back = False
-        self._weights_checked = bundle.weights_checked
         self._large_run_s: float | None = None
         self._busy_s = 0.0
         self._runs_started = self._runs_ended = 0  # two threads that count at once may lose one: then nothing is taken for quiet
@@ -114,7 +107,7 @@ class Executor:
     @property
     def notes(self) -> tuple[str, ...]:
         """What an operator should know of how sessions are loaded here: fallbacks, missing and untested providers."""
-        return (*self._settings.providers.notes, *dict.fromkeys(self._notes.values()))
+        return (*self._settings.providers.notes, *self._opener.notes)
 
     @property
     def settings(self) -> SessionSettings:
@@ -165,7 +158,7 @@ class Executor:
             for segment, precision in zip(route.segments, route.precisions, strict=True)
             if segment not in there
         }
-        return Need(frozenset(guessed), _GUESSED_SESSION_BYTES)
+        return Need(frozenset(guessed), GUESSED_SESSION_BYTES)
 
     def load(self, name: str, on_compile: Callable[[Route], None] | None = None, *, warm: bool = False) -> Resident:
         """Compile (unless cached), load and profile a route, then let it be switched to. The first one becomes current.
@@ -201,8 +194,7 @@ class Executor:
         """Run a loaded route on noise, which brings its weights into the process. Raises `CompileError` if it does not run."""
         resident = self._residents.get(name)
         if resident is not None:
-            self._try(resident.route, resident.session, self._example())
-            resident.ran = True
+            self._run_once(resident)
 
     def refine(self, name: str) -> None:
         """Time a loaded route again and keep the quicker timing: the last start may have met a busy moment.
@@ -310,7 +302,7 @@ class Executor:
     def _enter(self, route: Route, on_compile: Callable[[Route], None] | None, warm: bool) -> Resident:
         """Make a route resident, in place of an older session of it. Needs `_loading`."""
         settings = self._settings.of(route)
-        compiled, session = self._session(route, settings, on_compile)
+        compiled, session = self._opener.open(route, settings, on_compile)
         resident = Resident(route, session, compiled, settings)
         known = self._measured.get(route.name, resident.how)
         if known is None:
@@ -318,8 +310,7 @@ class Executor:
         else:
             self._know(resident, known)
             if warm or not self._residents:
-                self._try(route, session, self._example())
-                resident.ran = True
+                self._run_once(resident)
         with self._lock:
             self._residents[route.name] = resident
             if self._current is None or self._current.route.name == route.name:
@@ -327,6 +318,10 @@ class Executor:
         if resident.ran:  # of one that has not run there is nothing to weigh yet
             self._weigh()
         return resident
+
+    def _run_once(self, resident: Resident) -> None:
+        run_once(resident.route, resident.session, self._example(), len(self.bundle.manifest.classes))
+        resident.ran = True
 
     def _know(self, resident: Resident, known: Measured) -> None:
         touched = frozenset[tuple[int, int]]() if resident.compiled is None else resident.compiled.touched
@@ -337,92 +332,15 @@ class Executor:
         """Measure a route and keep what was found, on disk too unless requests ran meanwhile: what they took would be in it."""
         name, started = resident.route.name, self._runs_started
         quiet = started == self._runs_ended
-        known = self._measure(resident)
+        again = None if resident.compiled is None else lambda: self._opener.open(resident.route, resident.settings)[1]
+        known = measure(resident.route, resident.session, again, self._example(), len(self.bundle.manifest.classes))
+        resident.ran = True
         self._know(resident, known)
         if quiet and self._runs_started == started:
             self._provisional.discard(name)
             self._measured.put(name, resident.how, known)
         else:
             self._provisional.add(name)
-
-    def _session(
-        self, route: Route, settings: SessionSettings, on_compile: Callable[[Route], None] | None
-    ) -> tuple[CompiledRoute | None, ort.InferenceSession]:
-        """The compiled route and a session on it, or what serves in its place."""
-        if not settings.providers.cpu_only:
-            session = self._joined(route, settings)
-            self._note(route, missing_note(settings.providers.names, providers_of(session)))
-            return None, session
-        compiler: Compiler | None = self._compiler
-        while compiler is not None:
-            try:
-                compiled, session = self._compiled(compiler, route, settings, on_compile)
-            except RoomError:
-                raise
-            except CompileError as error:
-                self._note(route, f"the level {compiler.level} does not work for {route.name}: {error}")
-                try:
-                    compiler = compiler.lesser()
-                except CompileError:  # nothing can be written where the cache is
-                    compiler = None
-            else:
-                if compiled.level != LEVELS[0]:
-                    self._note(route, self._notes.get(route.name) or f"{route.name} could only be compiled to the level {compiled.level}")
-                return compiled, session
-        return None, self._joined(route, settings)
-
-    def _joined(self, route: Route, settings: SessionSettings) -> ort.InferenceSession:
-        if not self._weights_checked:
-            check_weights(self.bundle)  # a compiler does that for itself
-            self._weights_checked = True
-        return joined_session(self.bundle, route, settings)
-
-    def _compiled(
-        self, compiler: Compiler, route: Route, settings: SessionSettings, on_compile: Callable[[Route], None] | None
-    ) -> tuple[CompiledRoute, ort.InferenceSession]:
-        for attempt in (1, 2):
-            compiled = compiler.compile(route, on_compile)
-            try:
-                return compiled, load_session(compiled, settings)
-            except CompileError:
-                if attempt == 2 or compiled.graph.exists():
-                    raise
-                # another process found the cache damaged and dropped it just now
-        raise AssertionError("the second attempt returns or raises")
-
-    def _measure(self, resident: Resident) -> Measured:
-        """Time a route, and weigh what it adds to the process: its session by loading another one, its activations by running it."""
-        route, session, x = resident.route, resident.session, self._example()
-        for _ in range(_WARM_RUNS):
-            self._try(route, session, x)
-        trim_heap()
-        before = anonymous_bytes()
-        if not resident.settings.providers.cpu_only:
-            # One of that size more could be one too many; what such a session takes on the host is its weights at most.
-            timing = Timing.of(time_runs(lambda: infer(session, x), time.perf_counter))
-            resident.ran = True
-            return Measured(timing, route.weight_bytes + _GUESSED_SESSION_BYTES, 0)
-        again = self._session(route, resident.settings, None)[1]
-        self._try(route, again, x)
-        trim_heap()
-        session_bytes = anonymous_bytes() - before
-        del again
-        infer(session, x, shrink=True)
-        trim_heap()
-        shrunk = anonymous_bytes()
-        infer(session, x)
-        activation_bytes = anonymous_bytes() - shrunk
-        timing = Timing.of(time_runs(lambda: infer(session, x), time.perf_counter))
-        resident.ran = True
-        return Measured(timing, max(0, session_bytes), max(0, activation_bytes))
-
-    def _try(self, route: Route, session: ort.InferenceSession, x: npt.NDArray[np.float32]) -> None:
-        try:
-            shape = infer(session, x).shape
-        except Exception as error:  # ONNX Runtime's own errors share no base
-            raise CompileError(f"the route {route.name!r} does not run: {error}") from error
-        if shape != (1, len(self.bundle.manifest.classes)):
-            raise CompileError(f"the route {route.name!r} answers {shape} for {len(self.bundle.manifest.classes)} classes")
 
     def _shrink(self, resident: Resident) -> None:
         """One run on noise, after which the arena keeps nothing; the next one takes what it needs again. Needs `_loading`."""
@@ -443,11 +361,6 @@ class Executor:
             # Not measured once weights are out of the process: they come back page by page.
             self._shared_bytes = max(0, now.pss_bytes - now.anonymous_bytes - (together(needs) - own_bytes))
         self._overhead_bytes = max(0, now.anonymous_bytes - own_bytes) + self._shared_bytes
-
-    def _note(self, route: Route, note: str | None) -> None:
-        if note is not None and self._notes.get(route.name) != note:
-            self._notes[route.name] = note
-            log.warning("%s", note)
 
 
 def preparation_order(bundle: Bundle) -> list[str]:

@@ -1,17 +1,30 @@
-"""What was measured of routes on this device, kept beside the compiled routes so that a later start need not measure again."""
+"""What is measured of a route on this device, kept beside the compiled routes so that a later start need not measure again."""
 
 import json
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
 from restnet_runtime.cache import write_atomically
-from restnet_runtime.profile import Timing
+from restnet_runtime.errors import CompileError
+from restnet_runtime.memory import anonymous_bytes
+from restnet_runtime.profile import Timing, time_runs
+from restnet_runtime.routes import Route
+from restnet_runtime.sessions import infer, trim_heap
 
 log = logging.getLogger(__name__)
 
 FILE = "profiles.json"
+GUESSED_SESSION_BYTES = 4 * 2**20
+"""What a session takes beside its weights, before it was measured."""
+_WARM_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,49 @@ class Measured:
     timing: Timing
     session_bytes: int
     activation_bytes: int
+
+
+def run_once(route: Route, session: ort.InferenceSession, x: npt.NDArray[np.float32], classes: int) -> None:
+    """Run a session on x (1, C, H, W). Raises `CompileError` if it fails, or answers with another shape than (1, classes)."""
+    try:
+        shape = infer(session, x).shape
+    except Exception as error:  # ONNX Runtime's own errors share no base
+        raise CompileError(f"the route {route.name!r} does not run: {error}") from error
+    if shape != (1, classes):
+        raise CompileError(f"the route {route.name!r} answers {shape} for {classes} classes")
+
+
+def measure(
+    route: Route,
+    session: ort.InferenceSession,
+    again: Callable[[], ort.InferenceSession] | None,
+    x: npt.NDArray[np.float32],
+    classes: int,
+) -> Measured:
+    """Time a session, and weigh what it adds to the process: its own memory by opening another one, its activations by running it.
+
+    again: opens another one; `None` for a session with weights of its own, of which one more could be one too many: then
+           what it adds is taken to be its weights and a little
+    Other runs at the same time make it heavier than it is. Raises `CompileError` as `run_once` does.
+    """
+    for _ in range(_WARM_RUNS):
+        run_once(route, session, x, classes)
+    session_bytes, activation_bytes = route.weight_bytes + GUESSED_SESSION_BYTES, 0
+    if again is not None:
+        trim_heap()
+        before = anonymous_bytes()
+        twin = again()
+        run_once(route, twin, x, classes)
+        trim_heap()
+        session_bytes = anonymous_bytes() - before
+        del twin
+        infer(session, x, shrink=True)
+        trim_heap()
+        shrunk = anonymous_bytes()
+        infer(session, x)
+        activation_bytes = anonymous_bytes() - shrunk
+    timing = Timing.of(time_runs(lambda: infer(session, x), time.perf_counter))
+    return Measured(timing, max(0, session_bytes), max(0, activation_bytes))
 
 
 class MeasuredStore:

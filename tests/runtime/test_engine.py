@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from restnet_runtime.batch_plan import BatchSettings, Mode
@@ -18,7 +19,9 @@ from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.engine import SHIPPED_BUNDLE, Engine
 from restnet_runtime.errors import BundleError, CompileError, InfeasibleError
-from restnet_runtime.executor import preparation_order
+from restnet_runtime.executor import Answer, preparation_order
+from restnet_runtime.policy import Decision
+from restnet_runtime.providers import NAMES
 from restnet_runtime.sessions import SessionSettings, infer, plain_session
 
 X = np.random.default_rng(3).standard_normal((1, 1, 8, 8)).astype(np.float32)
@@ -133,6 +136,29 @@ def test_limits_of_one_request_hold_for_it_alone(engine: Engine) -> None:
     assert engine.controller.budget == Budget()
     engine.controller.budget = Budget(macs=cheap.macs)
     assert engine.run(X, Budget(macs=10**12)).route == cheap
+
+
+def test_a_request_whose_route_is_released_before_it_runs_gets_another(engine: Engine) -> None:
+    executor, released = engine.executor, []
+
+    def run(decision: Decision) -> Answer:
+        if not released:
+            executor.switch("small")
+            executor.release(decision.route)
+            released.append(decision.route)
+        return executor.run(X, decision.route)
+
+    decision, answer = engine.controller.run_decided(Budget(), run)
+    assert released == ["large"]
+    assert answer.route.name == decision.route in executor.loaded
+
+
+def test_a_provider_that_is_missing_is_logged(family_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked = next(name for name in ("cuda", "acl") if NAMES[name] not in ort.get_available_providers())
+    engine = Engine.open(family_path, cache_root=tmp_path, providers=[asked])
+    assert f"{NAMES[asked]} is not in this ONNX Runtime" in caplog.text
+    assert any(NAMES[asked] in note for note in engine.executor.notes)
+    engine.stop()
 
 
 def test_where_nothing_fits_the_cheapest_answers(engine: Engine) -> None:

@@ -143,12 +143,36 @@ def test_a_reload_that_fails_leaves_what_serves(executor, monkeypatch) -> None:
         raise CompileError("no session today")
 
     executor.settings = SessionSettings(threads=2)
-    monkeypatch.setattr("restnet_runtime.executor.load_session", broken)
-    monkeypatch.setattr("restnet_runtime.executor.joined_session", broken)
+    monkeypatch.setattr("restnet_runtime.levels.load_session", broken)
+    monkeypatch.setattr("restnet_runtime.levels.joined_session", broken)
     with pytest.raises(CompileError, match="no session today"):
         executor.reload("small")
     assert executor.run(X).route.name == "small"
     assert "small" in executor.stale
+
+
+def test_what_is_weighed_while_requests_run_is_weighed_again_when_none_do(family_bundle, tmp_path) -> None:
+    """What other requests take is in the figures: they are used, but not kept for later starts."""
+    executor = Executor(family_bundle, Compiler.for_bundle(family_bundle, tmp_path), SETTINGS)
+    executor.load("small")
+    done, running = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            executor.run(X)
+            running.set()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    running.wait(60)
+    executor.load("large")
+    done.set()
+    thread.join()
+    profiles = next(tmp_path.rglob("profiles.json"))
+    assert executor.profile("large") is not None
+    assert "large on 1 threads" not in profiles.read_text()
+    executor.refine("large")
+    assert "large on 1 threads" in profiles.read_text()
 
 
 def test_memory_of_batches_is_given_back_once_none_runs(executor) -> None:

@@ -20,7 +20,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, *levels: str) -> None:
             raise CompileError(f"no {compiled.level} weights here")
         return load_session(compiled, settings)
 
-    monkeypatch.setattr("restnet_runtime.executor.load_session", load)
+    monkeypatch.setattr("restnet_runtime.levels.load_session", load)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.usefixtures("none_is_small")
-def test_loaded_routes_follow_the_number_of_threads(family_bundle, make) -> None:
+def test_loaded_routes_follow_the_number_of_threads(family_bundle, make, tmp_path) -> None:
     executor, threads = make(family_bundle), [1]
     loader = Loader(executor, preparation_order(family_bundle), interval_s=0.01, threads=lambda: threads[0])
     loader.start()
@@ -166,7 +166,7 @@ def test_loaded_routes_follow_the_number_of_threads(family_bundle, make) -> None
     assert executor.settings.threads == 1
     threads[0] = 2
     until(lambda: executor.settings.threads == 2 and not executor.stale)
-    assert "large on 2 threads" in (executor._compiler.cache.path / "profiles.json").read_text()
+    assert "large on 2 threads" in next(tmp_path.rglob("profiles.json")).read_text()
     loader.stop()
     assert set(executor.loaded) == {route.name for route in family_bundle.routes}
     assert loader.progress().failed == {}
@@ -199,8 +199,8 @@ def test_a_reload_that_fails_does_not_end_the_watch_over_memory(family_bundle, m
     loader = Loader(executor, preparation_order(family_bundle), memory_limit=lambda: limit[0], interval_s=0.01, threads=lambda: threads[0])
     loader.start()
     loader.join(60)
-    monkeypatch.setattr("restnet_runtime.executor.load_session", broken)
-    monkeypatch.setattr("restnet_runtime.executor.joined_session", broken)
+    monkeypatch.setattr("restnet_runtime.levels.load_session", broken)
+    monkeypatch.setattr("restnet_runtime.levels.joined_session", broken)
     threads[0] = 2
     until(lambda: executor.settings.threads == 2)
     limit[0] = 1
