@@ -18,7 +18,7 @@ import pytest
 
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
-from restnet_runtime.errors import BundleError, CompileError, KilledError
+from restnet_runtime.errors import BundleError, CompileError, KilledError, RoomError
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
 from restnet_runtime.worker import CompileWorker, Job
 
@@ -164,6 +164,27 @@ def test_killed_once_the_route_is_made_with_less_memory(compiler: Compiler) -> N
     expected = infer(plain_session(compiler.bundle, route, SETTINGS), x)
     assert np.allclose(infer(load_session(compiled, SETTINGS), x), expected, rtol=1e-4, atol=1e-5)
     assert compiler.compile(compiler.bundle.route("small")).level == "prepacked"
+
+
+def test_signals_to_the_whole_group_are_for_its_parent(compiler: Compiler) -> None:
+    """Ctrl-C in a terminal, or a service manager that tells every process of a service to end."""
+    with stuck(compiler, "small") as (process, errors):
+        assert os.getsid(process.pid) != os.getsid(0)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            process.send_signal(number)
+    assert errors == []
+    assert compiler.cache.look_up("small") is not None
+
+
+def test_aborted_a_compile_ends_at_once_and_none_begins(compiler: Compiler) -> None:
+    with stuck(compiler, "small") as (process, errors):
+        compiler.abort()
+        until(lambda: errors)
+    assert isinstance(errors[0], RoomError)
+    assert gone(process.pid)
+    with pytest.raises(RoomError, match="compiling has been stopped"):
+        compiler.compile(compiler.bundle.route("large"))
+    compiler.abort()
 
 
 def test_killed_while_idle_it_is_replaced(compiler: Compiler) -> None:
