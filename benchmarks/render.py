@@ -60,7 +60,8 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
         "",
         f"![latency, memory, first answers and starts beside the alternatives]({PICTURE})",
         "",
-        f"## Floors: {len(floors) - missed} of {len(floors)} {'met' if not missed else 'not missed'}",
+        f"## Floors: {sum(floor['met'] is True for floor, _ in floors)} met, {missed} missed, "
+        f"{sum(floor['met'] is None for floor, _ in floors)} not decided",
         "",
         *rows(
             ("what", "against", "floor", "figure", "", "command"),

@@ -117,6 +117,8 @@ def _run(command: str, action: Callable[[], int]) -> int:
     except (RestnetError, OSError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # as shells have it for SIGINT
 
 
 def serve(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 The process is a new one (spawned, not forked), so nothing that this one has loaded counts. It loads a route when it is told
 to, runs it once, and answers with its PSS: then this process looks whether the device has room for the next. Libraries that
-another process has loaded too count there in part, which takes 2 MB off every figure and nothing off their differences.
+another process has loaded too count there in part: measure with nothing else of this environment running.
 """
 
 import multiprocessing
