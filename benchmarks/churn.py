@@ -3,12 +3,13 @@
     python benchmarks/churn.py [--bundle digits resnet18-50] [--switches 1000] [--clients 4] [--json FILE]
 
 Clients ask without a pause while the current route is switched at random, each switch after at least one more answer. Every
-output is compared, bit for bit, with what its route's session gives when nothing else runs. PSS is taken after every fiftieth
-switch; growth is the line through the second half of them (least squares) over as many switches, and what the last quarter
-has at least more than the second quarter had at most.
+output is compared, bit for bit, with what its route's session gives when nothing else runs. Memory is taken after every fiftieth
+switch. Growth is that of anonymous memory, which other processes do not change: the median of the last quarter of the samples less
+that of the second quarter; the slope is that of a line through PSS in the second half (least squares).
 """
 
 import random
+import statistics
 import threading
 import time
 from pathlib import Path
@@ -48,18 +49,19 @@ def churn(path: Path, threads: int, switches: int, clients: int) -> dict[str, An
     workers = [threading.Thread(target=ask, args=(client,)) for client in range(clients)]
     for worker in workers:
         worker.start()
-    draw, pss, before = random.Random(0), [footprint().pss_bytes], time.monotonic()
+    draw, sizes, before = random.Random(0), [footprint()], time.monotonic()
     for count in range(1, switches + 1):
         executor.switch(draw.choice(executor.loaded))
         seen = sum(answers)
         while sum(answers) == seen:
             time.sleep(0.0002)
         if count % max(1, switches // SAMPLES) == 0:
-            pss.append(footprint().pss_bytes)
+            sizes.append(footprint())
     took_s = time.monotonic() - before
     done.set()
     for worker in workers:
         worker.join()
+    pss, anonymous = [size.pss_bytes for size in sizes], [size.anonymous_bytes for size in sizes]
     half, quarter = pss[len(pss) // 2 :], len(pss) // 4
     slope = float(np.polyfit(range(len(half)), half, 1)[0]) * SAMPLES * 1000 / switches
     return {
@@ -73,7 +75,7 @@ def churn(path: Path, threads: int, switches: int, clients: int) -> dict[str, An
         "wrong": sum(wrong),
         "pss_bytes": pss,
         "slope_bytes_per_1000": slope,
-        "growth_bytes": max(0, min(pss[-quarter:]) - max(pss[quarter : 2 * quarter])),
+        "growth_bytes": statistics.median(anonymous[-quarter:]) - statistics.median(anonymous[quarter : 2 * quarter]),
     }
 
 
