@@ -31,7 +31,8 @@ def family(name: str) -> Bundle:
     # Here, so that a benchmark whose bundle is there stays without torch.
     import numpy as np
 
-    from restnet_export.pipeline import ExportSettings, export_bundle
+    from restnet_export.pipeline import export_bundle
+    from restnet_export.settings import ExportSettings
 
     complete_torchvision()
     anchors, stages, side = FAMILIES[name]

@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _require_extra()
         from .inputs import GivenPreprocessing
-        from .pipeline import ExportSettings, export_bundle
+        from .pipeline import export_bundle
+        from .settings import ExportSettings
 
         mean, std, input_shape = _input(args.input, args.mean, args.std)
         bundle = export_bundle(

@@ -4,7 +4,8 @@ Nguyen, Raghu and Kornblith, "Do wide and deep networks learn the same things?",
 Song et al., "Feature selection via dependence maximization", JMLR 2012.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,6 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from restnet_runtime.errors import ExportError
+
+from .activations import cut_activations
+from .cuts import CutAnchor
+from .data import Samples
+
+Similarity = Mapping[tuple[str, str], NDArray[np.float64]]
+"""[cut of the larger, cut of the smaller] by (larger, smaller)."""
 
 MIN_BATCH = 4
 """HSIC_1 divides by n - 3."""
@@ -63,6 +71,16 @@ class MinibatchCKA:
         cross, own_a, own_b = self._sums
         scale = np.sqrt(np.outer(own_a, own_b))
         return np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
+
+
+def measure_similarity(anchors: Sequence[CutAnchor], samples: Samples) -> dict[tuple[str, str], NDArray[np.float64]]:
+    """CKA [cut of the larger, cut of the smaller] for each (larger, smaller) pair of neighbours. Anchors are given small to large."""
+    measures = {(large.name, small.name): MinibatchCKA() for small, large in pairwise(anchors)}
+    for images, _ in samples.batches():
+        known = {anchor.name: cut_activations(anchor, images) for anchor in anchors}
+        for (large, small), measure in measures.items():
+            measure.update(known[large], known[small])
+    return {pair: measure.result() for pair, measure in measures.items()}
 
 
 def _centred_grams(features: Sequence[Tensor]) -> NDArray[np.float64]:

@@ -18,9 +18,9 @@ from PIL import Image
 
 from restnet_export.anchors import AnchorSpec, load_anchor
 from restnet_export.cli import main
+from restnet_export.costs import count_macs, count_params
 from restnet_export.cuts import cut_anchor
 from restnet_export.data import Samples, load_images
-from restnet_export.scoring import count_macs, count_params
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.compose import check_graphs

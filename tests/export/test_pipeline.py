@@ -11,12 +11,17 @@ import torch
 from PIL import Image
 
 from restnet_export.anchors import AnchorSpec, load_anchor
+from restnet_export.costs import count_macs
 from restnet_export.cuts import CutAnchor, cut_anchor
 from restnet_export.data import Samples, load_images
+from restnet_export.fitting import fit_layers
 from restnet_export.inputs import GivenPreprocessing
-from restnet_export.pipeline import ExportSettings, check_routes, export_bundle, fit_layers, measure_similarity, strongest
+from restnet_export.parity import check_routes
+from restnet_export.pipeline import export_bundle, strongest
+from restnet_export.routes import StitchedRoute
 from restnet_export.rules import LayerPlan
-from restnet_export.scoring import StitchedRoute, count_macs
+from restnet_export.settings import ExportSettings
+from restnet_export.similarity import measure_similarity
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compose import check_graphs
 from restnet_runtime.errors import CutError, ExportError, ParityError, RestnetError, RuleError, SpecError
@@ -438,11 +443,11 @@ class TestSteps:
 
     def test_a_route_that_is_another_network_is_found(self, make: Callable[..., Made], cut: dict[str, CutAnchor], samples: Samples) -> None:
         bundle = make("small", "large", **RESTNET).bundle
-        route = StitchedRoute("small", (Part("small", 0, 3),), None)
+        route = StitchedRoute("small", (Part("small", 0, 3),))
         images = next(samples.batches(3))[0]
         check_routes(bundle, [route], cut, {}, images)
         swapped = {**cut, "small": replace(cut["large"], name="small")}
-        longer = StitchedRoute("small", (Part("small", 0, 4),), None)
+        longer = StitchedRoute("small", (Part("small", 0, 4),))
         with pytest.raises(ParityError, match="route 'small' differs from torch"):
             check_routes(bundle, [longer], swapped, {}, images)
 

@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from restnet_export.anchors import Anchor
+from restnet_export.costs import count_macs, count_params
 from restnet_export.cuts import CutAnchor, cut_anchor
 from restnet_export.layouts import Layout
-from restnet_export.scoring import StitchedRoute, block_name, count_macs, count_params, most_promising, score_routes
+from restnet_export.routes import StitchedRoute, block_name
+from restnet_export.scoring import score_routes
+from restnet_export.selection import most_promising
 from restnet_export.stitching import StitchingLayer
 from restnet_runtime.routes import Part
 
@@ -99,12 +102,12 @@ def layers(anchors: dict[str, CutAnchor]) -> dict[str, StitchingLayer]:
 
 
 ROUTES = [
-    StitchedRoute("s", (Part("s", 0, 3),), None),
-    StitchedRoute("m", (Part("m", 0, 3),), None),
-    StitchedRoute("l", (Part("l", 0, 4),), None),
-    StitchedRoute("s[0-1]>l[2-4]", (Part("s", 0, 1), Part("l", 2, 4)), "s.1~l.2"),
-    StitchedRoute("l[0-0]>s[2-3]", (Part("l", 0, 0), Part("s", 2, 3)), "l.0~s.2"),
-    StitchedRoute("m[0-1]>s[3-3]", (Part("m", 0, 1), Part("s", 3, 3)), "m.1~s.3"),
+    StitchedRoute("s", (Part("s", 0, 3),)),
+    StitchedRoute("m", (Part("m", 0, 3),)),
+    StitchedRoute("l", (Part("l", 0, 4),)),
+    StitchedRoute("s[0-1]>l[2-4]", (Part("s", 0, 1), Part("l", 2, 4)), ("s.1~l.2",)),
+    StitchedRoute("l[0-0]>s[2-3]", (Part("l", 0, 0), Part("s", 2, 3)), ("l.0~s.2",)),
+    StitchedRoute("m[0-1]>s[3-3]", (Part("m", 0, 1), Part("s", 3, 3)), ("m.1~s.3",)),
 ]
 
 
@@ -134,8 +137,8 @@ def test_nothing_to_score_on_is_no_number(anchors: dict[str, CutAnchor], layers:
 
 def stitched(count: int) -> list[StitchedRoute]:
     """Two anchors around `count` stitched routes."""
-    middle = [StitchedRoute(f"stitched-{index}", (Part("a", 0, 1), Part("b", 2, 3)), f"layer-{index}") for index in range(count)]
-    return [StitchedRoute("a", (Part("a", 0, 3),), None), *middle, StitchedRoute("b", (Part("b", 0, 3),), None)]
+    middle = [StitchedRoute(f"stitched-{index}", (Part("a", 0, 1), Part("b", 2, 3)), (f"layer-{index}",)) for index in range(count)]
+    return [StitchedRoute("a", (Part("a", 0, 3),)), *middle, StitchedRoute("b", (Part("b", 0, 3),))]
 
 
 class TestMostPromising:

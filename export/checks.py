@@ -1,0 +1,90 @@
+"""What is refused before the work begins: each check raises one error that says what to change."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from restnet_runtime.errors import ExportError, SpecError
+from restnet_runtime.manifest import Name
+
+from .anchors import Anchor
+from .costs import count_macs
+from .cuts import CutAnchor
+from .data import Images
+from .similarity import MIN_BATCH
+from .writer import check_target
+
+
+def check_out(out: Path) -> None:
+    """Better to learn now than after an hour of tuning that there can be no bundle. Raises `ExportError` and changes nothing."""
+    name = out.resolve().name  # a bundle is called as its directory
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise ExportError(
+            f"a bundle cannot be called {name!r}: a name has letters, digits and . _ ~ + -, starts with a letter or digit, at most 100"
+        ) from error
+    check_target(out)
+    try:
+        tempfile.TemporaryDirectory(dir=next(parent for parent in out.resolve().parents if parent.exists())).cleanup()
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written: {error}") from error
+
+
+def check_samples(samples: int, fitting: Images) -> None:
+    if samples < MIN_BATCH:
+        raise SpecError(f"--samples {samples} must be at least {MIN_BATCH}: similarity cannot be measured on fewer images")
+    if len(fitting) < MIN_BATCH:
+        raise SpecError(f"data {fitting.name!r} has {len(fitting)} images to fit on; similarity needs at least {MIN_BATCH}")
+
+
+def check_names(loaded: Sequence[Anchor]) -> None:
+    names = [anchor.name for anchor in loaded]
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise SpecError(f"anchors {names}: at least two are needed, with different names (NAME=SPEC renames one)")
+
+
+def class_names(
+    loaded: Sequence[Anchor], input_shape: tuple[int, int, int], fitting: Images, scoring: Images, given: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    counts = {}
+    for anchor in loaded:
+        with torch.no_grad():
+            logits = anchor.module(torch.zeros(1, *input_shape))
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+            raise SpecError(f"anchor {anchor.name!r} does not answer (batch, classes) but {getattr(logits, 'shape', type(logits))}")
+        counts[anchor.name] = int(logits.shape[1])
+    if len(set(counts.values())) != 1:
+        raise SpecError(f"anchors tell different numbers of classes apart: {counts}")
+    count = next(iter(counts.values()))
+    if fitting.classes and scoring.classes and fitting.classes != scoring.classes:
+        raise SpecError(
+            f"labels mean different classes in {fitting.name!r} ({_some(fitting.classes)}) and {scoring.name!r} ({_some(scoring.classes)})"
+        )
+    names = given or fitting.classes or scoring.classes or tuple(str(index) for index in range(count))
+    if len(names) != count:
+        raise SpecError(f"{len(names)} class names for {count} classes")
+    highest = max(int(fitting.labels.max()), int(scoring.labels.max()))
+    if highest >= count:
+        raise SpecError(f"the data has the label {highest}, the anchors tell {count} classes apart (0..{count - 1})")
+    return names
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:5], *["..."] * (len(names) > 5)])
+
+
+def check_order(anchors: Mapping[str, CutAnchor]) -> None:
+    macs = {
+        name: sum(
+            count_macs(block, shape)
+            for block, shape in zip(anchor.blocks, (anchor.input_shape, *(cut.shape for cut in anchor.cuts)), strict=True)
+        )
+        for name, anchor in anchors.items()
+    }
+    ordered = sorted(macs, key=lambda name: macs[name])
+    if ordered != list(macs):
+        raise ExportError(f"anchors are given small to large, by MACs that is: {' '.join(ordered)}")

@@ -1,0 +1,41 @@
+"""What an export was asked for."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from .inputs import GivenPreprocessing
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What `restnet-export` was asked for.
+
+    anchors:        specs, small to large
+    data, val:      data specs: fit and tune on the first, score on the second (default: a held-out part of the first)
+    samples:        images behind similarity and least squares, at least 4
+    preprocessing:  in place of what the anchors bring
+    input_shape:    (channels, height, width), for anchors that do not know theirs or can be built for another
+    classes:        class names in the anchors' order; default: those of the data, or the numbers
+    stages, kernel, stride: of the rule sn-net
+    epochs, lr:     of fine-tuning
+    """
+
+    anchors: tuple[str, ...]
+    data: str
+    out: Path
+    val: str | None = None
+    rule: Literal["restnet", "sn-net"] = "restnet"
+    finetune: Literal["none", "stitch"] = "stitch"
+    samples: int = 100
+    max_routes: int | None = None
+    seed: int = 0
+    preprocessing: GivenPreprocessing = field(default_factory=GivenPreprocessing)
+    input_shape: tuple[int, int, int] | None = None
+    classes: tuple[str, ...] | None = None
+    stages: tuple[int, ...] | None = None
+    kernel: int = 2
+    stride: int = 1
+    epochs: int = 5
+    lr: float = 3e-4
+    progress: bool = True
