@@ -19,6 +19,7 @@ class ExportSettings:
     classes:        class names in the anchors' order; default: those of the data, or the numbers
     stages, kernel, stride: of the rule sn-net
     epochs, lr:     of fine-tuning
+    latency:        measure every route on this machine, for the report
     """
 
     anchors: tuple[str, ...]
@@ -38,4 +39,19 @@ class ExportSettings:
     stride: int = 1
     epochs: int = 5
     lr: float = 3e-4
+    latency: bool = False
     progress: bool = True
+
+    def told(self) -> dict[str, object]:
+        """As JSON values by name, for whoever wants to repeat the run."""
+
+        def plain(value: object) -> object:
+            return {name: plain(part) for name, part in vars(value).items()} if isinstance(value, GivenPreprocessing) else _json(value)
+
+        return {name: plain(value) for name, value in vars(self).items() if name != "progress"}
+
+
+def _json(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_json(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
