@@ -227,6 +227,7 @@ class ReadingAnswer(_Answer):
     own_memory_bytes: int | None
     cpu_percent: float | None
     others_cpu_cores: Annotated[float | None, Field(description="cores that other processes of normal priority keep busy")]
+    waiting_share: Annotated[float | None, Field(description="of the time that our threads could run, the share that they waited")]
     load_1m: float | None
     cpu_quota_cores: float | None
     slowdown: Annotated[float | None, Field(description="recent latency over profiled latency")]
