@@ -18,6 +18,7 @@ from restnet_runtime.profile import percentile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
 from restnet_runtime.tables import table
+from restnet_runtime.threads import describe_threads
 from restnet_runtime.units import format_bytes, format_macs, format_ms
 
 
@@ -25,6 +26,7 @@ from restnet_runtime.units import format_bytes, format_macs, format_ms
 class RouteFigures:
     """One route on this device; latencies of one request at batch 1.
 
+    threads:                 of one request: a small route runs on one
     predicted_ms:            from the profile that the policy uses
     median_ms, p95_ms:       measured now, interleaved with the other routes shown
     predicted_memory_bytes:  PSS of this process with this route alone, as the policy predicts it
@@ -36,6 +38,7 @@ class RouteFigures:
     name: str
     macs: int
     accuracy: float | None
+    threads: int
     predicted_ms: float
     median_ms: float
     p95_ms: float
@@ -51,6 +54,7 @@ class Benchmark:
     failed:     routes that cannot be loaded here, and why
     pss_bytes:  of this process with all routes resident
     switch_ms:  median of replacing the current route
+    threads:    the most that one of the three runs on
     load_ms:    median of making a route resident from a warm compiled cache: what a reload on the request path would cost;
                 `None` for a bundle of one route, which cannot be released
     """
@@ -76,7 +80,7 @@ class Benchmark:
         return asdict(self)
 
 
-def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Benchmark:
+def run_benchmark(engine: Engine, budget: Budget, runs: int) -> Benchmark:
     """Load every route, choose under `budget` as the policy does, and measure the choice beside its neighbours on the front.
 
     Raises `CompileError` when not one route can be loaded.
@@ -114,7 +118,7 @@ def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Be
         pss_bytes=pss_bytes,
         switch_ms=switch_ms,
         load_ms=percentile(load_ms, 0.5) if load_ms else None,
-        threads=threads,
+        threads=max(one.threads for one in figures.values()),
         machine=describe_machine(),
     )
 
@@ -142,7 +146,7 @@ def render(benchmark: Benchmark) -> str:
     """The benchmark for a terminal."""
     shown = [figures for figures in (benchmark.cheaper, benchmark.chosen, benchmark.dearer) if figures is not None]
     lines = [
-        f"bundle {benchmark.bundle}, budget {benchmark.budget}, {benchmark.threads} threads",
+        f"bundle {benchmark.bundle}, budget {benchmark.budget}, {describe_threads(figures.threads for figures in shown)}",
         f"route  {benchmark.chosen.name}: {benchmark.reason}",
         "",
         table(
@@ -191,6 +195,7 @@ def _measure(executor: Executor, shown: dict[str, Route], runs: int) -> dict[str
             name=route.name,
             macs=route.macs,
             accuracy=route.accuracy,
+            threads=profile.threads,
             predicted_ms=profile.latency_ms,
             median_ms=percentile(times[role], 0.5),
             p95_ms=percentile(times[role], 0.95),

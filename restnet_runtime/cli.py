@@ -212,7 +212,7 @@ def _bench(args: argparse.Namespace) -> int:
     from restnet_runtime.bench import render, run_benchmark
 
     engine = _open(args)
-    result = run_benchmark(engine, args.budget, engine.executor.settings.threads, args.runs)
+    result = run_benchmark(engine, args.budget, args.runs)
     engine.stop()
     print(render(result))
     if args.json is not None:

@@ -105,6 +105,12 @@ class Executor:
             return {name: resident.level for name, resident in self._residents.items()}
 
     @property
+    def threads(self) -> dict[str, int]:
+        """Threads of one request on each loaded route, as its session has them: `settings` says what they are to be."""
+        with self._lock:
+            return {name: resident.settings.threads for name, resident in self._residents.items()}
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What an operator should know of how sessions are loaded here: fallbacks, missing and untested providers."""
         return (*self._settings.providers.notes, *self._opener.notes)
@@ -141,8 +147,8 @@ class Executor:
         timed, need = self._timings.get(name), self._needs.get(name)
         if timed is None or need is None:
             return None
-        timing = timed[1]
-        return RouteProfile(timing.latency_ms, timing.p95_ms, self._overhead_bytes + together([need]))
+        threads, timing = timed
+        return RouteProfile(timing.latency_ms, timing.p95_ms, self._overhead_bytes + together([need]), threads)
 
     def need(self, name: str) -> Need:
         """What the route adds when it is loaded; before its first load a cautious guess from the size of its weights."""

@@ -133,6 +133,7 @@ class ProfileAnswer(_Answer):
     latency_ms: float
     p95_ms: float
     memory_bytes: int
+    threads: Annotated[int, Field(description="of one request; the latencies are for so many")]
 
 
 class RouteAnswer(_Answer):
@@ -179,7 +180,8 @@ class RouteCounts(_Answer):
 class SessionsAnswer(_Answer):
     """How routes are run here."""
 
-    threads: Annotated[int, Field(description="of one request")]
+    threads: Annotated[int, Field(description="of one request on a route that is not small, see route_threads")]
+    route_threads: Annotated[dict[str, int], Field(description="of one request on each loaded route: a small route runs on one")]
     spin_us: Annotated[int, Field(description="how long an idle thread of a running request waits actively")]
     providers: Annotated[list[str], Field(description="execution providers of ONNX Runtime, the first one first")]
     levels: Annotated[

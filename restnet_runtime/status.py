@@ -80,6 +80,7 @@ def describe_server(
         ),
         sessions=SessionsAnswer(
             threads=executor.settings.threads,
+            route_threads=executor.threads,
             spin_us=executor.settings.spin_us,
             providers=list(executor.settings.providers.names),
             levels=executor.levels,

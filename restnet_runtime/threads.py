@@ -7,7 +7,7 @@ the requests that run at once; all cores where hardly one is free; no more than 
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -75,6 +75,12 @@ def _shared_out(cores: int, others: float, concurrency: float) -> int:
     free = max(0, math.floor(cores - others + 0.5))
     alone = cores if 2 * free < cores else free
     return max(1, min(cores, alone if concurrency < _SHARED else math.floor(free / concurrency + 0.5)))
+
+
+def describe_threads(counts: Iterable[int]) -> str:
+    """How many threads requests run on, for people: `1 thread`, `2 threads`, or `1 to 2 threads` where routes differ."""
+    least, most = min(numbers := list(counts)), max(numbers)
+    return f"{most} thread{'s' if most > 1 else ''}" if least == most else f"{least} to {most} threads"
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ KEYS = {
     "plain_idle_pss_bytes", "plain_pss_bytes", "plain_routes", "plain_reason", "memory_factor",
 }  # fmt: skip
 ROUTE_KEYS = {
-    "name", "macs", "accuracy", "on_front", "latency_ms", "p95_ms", "load_ms", "plain_latency_ms", "plain_p95_ms", "plain_load_ms",
-    "ratio", "ratio_low", "ratio_high", "difference", "plain_reason",
+    "name", "macs", "accuracy", "on_front", "threads", "latency_ms", "p95_ms", "load_ms", "plain_latency_ms", "plain_p95_ms",
+    "plain_load_ms", "ratio", "ratio_low", "ratio_high", "difference", "plain_reason",
 }  # fmt: skip
 
 
@@ -90,11 +90,11 @@ def test_the_document_has_the_documented_keys(result: Comparison) -> None:
 
 def test_what_is_printed_tells_the_same(result: Comparison) -> None:
     lines = render(result).splitlines()
-    assert lines[0] == "bundle shapes, 1 threads, 4 routes loaded; plain: one ONNX Runtime session for each, 10 runs"
+    assert lines[0] == "bundle shapes, 1 thread, 4 routes loaded; plain: one ONNX Runtime session for each, 10 runs"
     assert lines[1] == "budget none: large: afresh: large is the most accurate that fits"
     for row, line in zip(result.routes, lines[5:9], strict=True):
         cells = re.split(r"  +", line)
-        assert (cells[0], cells[2], cells[7]) == (row.name, f"{row.accuracy:.1%}", f"{row.ratio:.3f}")
+        assert (cells[0], cells[2], cells[3], cells[8]) == (row.name, f"{row.accuracy:.1%}", "1", f"{row.ratio:.3f}")
     assert f"{result.memory.memory_factor:.2f} times ours" in lines[-1]
 
 
@@ -218,7 +218,7 @@ def command(family_path: Path, cache_root: Path) -> list[str]:
 
 def test_command_on_the_digits(tmp_path: Path) -> None:
     code = "import sys; from restnet_runtime.cli import bench; sys.exit(bench())"
-    options = ["--compare", "plain", "--budget", "600kFLOPs", "--runs", "5", "--threads", "1"]
+    options = ["--compare", "plain", "--budget", "600kFLOPs", "--runs", "5", "--threads", "2"]
     places = ["--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "out.json")]
     done = subprocess.run([sys.executable, "-c", code, *options, *places], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -227,6 +227,8 @@ def test_command_on_the_digits(tmp_path: Path) -> None:
     digits = open_bundle(SHIPPED_BUNDLE)
     front = {route.name for route in digits.routes if route.on_front}
     assert {route["name"] for route in document["routes"]} == front
+    assert {document["threads"], *(route["threads"] for route in document["routes"])} == {1}, "the digits are small, whatever is asked for"
+    assert "bundle digits, 1 thread, 7 routes loaded" in done.stdout
     assert document["resident_routes"] == document["plain_routes"] == len(digits.routes)
     assert all(line in done.stdout for line in ("memory (PSS) of a process with 7 routes: ", *(f"\n{name} " for name in front)))
 

@@ -135,6 +135,17 @@ def test_sessions_follow_new_settings_one_by_one_and_requests_go_on(executor) ->
 def test_a_small_route_keeps_to_one_thread(executor) -> None:
     executor.settings = SessionSettings(threads=8)
     assert executor.stale == ()
+    assert set(executor.threads.values()) == {1}
+    assert executor.profile("small").threads == 1
+
+
+@pytest.mark.usefixtures("none_is_small")
+def test_threads_are_those_of_the_session_that_serves(executor) -> None:
+    executor.settings = SessionSettings(threads=2)
+    assert executor.threads == dict.fromkeys(executor.loaded, 1)
+    executor.reload("small")
+    assert executor.threads == {**dict.fromkeys(executor.loaded, 1), "small": 2}
+    assert (executor.profile("small").threads, executor.profile("large").threads) == (2, 1)
 
 
 @pytest.mark.usefixtures("none_is_small")

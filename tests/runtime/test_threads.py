@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restnet_runtime.reading import Reading
-from restnet_runtime.threads import BAND_CONCURRENCY, BAND_CORES, ThreadChoice, ThreadGovernor, choose_threads
+from restnet_runtime.threads import BAND_CONCURRENCY, BAND_CORES, ThreadChoice, ThreadGovernor, choose_threads, describe_threads
 
 
 @pytest.mark.parametrize(
@@ -148,3 +148,7 @@ def test_one_second_without_figures_is_passed_over() -> None:
 
 def test_without_a_reading_nothing_changes() -> None:
     assert ThreadGovernor(2, 2, lambda: None, lambda: 0.0, lambda: 0.0)() == 2
+
+
+def test_threads_for_people() -> None:
+    assert [describe_threads(counts) for counts in ([1], [2, 2], [1, 2, 1])] == ["1 thread", "2 threads", "1 to 2 threads"]
