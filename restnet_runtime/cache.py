@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from restnet_runtime.cache_writer import CacheWriter
-from restnet_runtime.catalog import FILE, LINKED, Catalog, CompiledRoute, DamagedCacheError
+from restnet_runtime.catalog import FILE, LEVELS, LINKED, Catalog, CompiledRoute, DamagedCacheError, Shortage
 from restnet_runtime.checksum import file_checksum
 from restnet_runtime.mapping import write_atomically
 from restnet_runtime.shelf import IN_USE, SCRATCH, Shelf
@@ -134,6 +134,18 @@ class LockedCache:
         except _DAMAGE:
             self.drop()
             return None
+
+    def mark(self, name: str, shortage: Shortage) -> bool:
+        """Remember why a route is at a lesser level. Returns whether that is on disk: not if the route is at the best level by now."""
+        try:
+            catalog = self._cache._read(anew=True)
+            if catalog is None or name not in catalog.routes or catalog.routes[name]["level"] == LEVELS[0]:
+                return False
+            catalog.mark(name, shortage)
+            write_atomically(self._cache.path / FILE, catalog.dump(self._cache.key), sync=False)
+        except _DAMAGE:
+            return False
+        return True
 
     def drop(self) -> None:
         """Forget everything. Files that sessions have mapped stay valid for them: they are unlinked, not truncated."""

@@ -93,6 +93,7 @@ class Engine:
             memory_limit=lambda: controller.memory_limit_bytes,
             interval_s=interval_s,
             wanted=lambda: controller.wanted,
+            available=lambda: None if controller.reading is None else controller.reading.memory_available_bytes,
             threads=None
             if threads or not chosen.cpu_only
             else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),

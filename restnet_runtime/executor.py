@@ -191,6 +191,24 @@ class Executor:
                 self._enter(self.bundle.route(name), None, warm=True)
 
     @property
+    def improvable(self) -> tuple[str, ...]:
+        """Names of loaded routes that there was no room to compile any better at an earlier start, and that are to be tried again."""
+        with self._lock:
+            residents = list(self._residents.values())
+        return tuple(one.route.name for one in residents if one.compiled is not None and self._opener.improvable(one.compiled))
+
+    def improve(self, name: str, on_compile: Callable[[Route], None] | None = None) -> bool:
+        """Compile such a route anew and let the better session take the old one's place. Returns whether there is one.
+
+        Raises what `load` does; the old session serves on then.
+        """
+        with self._loading:
+            if name not in self._residents or not self._opener.improve(self.bundle.route(name), on_compile):
+                return False
+            self._enter(self.bundle.route(name), None, warm=True)
+        return True
+
+    @property
     def cold(self) -> tuple[str, ...]:
         """Names of loaded routes that have not run yet, in the order in which they were loaded."""
         with self._lock:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from restnet_runtime.compile import need_bytes
 from restnet_runtime.errors import RoomError
 from restnet_runtime.executor import Executor
 from restnet_runtime.memory import Gauge
@@ -25,7 +26,10 @@ LOAD_MARGIN = 1.1
 
 @dataclass(frozen=True)
 class Progress:
-    """total: routes to make ready. loading: the one being made ready. left_out: for want of memory. failed: what went wrong, by route."""
+    """total: routes to make ready. loading: the one being made ready. left_out: for want of memory. failed: what went wrong, by route.
+
+    compiled, failed_compiles: routes compiled since the start, and compiles of which no route came that could be loaded
+    """
 
     total: int
     loaded: int
@@ -33,6 +37,7 @@ class Progress:
     compiled: int
     left_out: tuple[str, ...]
     failed: dict[str, str]
+    failed_compiles: int = 0
 
     @property
     def done(self) -> bool:
@@ -46,6 +51,7 @@ class Loader:
     memory_limit:  bytes that the process may take now, `None` for no limit; asked before every step
     wanted:        name of the route that would be chosen were every route loaded
     threads:       how many threads a request should have from now on; asked once an interval. Loaded routes follow one by one
+    available:     bytes that the device leaves, `None` where that is unknown; asked before a route is compiled anew
 
     A route that fails is reported and left out; the others go on.
     """
@@ -60,12 +66,13 @@ class Loader:
         *,
         wanted: Callable[[], str | None] | None = None,
         threads: Callable[[], int] | None = None,
+        available: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._executor, self._names, self._on_loaded = executor, tuple(names), on_loaded
         self._memory_limit, self._interval_s = memory_limit, interval_s
-        self._wanted, self._threads = wanted, threads
+        self._wanted, self._threads, self._available = wanted, threads, available
         self._loading: str | None = None
-        self._compiled = 0
+        self._compiled = self._failed_compiles = 0
         known = {route.name for route in executor.bundle.routes}
         self._failed = {name: f"the bundle has no route {name!r}" for name in names if name not in known}
         self._left_out: tuple[str, ...] = ()
@@ -98,7 +105,8 @@ class Loader:
 
     def progress(self) -> Progress:
         loaded = len(set(self._names) & set(self._executor.loaded))
-        return Progress(len(self._names), loaded, self._loading, self._compiled, self._left_out, dict(self._failed))
+        failed = dict(self._failed)
+        return Progress(len(self._names), loaded, self._loading, self._compiled, self._left_out, failed, self._failed_compiles)
 
     def run(self) -> None:
         """Load and release until nothing is left to do, then run once what has not run yet, in this thread."""
@@ -161,7 +169,7 @@ class Loader:
         if self.step():
             return
         self._warm_up()
-        if self._follow_threads() or self._executor.settle(_SETTLE_S):
+        if self._follow_threads() or self._executor.settle(_SETTLE_S) or self._improve():
             return
         unrefined = [name for name in self._executor.loaded if name not in self._refined]
         if unrefined:
@@ -204,6 +212,22 @@ class Loader:
         self._refined.discard(stale[0])
         return True
 
+    def _improve(self) -> bool:
+        """Compile one anew that there was no room for at an earlier start, if there is now. Returns whether one was tried."""
+        available = self._available()
+        routes = [self._executor.bundle.route(name) for name in self._executor.improvable]
+        able = [route for route in routes if available is None or available >= need_bytes(route)]
+        if not able:
+            return False
+        name = able[0].name
+        try:
+            if self._counted(lambda begin: self._executor.improve(name, begin)):
+                self._refined.discard(name)
+                log.info("route %s compiled anew, now that there is room", name)
+        except Exception as error:  # the session that is there serves on
+            log.warning("route %s stays as it is: %s", name, error)
+        return True
+
     def _fitting(self, order: Sequence[str], limit: float | None) -> list[str]:
         needs = {name: self._executor.need(name) for name in order}
         return keep(order, needs, self._executor.overhead_bytes, limit)
@@ -211,7 +235,7 @@ class Loader:
     def _load(self, name: str) -> None:
         self._loading = name
         try:
-            self._executor.load(name, self._count, warm=self._settled.is_set())
+            self._counted(lambda begin: self._executor.load(name, begin, warm=self._settled.is_set()).compiled is not None)
             if self._on_loaded is not None:
                 self._on_loaded(name)
         except Exception as error:  # whatever it is, the other routes can still be made ready
@@ -230,6 +254,19 @@ class Loader:
         else:
             log.info("route %s released for want of memory", name)
 
-    def _count(self, route: Route) -> None:
-        self._compiled += 1
-        log.info("compiling %s", route.name)
+    def _counted(self, make: Callable[[Callable[[Route], None]], bool]) -> bool:
+        """What `make` returns: whether a compiled route came of it. If so the last compile that it begins is a good one, else it failed."""
+        begun: list[Route] = []
+        made = False
+
+        def begin(route: Route) -> None:
+            begun.append(route)
+            log.info("compiling %s", route.name)
+
+        try:
+            made = make(begin)
+        finally:
+            good = 1 if made and begun else 0
+            self._compiled += good
+            self._failed_compiles += len(begun) - good
+        return made

@@ -173,6 +173,7 @@ class RouteCounts(_Answer):
     loaded: list[str]
     loading: Annotated[str | None, Field(description="being compiled or loaded now")]
     compiled: Annotated[int, Field(description="compiled since the start; the others came from the cache")]
+    failed_compiles: Annotated[int, Field(description="compiles since the start of which no route came that could be loaded")]
     left_out: Annotated[list[str], Field(description="not loaded for want of memory")]
     failed: Annotated[dict[str, str], Field(description="routes that cannot be loaded here, and why")]
 

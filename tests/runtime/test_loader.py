@@ -73,6 +73,7 @@ def test_a_route_that_fails_is_left_out_and_reported(own_family, make, caplog) -
     assert "segments/small.1~large.2.fp32.onnx: has 12 bytes" in progress.failed["small[0-1]>large[2-4]"]
     assert "has no route 'ghost'" in progress.failed["ghost"]
     assert (progress.total, progress.loaded, progress.done) == (5, 3, True)
+    assert (progress.compiled, progress.failed_compiles) == (3, 1)
     assert "route small[0-1]>large[2-4] cannot be loaded" in caplog.text
 
 
