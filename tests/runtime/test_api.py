@@ -709,6 +709,7 @@ def test_not_ready_until_a_route_is_loaded(make):
             "loaded": ["small"],
             "loading": None,
             "compiled": 0,
+            "failed_compiles": 0,
             "left_out": [],
             "failed": {},
         }
