@@ -1,29 +1,25 @@
 """The executor: every route a resident session, the current one a reference that is replaced between two requests."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from restnet_runtime.bundle import Bundle
-from restnet_runtime.catalog import LEVELS, CompiledRoute
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError, InputError, NotLoadedError
+from restnet_runtime.ledger import Ledger
 from restnet_runtime.levels import Level, SessionOpener
-from restnet_runtime.measured import GUESSED_SESSION_BYTES, Measured, MeasuredStore, measure, run_once
-from restnet_runtime.memory import footprint
+from restnet_runtime.measured import MeasuredStore, measure, run_once
 from restnet_runtime.pages import hand_back
 from restnet_runtime.profile import RouteProfile, Timing, time_runs
-from restnet_runtime.residency import Need, together
+from restnet_runtime.residency import Need
+from restnet_runtime.resident import Resident
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings, infer, trim_heap
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,33 +31,6 @@ class Answer:
     latency_ms: float
 
 
-@dataclass
-class Resident:
-    """A route that can be switched to now.
-
-    compiled:  what its session has mapped; `None` for a session that holds weights of its own
-    settings:  those that it was loaded with
-    ran:       whether it has run, that is, whether its weights are in the process
-    """
-
-    route: Route
-    session: ort.InferenceSession
-    compiled: CompiledRoute | None
-    settings: SessionSettings
-    ran: bool = False
-
-    @property
-    def level(self) -> Level:
-        """`prepacked` or `mapped`, as it was compiled, or `plain`: weights of its own."""
-        return "plain" if self.compiled is None else self.compiled.level
-
-    @property
-    def how(self) -> str:
-        """All that a measurement of it depends on, beside the device."""
-        parts = [f"{self.settings.threads} threads", *([] if self.level == LEVELS[0] else [self.level])]
-        return ", ".join([*parts, *self.settings.providers.names[:-1]])
-
-
 class Executor:
     """Runs routes of one bundle. Thread safe; nothing here waits for a load while a request runs."""
 
@@ -69,22 +38,14 @@ class Executor:
         self.bundle = bundle
         self._settings = settings
         self._opener = SessionOpener(bundle, compiler)
-        self._measured = MeasuredStore(compiler.cache.path)
+        self._ledger = Ledger(bundle, MeasuredStore(compiler.cache.path))
         self._lock = threading.Lock()  # guards the next two
         self._residents: dict[str, Resident] = {}
         self._current: Resident | None = None
         self._loading = threading.Lock()  # one load or release at a time, so that what it changes can be measured
-        # Kept for released routes too. Replaced or added to by the thread that holds `_loading`, read by any.
-        self._needs: dict[str, Need] = {}
-        self._timings: dict[str, tuple[int, Timing]] = {}  # with the number of threads
-        idle = footprint()
-        self._overhead_bytes = idle.pss_bytes
-        self._shared_bytes = idle.pss_bytes - idle.anonymous_bytes
-        self._handed_back = False
         self._large_run_s: float | None = None
         self._busy_s = 0.0
         self._runs_started = self._runs_ended = 0  # two threads that count at once may lose one: then nothing is taken for quiet
-        self._provisional: set[str] = set()
 
     @property
     def current(self) -> Route | None:
@@ -135,7 +96,7 @@ class Executor:
     @property
     def overhead_bytes(self) -> int:
         """PSS of this process without any route, as measured when a route was last loaded or released."""
-        return self._overhead_bytes
+        return self._ledger.overhead_bytes
 
     @property
     def busy_s(self) -> float:
@@ -144,27 +105,13 @@ class Executor:
 
     def profile(self, name: str) -> RouteProfile | None:
         """The profile of a route that is or was loaded, else `None`. Its memory is that of the process with this route alone."""
-        timed, need = self._timings.get(name), self._needs.get(name)
-        if timed is None or need is None:
-            return None
-        threads, timing = timed
-        return RouteProfile(timing.latency_ms, timing.p95_ms, self._overhead_bytes + together([need]), threads)
+        return self._ledger.profile(name)
 
     def need(self, name: str) -> Need:
         """What the route adds when it is loaded; before its first load a cautious guess from the size of its weights."""
-        known = self._needs.get(name)
-        if known is not None:
-            return known
-        route = self.bundle.route(name)
         with self._lock:
-            there = {segment for resident in self._residents.values() for segment in resident.route.segments if resident.compiled}
-        # Extents that no compiled route has: where its tensors lie is known only once it is compiled.
-        guessed = {
-            (-1 - hash(segment) % 2**40, self.bundle.segments[segment].graphs[precision].weight_bytes)
-            for segment, precision in zip(route.segments, route.precisions, strict=True)
-            if segment not in there
-        }
-        return Need(frozenset(guessed), GUESSED_SESSION_BYTES)
+            mapped = {segment for resident in self._residents.values() for segment in resident.route.segments if resident.compiled}
+        return self._ledger.need(name, mapped)
 
     def load(self, name: str, on_compile: Callable[[Route], None] | None = None, *, warm: bool = False) -> Resident:
         """Compile (unless cached), load and profile a route, then let it be switched to. The first one becomes current.
@@ -226,17 +173,13 @@ class Executor:
         One that was weighed while requests ran is weighed again.
         """
         resident = self._residents.get(name)
-        if resident is not None and name in self._provisional:
+        if resident is not None and self._ledger.provisional(name):
             with self._loading:
                 self._weigh_route(resident)
                 self._weigh()
         elif resident is not None:
             times = time_runs(lambda: infer(resident.session, self._example()), time.perf_counter, max_runs=10, max_s=0.1)
-            threads, known = self._timings[name]
-            if threads == resident.settings.threads:
-                timing, need = known.better(Timing.of(times)), self._needs[name]
-                self._timings[name] = threads, timing
-                self._measured.put(name, resident.how, Measured(timing, need.session_bytes, need.activation_bytes))
+            self._ledger.refine(resident, Timing.of(times))
 
     def release(self, name: str) -> None:
         """Forget a loaded route; requests that run on it finish. Raises `CompileError` for the current one."""
@@ -265,7 +208,7 @@ class Executor:
                 return 0
             self._shrink(current)
             idle = frozenset[tuple[int, int]]().union(*(compiled.touched for compiled in mapped)) - current.compiled.touched
-            self._handed_back = True
+            self._ledger.hand_back()
             return sum(hand_back(file, extents) for file, extents in current.compiled.located(idle).items())
 
     def settle(self, idle_s: float) -> bool:
@@ -328,13 +271,10 @@ class Executor:
         settings = self._settings.of(route)
         compiled, session = self._opener.open(route, settings, on_compile)
         resident = Resident(route, session, compiled, settings)
-        known = self._measured.get(route.name, resident.how)
-        if known is None:
+        if not self._ledger.recall(resident):
             self._weigh_route(resident)
-        else:
-            self._know(resident, known)
-            if warm or not self._residents:
-                self._run_once(resident)
+        elif warm or not self._residents:
+            self._run_once(resident)
         with self._lock:
             self._residents[route.name] = resident
             if self._current is None or self._current.route.name == route.name:
@@ -347,24 +287,14 @@ class Executor:
         run_once(resident.route, resident.session, self._example(), len(self.bundle.manifest.classes))
         resident.ran = True
 
-    def _know(self, resident: Resident, known: Measured) -> None:
-        touched = frozenset[tuple[int, int]]() if resident.compiled is None else resident.compiled.touched
-        self._needs[resident.route.name] = Need(touched, known.session_bytes, known.activation_bytes)
-        self._timings[resident.route.name] = resident.settings.threads, known.timing
-
     def _weigh_route(self, resident: Resident) -> None:
         """Measure a route and keep what was found, on disk too unless requests ran meanwhile: what they took would be in it."""
-        name, started = resident.route.name, self._runs_started
+        started = self._runs_started
         quiet = started == self._runs_ended
         again = None if resident.compiled is None else lambda: self._opener.open(resident.route, resident.settings)[1]
-        known = measure(resident.route, resident.session, again, self._example(), len(self.bundle.manifest.classes))
+        measured = measure(resident.route, resident.session, again, self._example(), len(self.bundle.manifest.classes))
         resident.ran = True
-        self._know(resident, known)
-        if quiet and self._runs_started == started:
-            self._provisional.discard(name)
-            self._measured.put(name, resident.how, known)
-        else:
-            self._provisional.add(name)
+        self._ledger.enter(resident, measured, quiet=quiet and self._runs_started == started)
 
     def _shrink(self, resident: Resident) -> None:
         """One run on noise, after which the arena keeps nothing; the next one takes what it needs again. Needs `_loading`."""
@@ -372,19 +302,10 @@ class Executor:
         trim_heap()
 
     def _weigh(self) -> None:
-        """Measure the process without its routes: what it has now less what they add. Needs `_loading`."""
-        trim_heap()
+        """Needs `_loading`."""
         with self._lock:
-            loaded = list(self._residents)
-            cold = {name for name, resident in self._residents.items() if not resident.ran}
-        nothing = frozenset[tuple[int, int]]()  # what has not run has no weights in the process yet
-        now = footprint()
-        needs = [replace(self._needs[name], touched=nothing, activation_bytes=0) if name in cold else self._needs[name] for name in loaded]
-        own_bytes = together(Need(nothing, need.session_bytes, need.activation_bytes) for need in needs)
-        if not self._handed_back:
-            # Not measured once weights are out of the process: they come back page by page.
-            self._shared_bytes = max(0, now.pss_bytes - now.anonymous_bytes - (together(needs) - own_bytes))
-        self._overhead_bytes = max(0, now.anonymous_bytes - own_bytes) + self._shared_bytes
+            residents = list(self._residents.values())
+        self._ledger.weigh(residents)
 
 
 def preparation_order(bundle: Bundle) -> list[str]:

@@ -140,7 +140,7 @@ def test_idle_it_times_again_what_was_measured_in_a_busy_moment(family_bundle, m
     executor = make(family_bundle)
     executor.load("small")
     slow = Timing(1e6, 2e6)
-    executor._timings["small"] = 1, slow
+    executor._ledger._timings["small"] = 1, slow
     loader = Loader(executor, ["small"], interval_s=0.01)
     loader.start()
     deadline = time.monotonic() + 60

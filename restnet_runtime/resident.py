@@ -1,0 +1,37 @@
+"""A resident: a loaded route, its session, and what a measurement of it depends on."""
+
+from dataclasses import dataclass
+
+import onnxruntime as ort
+
+from restnet_runtime.catalog import LEVELS, CompiledRoute
+from restnet_runtime.levels import Level
+from restnet_runtime.routes import Route
+from restnet_runtime.sessions import SessionSettings
+
+
+@dataclass
+class Resident:
+    """A route that can be switched to now.
+
+    compiled:  what its session has mapped; `None` for a session that holds weights of its own
+    settings:  those that it was loaded with
+    ran:       whether it has run, that is, whether its weights are in the process
+    """
+
+    route: Route
+    session: ort.InferenceSession
+    compiled: CompiledRoute | None
+    settings: SessionSettings
+    ran: bool = False
+
+    @property
+    def level(self) -> Level:
+        """`prepacked` or `mapped`, as it was compiled, or `plain`: weights of its own."""
+        return "plain" if self.compiled is None else self.compiled.level
+
+    @property
+    def how(self) -> str:
+        """All that a measurement of it depends on, beside the device."""
+        parts = [f"{self.settings.threads} threads", *([] if self.level == LEVELS[0] else [self.level])]
+        return ", ".join([*parts, *self.settings.providers.names[:-1]])
