@@ -104,8 +104,8 @@ def changes(seen: list[int]) -> int:
 def test_a_load_that_only_scatters_changes_the_number_once_at_most(cores, others, at_once, data) -> None:
     noise = data.draw(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=60, max_size=60))
     threads = data.draw(st.integers(1, cores))
-    half_band = 1 + (BAND_CONCURRENCY - 1) / 2.2
-    seconds = [(max(0.0, others + a * BAND_CORES / 2), None, at_once * half_band ** (b / 1.1)) for a, b in noise]
+    # Any two readings are within the dead band of each other.
+    seconds = [(max(0.0, others + a * BAND_CORES / 2.1), None, at_once * BAND_CONCURRENCY ** (b / 2.1)) for a, b in noise]
     assert changes([threads, *governed(cores, threads, seconds)]) <= 1
 
 
