@@ -20,6 +20,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from restnet_runtime.batch_plan import BatchSettings, Mode
+from restnet_runtime.batch_room import BatchRoom
 from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
@@ -99,7 +100,11 @@ class Engine:
             else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),
         )
         settings = batching if isinstance(batching, BatchSettings) else BatchSettings(batching)
-        batcher = Batcher(executor, settings, runs=lambda: max(1, cores // executor.settings.threads))
+
+        def at_once() -> int:
+            return max(1, cores // executor.settings.threads)
+
+        batcher = Batcher(executor, settings, at_once, room=BatchRoom(executor, lambda: controller.memory_limit_bytes, at_once))
         return cls(executor, controller, loader, compiler, batcher)
 
     def start(self) -> None:

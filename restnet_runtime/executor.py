@@ -14,6 +14,7 @@ from restnet_runtime.errors import CompileError, InputError, NotLoadedError
 from restnet_runtime.ledger import Ledger
 from restnet_runtime.levels import Level, SessionOpener
 from restnet_runtime.measured import MeasuredStore, measure, run_once
+from restnet_runtime.noise import noise
 from restnet_runtime.pages import hand_back
 from restnet_runtime.profile import RouteProfile, Timing, time_runs
 from restnet_runtime.residency import Need
@@ -44,6 +45,7 @@ class Executor:
         self._current: Resident | None = None
         self._loading = threading.Lock()  # one load or release at a time, so that what it changes can be measured
         self._large_run_s: float | None = None
+        self._large_run_bytes = 0  # what the arena holds for the largest run of several inputs since it was shrunk
         self._busy_s = 0.0
         self._runs_started = self._runs_ended = 0  # two threads that count at once may lose one: then nothing is taken for quiet
 
@@ -178,7 +180,7 @@ class Executor:
                 self._weigh_route(resident)
                 self._weigh()
         elif resident is not None:
-            times = time_runs(lambda: infer(resident.session, self._example()), time.perf_counter, max_runs=10, max_s=0.1)
+            times = time_runs(lambda: infer(resident.session, noise(self.bundle)), time.perf_counter, max_runs=10, max_s=0.1)
             self._ledger.refine(resident, Timing.of(times))
 
     def release(self, name: str) -> None:
@@ -236,14 +238,17 @@ class Executor:
             raise NotLoadedError("no route is loaded yet")
         if x.dtype != np.float32 or x.shape[1:] != self.bundle.manifest.input.shape:
             raise InputError(f"an input of {x.dtype} {list(x.shape)}: give float32 [batch, {str([*self.bundle.manifest.input.shape])[1:]}")
+        first = len(x) > 1 and self._make_room(resident, x)
         self._runs_started += 1
         started = time.perf_counter()
         try:
-            logits = infer(resident.session, x)
+            logits = infer(resident.session, x, shrink=first)
         finally:
             ended = time.perf_counter()
             self._runs_ended += 1
             resident.ran = True
+            if first:
+                self._large_run_bytes = 0
         if len(x) > 1:
             self._large_run_s = ended
         self._busy_s += ended - started  # two threads that add at once may lose one: it is a mean that is asked for
@@ -261,10 +266,6 @@ class Executor:
             self.bundle.route(name)
             raise NotLoadedError(f"the route {name!r} is not loaded; loaded are {', '.join(self._residents) or 'none'}")
         return resident
-
-    def _example(self) -> npt.NDArray[np.float32]:
-        """One input of noise: timing does not depend on what an image shows."""
-        return np.random.default_rng(0).standard_normal((1, *self.bundle.manifest.input.shape)).astype(np.float32)
 
     def _enter(self, route: Route, on_compile: Callable[[Route], None] | None, warm: bool) -> Resident:
         """Make a route resident, in place of an older session of it. Needs `_loading`."""
@@ -284,7 +285,7 @@ class Executor:
         return resident
 
     def _run_once(self, resident: Resident) -> None:
-        run_once(resident.route, resident.session, self._example(), len(self.bundle.manifest.classes))
+        run_once(resident.route, resident.session, noise(self.bundle), len(self.bundle.manifest.classes))
         resident.ran = True
 
     def _weigh_route(self, resident: Resident) -> None:
@@ -292,20 +293,36 @@ class Executor:
         started = self._runs_started
         quiet = started == self._runs_ended
         again = None if resident.compiled is None else lambda: self._opener.open(resident.route, resident.settings)[1]
-        measured = measure(resident.route, resident.session, again, self._example(), len(self.bundle.manifest.classes))
+        self._large_run_bytes = 0  # measuring shrinks the arena
+        measured = measure(resident.route, resident.session, again, noise(self.bundle), len(self.bundle.manifest.classes))
         resident.ran = True
         self._ledger.enter(resident, measured, quiet=quiet and self._runs_started == started)
 
+    def _make_room(self, resident: Resident, x: npt.NDArray[np.float32]) -> bool:
+        """Let the arena drop what a run of so many inputs has no use for, so that it holds the largest run, not the sum of all sizes.
+
+        It grows by the block, and a larger run finds no use for the blocks of a smaller one. Nor has the second run of a size for
+        those of the first: only from then on ONNX Runtime takes one block for all tensors. Returns whether this is the first.
+        """
+        needed = len(x) * self._ledger.need(resident.route.name).activation_bytes
+        if needed > self._large_run_bytes:
+            self._large_run_bytes = needed
+            infer(resident.session, x[:1], shrink=True)
+        first = len(x) not in resident.sizes
+        resident.sizes.add(len(x))
+        return first
+
     def _shrink(self, resident: Resident) -> None:
         """One run on noise, after which the arena keeps nothing; the next one takes what it needs again. Needs `_loading`."""
-        infer(resident.session, self._example(), shrink=True)
+        self._large_run_bytes = 0
+        infer(resident.session, noise(self.bundle), shrink=True)
         trim_heap()
 
     def _weigh(self) -> None:
         """Needs `_loading`."""
         with self._lock:
             residents = list(self._residents.values())
-        self._ledger.weigh(residents)
+        self._ledger.weigh(residents, self._large_run_bytes)
 
 
 def preparation_order(bundle: Bundle) -> list[str]:

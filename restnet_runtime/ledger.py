@@ -91,16 +91,20 @@ class Ledger:
         """Weights leave the process now, and come back page by page: what is mapped is not weighed any more."""
         self._handed_back = True
 
-    def weigh(self, residents: Sequence[Resident]) -> None:
-        """Measure the process without its routes: what it has now less what these, all that are loaded, add."""
+    def weigh(self, residents: Sequence[Resident], arena_bytes: int = 0) -> None:
+        """Measure the process without its routes: what it has now less what these, all that are loaded, add.
+
+        arena_bytes: what the arena holds for runs of several inputs, where that is more than single runs take
+        """
         trim_heap()
         # What has not run has no weights in the process yet.
         every = [(self._needs[one.route.name], one.ran) for one in residents]
         now = footprint()
         needs = [need if ran else replace(need, touched=_NOTHING, activation_bytes=0) for need, ran in every]
-        own_bytes = together(replace(need, touched=_NOTHING) for need in needs)
+        own = [replace(need, touched=_NOTHING) for need in needs]
+        own_bytes = together([Need(_NOTHING, 0, arena_bytes), *own])
         if not self._handed_back:
-            self._shared_bytes = max(0, now.pss_bytes - now.anonymous_bytes - (together(needs) - own_bytes))
+            self._shared_bytes = max(0, now.pss_bytes - now.anonymous_bytes - (together(needs) - together(own)))
         self._overhead_bytes = max(0, now.anonymous_bytes - own_bytes) + self._shared_bytes
 
     def _enter(self, resident: Resident, measured: Measured) -> None:

@@ -1,6 +1,6 @@
 """A resident: a loaded route, its session, and what a measurement of it depends on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnxruntime as ort
 
@@ -17,6 +17,7 @@ class Resident:
     compiled:  what its session has mapped; `None` for a session that holds weights of its own
     settings:  those that it was loaded with
     ran:       whether it has run, that is, whether its weights are in the process
+    sizes:     of runs of several inputs that it has had
     """
 
     route: Route
@@ -24,6 +25,7 @@ class Resident:
     compiled: CompiledRoute | None
     settings: SessionSettings
     ran: bool = False
+    sizes: set[int] = field(default_factory=set)
 
     @property
     def level(self) -> Level:

@@ -190,7 +190,8 @@ def test_memory_of_batches_is_given_back_once_none_runs(executor) -> None:
     x = np.repeat(X, 512, 0)
     executor.run(X[:1])
     assert not executor.settle(0.0)  # nothing to give back
-    executor.run(x)
+    for _ in range(2):  # what the first run of a size takes is of no use to the next, and not kept
+        executor.run(x)
     assert not executor.settle(3600.0)  # another may follow
     before = footprint().anonymous_bytes
     assert executor.settle(0.0)
