@@ -11,14 +11,12 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from common import CACHE, Floor, Result, arguments, plain_file, publish
-from families import FAMILIES, family
+from families import DIGITS, FAMILIES, family
 
-from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.bundle import Bundle
 
-DIGITS, DIGITS_PATH = "digits", Path(__file__).resolve().parent.parent / "restnet_runtime" / "bundles" / "digits"
 DIGITS_FLOOR_S = 1.0
 
 OURS = """
@@ -100,7 +98,7 @@ def main() -> None:
         ("bundle", "program", "imports done", "first route", "all ready", "after imports", "and run"),
     )
     for name in args.bundle:
-        bundle = open_bundle(DIGITS_PATH) if name == DIGITS else family(name)
+        bundle = family(name)
         row = measure(name, bundle, args.threads, args.repeats)
         result.rows.append(row)
 

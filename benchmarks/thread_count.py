@@ -11,8 +11,6 @@ depends on what we take. Quotas are skipped where no cgroup is writable.
 
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +19,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import CACHE, Child, Floor, Result, arguments, noise, publish, quantile, timed_ms
+from common import CACHE, Child, Floor, Result, arguments, neighbours, noise, publish, quantile, timed_ms
 from families import FAMILIES, family
 
 if TYPE_CHECKING:
     from restnet_runtime.reading import Reading
 
-BUSY = "import time; end = time.time() + 300\nwhile time.time() < end: sum(range(10000))"
 TURN_S = 0.5
 PLAIN = 0
 """Stands for a plain single-threaded session, which takes turns with ours."""
@@ -85,17 +82,6 @@ def mean(readings: list["Reading"]) -> "Reading":
     others = [one.others_cpu_cores or 0.0 for one in readings]
     waiting = [one.waiting_share or 0.0 for one in readings]
     return replace(readings[-1], others_cpu_cores=statistics.mean(others), waiting_share=statistics.mean(waiting))
-
-
-@contextmanager
-def neighbours(count: int, apart: bool) -> Iterator[None]:
-    running = [subprocess.Popen([sys.executable, "-c", BUSY], start_new_session=apart) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
 
 
 @contextmanager

@@ -3,16 +3,14 @@
 import time
 from dataclasses import asdict, dataclass, replace
 
-import numpy as np
-
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import Bundle
 from restnet_runtime.engine import Engine
 from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Executor, preparation_order
 from restnet_runtime.loader import Loader
 from restnet_runtime.machine import describe_machine
 from restnet_runtime.memory import footprint
+from restnet_runtime.noise import noise
 from restnet_runtime.policy import Candidate, Decision, History, decide
 from restnet_runtime.profile import percentile
 from restnet_runtime.reading import Reading
@@ -127,11 +125,6 @@ def choose(executor: Executor, budget: Budget) -> Decision:
     """What the policy says under `budget` alone, of the routes that are loaded: neither history nor the device's state count."""
     routes = [route for route in executor.bundle.routes if route.name in executor.loaded]
     return decide(Reading(), budget, [Candidate(route, executor.profile(route.name)) for route in routes], History(), now_s=0.0)
-
-
-def noise(bundle: Bundle) -> np.ndarray:
-    """One input (1, C, H, W) float32: timing does not depend on what an image shows."""
-    return np.random.default_rng(0).standard_normal((1, *bundle.manifest.input.shape)).astype(np.float32)
 
 
 def neighbours(chosen: Route, routes: list[Route]) -> tuple[Route | None, Route | None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from restnet_runtime.bench import choose, noise
+from restnet_runtime.bench import choose
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.comparison import Comparison, MemoryComparison, RouteComparison
@@ -24,6 +24,7 @@ from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Executor, preparation_order
 from restnet_runtime.growth import measure_growth, memory_available_bytes, room_for_plain
 from restnet_runtime.machine import describe_machine
+from restnet_runtime.noise import noise
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings, infer, joined_graph, load_session, plain_session
 from restnet_runtime.turns import Turns, median_and_p95, take_turns
