@@ -11,7 +11,7 @@ import numpy as np
 from restnet_runtime.catalog import FILE, LEVELS, LINKED, Catalog, CompiledRoute, DamagedCacheError, Packed
 from restnet_runtime.checksum import checksum, file_checksum
 from restnet_runtime.errors import RoomError
-from restnet_runtime.mapping import write_atomically
+from restnet_runtime.replacement import write_atomically
 from restnet_runtime.units import format_bytes
 
 _SMALL_ALIGN = 64

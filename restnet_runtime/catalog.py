@@ -170,7 +170,7 @@ class Catalog:
 
 
 def _plain_name(name: object) -> str:
-    if not isinstance(name, str) or not name or Path(name).name != name:
+    if not isinstance(name, str) or not name or name == ".." or Path(name).name != name:
         raise DamagedCacheError(f"{name!r} is not a file name")
     return name
 

@@ -280,39 +280,6 @@ def test_profiles_are_measured_and_remembered(family_bundle, tmp_path) -> None:
     assert set(json.loads(file.read_bytes())) == {"large on 1 threads", "large on 2 threads"}
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"[]",
-        b"[1]",
-        b"null",
-        b"{",
-        b"[" * 100_000,
-        b'{"small on 1 threads": 5}',
-        b'{"small on 1 threads": {"latency_ms": "fast"}}',
-        b'{"small on 1 threads": {"latency_ms": 1, "p95_ms": "late"}}',
-    ],
-)
-def test_spoilt_profiles_are_measured_anew(family_bundle, tmp_path, content) -> None:
-    compiler = Compiler.for_bundle(family_bundle, tmp_path)
-    file = compiler.cache.path / "profiles.json"
-    file.write_bytes(content)
-    executor = Executor(family_bundle, compiler, SETTINGS)
-    executor.load("small")
-    assert executor.profile("small").latency_ms > 0
-    assert json.loads(file.read_bytes())["small on 1 threads"]["latency_ms"] > 0
-
-
-def test_profiles_that_cannot_be_kept_are_only_logged(family_bundle, tmp_path, caplog) -> None:
-    compiler = Compiler.for_bundle(family_bundle, tmp_path)
-    (compiler.cache.path / "profiles.json").mkdir()
-    executor = Executor(family_bundle, compiler, SETTINGS)
-    executor.load("small")
-    assert executor.profile("small").latency_ms > 0
-    assert "the profile of small cannot be kept" in caplog.text
-
-
 def transposed(model: onnx.ModelProto) -> None:
     """ONNX Runtime loads this head and fails when it runs."""
     model.graph.node[0].CopyFrom(helper.make_node("Transpose", ["x"], [model.graph.node[0].output[0]], "bad", perm=[0, 1]))
