@@ -127,6 +127,8 @@ class BatchQueue:
         if company <= 1:
             return True, None
         trials = self._trials_of(key[0], company)
+        if trials.alone:
+            return True, trials
         return plan(trials.measured, key[1], min(company, self._room(key[0])), self._settings).size == 1, trials
 
     def look(self) -> None:

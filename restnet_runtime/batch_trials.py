@@ -39,6 +39,8 @@ class BatchTrials:
         self._begin_turn()
         self.measured = self._snapshot()
         """What is known now: replaced whole, so that it can be read while others record."""
+        self.alone = True
+        """Whether single runs are on trial or, while trials rest, no size is worth it: no limit and no company changes that."""
 
     def _snapshot(self) -> Measured:
         return Measured(dict(self._medians), dict(self._cost_ms), self._sizes[-self._turns % len(self._sizes)] if self._turns else None)
@@ -57,6 +59,8 @@ class BatchTrials:
         self._count(aim, size, busy_ms)
         if run_ms is not None or self.turn != turn:
             self.measured = self._snapshot()
+            trial = self.measured.trial
+            self.alone = trial == 1 or (trial is None and cheapest(self._cost_ms, self._sizes) == 1)
 
     def _count(self, aim: int | None, size: int, busy_ms: float) -> None:
         self._runs += 1
