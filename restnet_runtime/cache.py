@@ -26,6 +26,7 @@ from pathlib import Path
 from restnet_runtime.cache_writer import CacheWriter
 from restnet_runtime.catalog import FILE, LEVELS, LINKED, Catalog, CompiledRoute, DamagedCacheError, Shortage
 from restnet_runtime.checksum import file_checksum
+from restnet_runtime.replacement import write_atomically
 from restnet_runtime.shelf import IN_USE, SCRATCH, Shelf
 
 __all__ = ["Cache", "CompiledRoute", "DamagedCacheError", "LockedCache"]
