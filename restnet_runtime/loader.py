@@ -234,6 +234,8 @@ class Loader:
 
     def _load(self, name: str) -> None:
         self._loading = name
+        if self._executor.current is None:
+            log.info("loading %s, the first of %d routes", name, len(self._names))
         try:
             self._counted(lambda begin: self._executor.load(name, begin, warm=self._settled.is_set()).compiled is not None)
             if self._on_loaded is not None:
