@@ -18,6 +18,8 @@ from restnet_runtime.files import check_file, read_file
 from restnet_runtime.manifest import FORMAT, MANIFEST_FILE, VERSION, WEIGHTS_FILE, Manifest, RouteEntry, Segment
 from restnet_runtime.routes import Route, pareto_front
 
+SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "digits"
+"""The bundle that comes with the package: scikit-learn's digits, 8x8, light ink on dark."""
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_GRAPH_BYTES = 8 * 2**20
 """Parsing takes up to some hundred times the bytes of a hostile file: these bound it on a small device."""

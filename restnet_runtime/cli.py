@@ -3,21 +3,27 @@
 import argparse
 import json
 import logging
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from restnet_runtime import __version__
 from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import open_bundle
-from restnet_runtime.engine import SHIPPED_BUNDLE, Engine
+from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
 from restnet_runtime.errors import CompileError, RestnetError, UnitError
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.providers import NAMES
 from restnet_runtime.tables import routes_table
 from restnet_runtime.units import format_bytes, parse_quantity
+
+if TYPE_CHECKING:
+    from restnet_runtime.engine import Engine
 
 _FIRST_ROUTE_S = 120.0
 BUDGET_HELP = (
@@ -113,12 +119,37 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
 
 def _run(command: str, action: Callable[[], int]) -> int:
     try:
-        return action()
+        with _terminable():
+            return action()
     except (RestnetError, OSError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130  # as shells have it for SIGINT
+        return 128 + signal.SIGINT  # as shells have it
+    except _TerminatedError:
+        return 128 + signal.SIGTERM
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds what runs, once, as Ctrl-C does, instead of killing the process in the midst of it."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # the first one is being obeyed
+        raise _TerminatedError
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # not ours to handle
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def serve(argv: Sequence[str] | None = None) -> int:
@@ -275,7 +306,9 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace, batching: BatchSettings | Mode = "off") -> Engine:
+def _open(args: argparse.Namespace, batching: BatchSettings | Mode = "off") -> "Engine":
+    from restnet_runtime.engine import Engine  # not above, because it imports ONNX Runtime: a signal meanwhile is to end this quietly
+
     return Engine.open(
         args.bundle,
         args.budget,

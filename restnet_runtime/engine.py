@@ -23,7 +23,7 @@ from restnet_runtime.batch_plan import BatchSettings, Mode
 from restnet_runtime.batch_room import BatchRoom
 from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import open_bundle
+from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
 from restnet_runtime.errors import CompileError
@@ -39,9 +39,6 @@ from restnet_runtime.threads import ThreadGovernor, affinity_cores, choose_threa
 log = logging.getLogger(__name__)
 
 _TIGHT_BYTES = 192 * 2**20
-
-SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "digits"
-"""The bundle that comes with the package: scikit-learn's digits, 8x8, light ink on dark."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,11 @@ class Engine:
         return answer
 
     def __enter__(self) -> "Engine":
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # a signal, say
+            self.stop()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
