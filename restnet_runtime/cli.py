@@ -261,7 +261,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.cache_size is not None:
         raise CompileError("--compare keeps whatever it compiles: leave --cache-size out")
     if args.json is not None:
-        args.json.open("a").close()  # a place that cannot be written is better known before minutes of measuring
+        _check_writable(args.json)  # better known before minutes of measuring
     try:
         result = compare_plain(
             open_bundle(args.bundle),
@@ -277,6 +277,15 @@ def _compare(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
     return 0 if result.feasible else 1
+
+
+def _check_writable(file: Path) -> None:
+    """Raise `OSError` if `file` cannot be written. It is left as it is, and not made."""
+    target = file.resolve()
+    there = target.exists()
+    file.open("a").close()
+    if not there:
+        target.unlink()
 
 
 def _show_step(text: str) -> None:

@@ -15,10 +15,9 @@ import pytest
 from restnet_export.writer import BundleSource, RouteSource, SegmentSource
 from restnet_runtime import cli, compare
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.bundle import SHIPPED_BUNDLE, Bundle, open_bundle
 from restnet_runtime.compare import compare_plain, output_difference
 from restnet_runtime.comparison import Comparison, MemoryComparison, render
-from restnet_runtime.engine import SHIPPED_BUNDLE
 from restnet_runtime.errors import CompileError
 from restnet_runtime.growth import Growth
 from restnet_runtime.machine import describe_machine
@@ -247,6 +246,19 @@ def test_a_file_that_cannot_be_written_costs_no_measuring(
     target = tmp_path / "missing" / "out.json"
     assert cli.bench([*command, "--json", str(target)]) == 2
     assert capsys.readouterr().err == f"restnet-bench: [Errno 2] No such file or directory: '{target}'\n"
+
+
+@pytest.mark.parametrize("older", [None, "{}"])
+def test_a_comparison_that_fails_leaves_the_file_as_it_was(
+    own_family, cache_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], older: str | None
+) -> None:
+    path, target = own_family(), tmp_path / "out.json"
+    (path / "weights.bin").write_bytes(b"\0" * (path / "weights.bin").stat().st_size)
+    if older is not None:
+        target.write_text(older)
+    assert cli.bench([str(path), "--compare", "plain", "--cache", str(cache_root), "--json", str(target)]) == 2
+    assert "weights.bin: has SHA-256" in capsys.readouterr().err
+    assert (target.read_text() if target.exists() else None) == older
 
 
 def test_another_peer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
