@@ -16,8 +16,8 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +48,7 @@ class Cache:
         weakref.finalize(self, os.close, self.shelf.claim(digest))
         self.shelf.make_room()
         self._intact: set[tuple[str, int]] = set()
+        self._checking = threading.Lock()  # or two threads would read what their routes share twice
         self._read_as: tuple[tuple[int, int, int], Catalog] | None = None
 
     def get(self, name: str) -> CompiledRoute | None:
@@ -111,6 +112,10 @@ class Cache:
 
     def _verify(self, file: str, extents: list[tuple[int, int, int, str]]) -> None:
         """Check (offset, address, length, checksum) in a file, each once in this process."""
+        with self._checking:
+            self._check(file, extents)
+
+    def _check(self, file: str, extents: list[tuple[int, int, int, str]]) -> None:
         unknown = [extent for extent in extents if (file, extent[1]) not in self._intact]
         if not unknown:
             return
@@ -161,7 +166,7 @@ class LockedCache:
         """A directory on the same file system, removed afterwards; so is what a killed process left in its own."""
         for left in self._cache.path.glob(SCRATCH):
             shutil.rmtree(left, ignore_errors=True)
-        path = self._cache.path / f"tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        path = self._cache.path / f"tmp-{os.getpid()}-{os.urandom(4).hex()}"
         path.mkdir()
         try:
             yield path
@@ -175,7 +180,7 @@ class LockedCache:
         bundle_weights: the file to share tensors with, if there is one
         """
         cache = self._cache
-        catalog = cache._read(anew=True) or Catalog(weights=f"weights-{secrets.token_hex(8)}.bin")
+        catalog = cache._read(anew=True) or Catalog(weights=f"weights-{os.urandom(8).hex()}.bin")
         self._sweep(catalog)
         writer = CacheWriter(cache.path, cache.key, catalog, cache._intact, cache.shelf.make_room, bundle_weights)
         try:

@@ -2,12 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from restnet_runtime.ahead import OpenAhead
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError, InputError, NotLoadedError
@@ -18,7 +19,7 @@ from restnet_runtime.noise import noise
 from restnet_runtime.pages import hand_back
 from restnet_runtime.profile import RouteProfile, Timing, time_runs
 from restnet_runtime.residency import Need
-from restnet_runtime.resident import Resident
+from restnet_runtime.resident import Resident, how
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings, infer, trim_heap
 
@@ -39,6 +40,7 @@ class Executor:
         self.bundle = bundle
         self._settings = settings
         self._opener = SessionOpener(bundle, compiler)
+        self._ahead = OpenAhead(self._opener)  # for the thread that holds `_loading`
         self._ledger = Ledger(bundle, MeasuredStore(compiler.cache.path))
         self._lock = threading.Lock()  # guards the next two
         self._residents: dict[str, Resident] = {}
@@ -129,6 +131,26 @@ class Executor:
             if resident is None:
                 resident = self._enter(route, on_compile, warm)
         return resident
+
+    def prepare(self, names: Sequence[str], at_once: int) -> None:
+        """Begin to open sessions of routes that are to be loaded next, in this order, so that each `load` finds its own open or nearly so.
+
+        at_once: how many may be opened at the same time, the first of `names`, which is left to `load`, among them
+
+        Only beside a route that is loaded, and only of routes that a warm start finds: measured and compiled at an earlier one. What
+        had been begun and is not named any more is let go.
+        """
+        with self._loading:
+            self._ahead.drop(but=names)
+            if self._current is None:
+                return  # alone, to be ready soonest; and what all sessions share is made with the first
+            for index, name in enumerate(names[:at_once]):
+                route = self.bundle.route(name)
+                settings = self._settings.of(route)
+                if not self._opener.is_compiled(route) or not self._ledger.knows(name, how(settings)):
+                    return  # what has to be measured is measured alone
+                if index > 0:
+                    self._ahead.begin(route, settings)
 
     def reload(self, name: str) -> None:
         """Load a loaded route once more, with the settings of now, and let it take the old one's place between two requests.
@@ -256,6 +278,8 @@ class Executor:
 
     def close(self) -> None:
         """Release every session."""
+        with self._loading:
+            self._ahead.drop()
         with self._lock:
             self._current = None
             self._residents.clear()
@@ -270,7 +294,7 @@ class Executor:
     def _enter(self, route: Route, on_compile: Callable[[Route], None] | None, warm: bool) -> Resident:
         """Make a route resident, in place of an older session of it. Needs `_loading`."""
         settings = self._settings.of(route)
-        compiled, session = self._opener.open(route, settings, on_compile)
+        compiled, session = self._ahead.open(route, settings, on_compile)
         resident = Resident(route, session, compiled, settings)
         if not self._ledger.recall(resident):
             self._weigh_route(resident)
@@ -290,6 +314,7 @@ class Executor:
 
     def _weigh_route(self, resident: Resident) -> None:
         """Measure a route and keep what was found, on disk too unless requests ran meanwhile: what they took would be in it."""
+        self._ahead.drop()
         started = self._runs_started
         quiet = started == self._runs_ended
         again = None if resident.compiled is None else lambda: self._opener.open(resident.route, resident.settings)[1]
@@ -320,6 +345,7 @@ class Executor:
 
     def _weigh(self) -> None:
         """Needs `_loading`."""
+        self._ahead.drop()
         with self._lock:
             residents = list(self._residents.values())
         self._ledger.weigh(residents, self._large_run_bytes)

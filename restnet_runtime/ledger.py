@@ -58,6 +58,10 @@ class Ledger:
         }
         return Need(frozenset(guessed), GUESSED_SESSION_BYTES)
 
+    def knows(self, name: str, how: str) -> bool:
+        """Has an earlier start measured the route, run in this way?"""
+        return self._store.get(name, how) is not None
+
     def recall(self, resident: Resident) -> bool:
         """Enter what an earlier start has measured of a route that is run in this way. Returns whether one has."""
         known = self._store.get(resident.route.name, resident.how)

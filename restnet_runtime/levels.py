@@ -32,6 +32,10 @@ class SessionOpener:
         """Why routes are not at the best level, and which providers did not start."""
         return tuple(dict.fromkeys(self._notes.values()))
 
+    def is_compiled(self, route: Route) -> bool:
+        """Is there a compiled route in the cache, of the best level, as far as is known without checking it?"""
+        return route.name in self._compiler.cache.names()
+
     def open(
         self, route: Route, settings: SessionSettings, on_compile: Callable[[Route], None] | None = None
     ) -> tuple[CompiledRoute | None, ort.InferenceSession]:

@@ -12,6 +12,7 @@ from restnet_runtime.memory import Gauge
 from restnet_runtime.residency import by_value, keep
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings
+from restnet_runtime.threads import usable_cores
 from restnet_runtime.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ _SETTLE_S = 1.0
 """After a batch the memory that it took is kept for the next one for so long."""
 
 _FORGIVE_LOOKS = 60
+_MOST_AT_ONCE = 4
+"""Sessions that are opened at the same time."""
 LOAD_MARGIN = 1.1
 """A route is loaded only where it fits, with all that is loaded, into this much less than the limit: or it would come and go in turns."""
 
@@ -127,7 +130,7 @@ class Loader:
         """Release what does not fit, else load the next that does. Returns whether there was anything to do."""
         limit = self._memory_limit() if self._memory_limit is not None else None
         current = self._executor.current
-        if limit is not None and self._gauge.pss_bytes() > limit:
+        if limit is not None and self._gauge.exceeds(limit):
             self._executor.weigh()  # more than was predicted: the plan below must know
             if current != self._pressed_for:  # at once; what is released below takes longer
                 self._pressed_for = current
@@ -147,6 +150,9 @@ class Loader:
         self._left_out = tuple(name for name in able if name not in fitting and name not in staying)
         missing = sorted((name for name in self._names if name in fitting and name not in loaded), key=lambda name: name != wanted)
         if missing:
+            # One at a time where memory is short, or once it is settled: what a load takes for a moment would be taken twice.
+            together = 1 if self._left_out or self._settled.is_set() else min(usable_cores(), _MOST_AT_ONCE)
+            self._executor.prepare(missing, together)
             self._load(missing[0])
         return bool(gone or missing)
 

@@ -1,13 +1,12 @@
 """Replacement: a file whose content is replaced whole or not at all."""
 
 import os
-import secrets
 from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes, sync: bool = True) -> None:
     """Replace `path` by `data`: a crash of this process leaves the old file or the new one; with `sync` a crash of the machine does too."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
         with scratch.open("wb") as file:
             file.write(data)

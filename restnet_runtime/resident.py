@@ -35,5 +35,10 @@ class Resident:
     @property
     def how(self) -> str:
         """All that a measurement of it depends on, beside the device."""
-        parts = [f"{self.settings.threads} threads", *([] if self.level == LEVELS[0] else [self.level])]
-        return ", ".join([*parts, *self.settings.providers.names[:-1]])
+        return how(self.settings, self.level)
+
+
+def how(settings: SessionSettings, level: Level = LEVELS[0]) -> str:
+    """What measurements are kept under: how a route is run, on the level that it is loaded at."""
+    parts = [f"{settings.threads} threads", *([] if level == LEVELS[0] else [level])]
+    return ", ".join([*parts, *settings.providers.names[:-1]])
