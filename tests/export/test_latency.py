@@ -3,8 +3,7 @@
 import pytest
 
 from restnet_export.latency import measure_latencies
-from restnet_runtime.bundle import Bundle, open_bundle
-from restnet_runtime.bundle import SHIPPED_BUNDLE
+from restnet_runtime.bundle import SHIPPED_BUNDLE, Bundle, open_bundle
 from restnet_runtime.profile import time_runs
 
 

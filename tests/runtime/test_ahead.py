@@ -141,9 +141,7 @@ def test_where_memory_is_short_one_is_opened_at_a_time(start, openers: list[Coun
     assert {thread for _, thread in openers[1].opened} == {threading.current_thread().name}
 
 
-def test_what_was_opened_ahead_is_let_go_before_anything_is_weighed(
-    start, openers: list[Counting], family_bundle: Bundle, tmp_path: Path
-) -> None:
+def test_what_was_opened_ahead_is_let_go_before_anything_is_weighed(start, openers, family_bundle: Bundle, tmp_path: Path) -> None:
     start()
     executor = Executor(family_bundle, Compiler.for_bundle(family_bundle, tmp_path), ONE)
     executor.load("small")
