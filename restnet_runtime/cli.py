@@ -136,10 +136,11 @@ class _TerminatedError(BaseException):
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM unwinds what runs, once, as Ctrl-C does, instead of killing the process in the midst of it."""
+    """SIGTERM unwinds what runs, as Ctrl-C does, instead of killing the process in the midst of it."""
+    told: list[int] = []
 
     def end(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # the first one is being obeyed
+        told.append(number)
         raise _TerminatedError
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
@@ -148,6 +149,10 @@ def _terminable() -> Iterator[None]:
     signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except Exception as error:
+        if told:  # what is interrupted may make an error of its own of it: a class that is being made does
+            raise _TerminatedError from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

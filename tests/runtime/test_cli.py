@@ -225,6 +225,18 @@ def test_a_command_that_is_terminated_unwinds(name: str, family_path: Path, tmp_
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_termination_that_becomes_another_error_is_still_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def opened(_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise RuntimeError("Error calling __set_name__") from error  # as Python before 3.12 has it while a class is made
+
+    monkeypatch.setattr(cli, "open_bundle", opened)
+    assert cli.inspect([]) == 143
+    assert capsys.readouterr() == ("", "")
+
+
 def test_serve_says_what_it_does_first(serve: Callable[..., Server]) -> None:
     server = serve()
     server.loaded()
