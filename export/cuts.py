@@ -13,6 +13,8 @@ from .anchors import Anchor
 from .ends import block_ends, modules_ending
 from .layouts import Kind, Layout, layout_of, layouts_of
 from .liveness import LiveGraph
+from .onnx_module import OnnxModule
+from .onnx_trace import trace_onnx
 from .trace import trace
 
 TOLERANCE = 1e-4
@@ -53,11 +55,11 @@ class CutAnchor:
 
 
 def find_cuts(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[LiveGraph, list[Cut]]:
-    """Trace a module in eval mode and list its cuts in order; `input_shape` is without the batch.
+    """Trace a module in eval mode, or read the graph of an `OnnxModule`, and list its cuts in order; `input_shape` is without the batch.
 
     Raises CutError if torch.export cannot trace it.
     """
-    found = trace(module, input_shape)
+    found = trace_onnx(module) if isinstance(module, OnnxModule) else trace(module, input_shape)
     return found, [_cut(found, position) for position in found.cuts]
 
 

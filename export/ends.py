@@ -2,7 +2,8 @@
 
 The uncuttable stretches of a residual network tell its blocks: the smallest module around such a stretch that ends at a cut. Modules of
 the same class, or at the same place in the tree (`layer2.1` is at `layer*.*`), are blocks too even where they have no shortcut. Networks
-without such stretches fall back to repeated modules, where modules tell nothing to the stretches themselves, then to single layers, then to all cuts.
+without such stretches fall back to repeated modules, those whose modules tell nothing to the stretches themselves, then to single layers,
+then to all cuts.
 """
 
 import re

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import onnx
 import torch
 
 from .costs import count_macs, count_params
 from .cuts import CutAnchor
+from .graph_costs import activation_bytes
+from .onnx_module import OnnxModule
 from .routes import StitchedRoute, block_name
 from .segments import export_segment, one_registry
 from .selection import most_promising
@@ -41,7 +44,7 @@ def segment_sources(
     }
     say(f"exporting {len(used)} segments")
     with one_registry():
-        models = {name: export_segment(modules[name], shapes[name][0], name) for name in used}
+        models = {name: _exported(modules[name], shapes[name][0], name) for name in used}
     return kept, {
         name: SegmentSource(
             name=name,
@@ -52,10 +55,20 @@ def segment_sources(
             output_shape=shapes[name][1],
             macs=macs[name],
             params=count_params(modules[name]),
+            activation_bytes=activation_bytes(model),
             model=model,
         )
         for name, model in models.items()
     }
+
+
+def _exported(module: torch.nn.Module, input_shape: tuple[int, ...], name: str) -> onnx.ModelProto:
+    if not isinstance(module, OnnxModule):
+        return export_segment(module, input_shape, name)
+    model = onnx.ModelProto()
+    model.CopyFrom(module.model)
+    model.graph.name = name
+    return model
 
 
 def _classes(anchor: CutAnchor) -> int:

@@ -39,7 +39,7 @@ from restnet_runtime.manifest import (
     RouteEntry,
     Segment,
 )
-from restnet_runtime.routes import pareto_front
+from restnet_runtime.routes import largest_activations, pareto_front
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class SegmentSource:
     """A segment to be written.
 
     model: input `x` (batch, *input_shape), output `y` (batch, *output_shape), float32, its weights inside
+    activation_bytes: the most that is live at a time for one input; None where it was not counted
     """
 
     name: str
@@ -58,6 +59,7 @@ class SegmentSource:
     macs: int
     params: int
     model: onnx.ModelProto
+    activation_bytes: int | None = None
     precision: Precision = "fp32"
 
 
@@ -143,6 +145,7 @@ def _write(source: BundleSource, root: Path) -> None:
                     output_shape=part.output_shape,
                     macs=part.macs,
                     params=part.params,
+                    activation_bytes=part.activation_bytes,
                     graphs={part.precision: Graph(file=path, weight_bytes=_bytes(extents[part.name]))},
                 )
             )
@@ -191,6 +194,7 @@ def _routes(source: BundleSource, segments: Sequence[Segment], extents: Mapping[
             macs=macs,
             params=sum(by_name[name].params for name in route.segments),
             weight_bytes=_bytes(set().union(*(extents[name] for name in route.segments))),
+            activation_bytes=largest_activations(by_name[name].activation_bytes for name in route.segments),
             accuracy=route.accuracy,
             on_front=on_front,
         )
