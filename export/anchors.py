@@ -43,9 +43,9 @@ _FACTORY = re.compile(r"(?P<target>.+):(?P<factory>[A-Za-z_]\w*)")
 class AnchorSpec:
     """Where an anchor comes from, as the user wrote it in `text`.
 
-    `target` is the file or module for python, the file for onnx, the model's name otherwise; `factory` is empty but for python. `checkpoint`
-    None means the weights that the library publishes for the model (python: those the factory returns; onnx: those in the file); `random`
-    means random weights instead.
+    `target` is the file or module for python, the file for onnx, the model's name otherwise; `factory` is empty but for python.
+    `checkpoint` None means the weights that the library publishes for the model, for python those the factory returns, for onnx those in
+    the file; `random` means random weights instead.
     """
 
     kind: Kind

@@ -80,8 +80,8 @@ def _repaired(model: onnx.ModelProto, alone: int) -> onnx.ModelProto:
     dependent = image_values(graph)
     nodes = [_count()]
     for node in graph.node:
-        if node.op_type == "Reshape" and node.input[0] in dependent and node.input[1] in constants:
-            _free(node, constants[node.input[1]], shapes, alone, graph)
+        if node.op_type == "Reshape" and node.input[0] in dependent and node.input[1] not in dependent:
+            _free(node, constants.get(node.input[1]), shapes, alone, graph)
         elif node.op_type == "Concat" and alone == 1 and not dependent.isdisjoint(node.input):
             nodes += _repeat(node, shapes, dependent, graph)
         nodes.append(node)
@@ -89,10 +89,11 @@ def _repaired(model: onnx.ModelProto, alone: int) -> onnx.ModelProto:
     return repaired
 
 
-def _free(node: onnx.NodeProto, target: np.ndarray, shapes: Mapping[str, Shape], alone: int, graph: onnx.GraphProto) -> None:
+def _free(node: onnx.NodeProto, target: np.ndarray | None, shapes: Mapping[str, Shape], alone: int, graph: onnx.GraphProto) -> None:
     """Let the first dimension of a Reshape's result follow the batch, unless it does already or does not hold it."""
     source, result = shapes[node.input[0]], shapes[node.output[0]]
-    if not len(target) or target[0] in (0, -1) or not source or source[0] % alone or result[0] % alone:
+    follows = target is not None and (not len(target) or target[0] in (0, -1))
+    if follows or not source or not result or source[0] % alone or result[0] % alone:
         return
     name = f"{node.output[0]}, target"
     graph.initializer.append(numpy_helper.from_array(np.array([-1, *result[1:]], np.int64), name))

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
 import onnx
-from google.protobuf.message import Message  # type: ignore[import-untyped]  # protobuf carries no types
-from onnx import helper, inliner, numpy_helper, version_converter
+from onnx import helper, inliner, version_converter
 
 from restnet_runtime.errors import SpecError
 
-from .onnx_batch import BATCH, dynamic_batch, recount_batch, replace_nodes
+from .onnx_batch import BATCH, dynamic_batch, recount_batch
+from .onnx_constants import fold_constants, lift_constants
 from .onnx_module import OnnxModule
 from .onnx_scopes import read_scopes
 from .segments import INPUT, OPSET, OUTPUT
@@ -22,7 +20,6 @@ IR_VERSION = 10
 OLDEST = 7
 """Operator sets before this one broadcast by an attribute; no exporter of the last years writes them."""
 
-_Proto = TypeVar("_Proto", bound=Message)
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 
 
@@ -47,7 +44,8 @@ def read_onnx(path: Path, input_shape: tuple[int, int, int] | None) -> tuple[Onn
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     fixed = batch.dim_value if batch.HasField("dim_value") else None
     _set_shape(model.graph, shape)
-    return OnnxModule(recount_batch(dynamic_batch(model, fixed, path)), scopes), shape
+    model = dynamic_batch(_folded(model, path), fixed, path)
+    return OnnxModule(recount_batch(model), scopes), shape
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -109,45 +107,12 @@ def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     return converted
 
 
-def lift_constants(graph: onnx.GraphProto) -> None:
-    """Constants become initialisers and mere copies of initialisers their originals, so that only real work is left as nodes."""
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    same: dict[str, str] = {}
-    outputs = {value.name for value in graph.output}
-    kept: list[onnx.NodeProto] = []
-    for node in graph.node:
-        node.input[:] = [same.get(name, name) for name in node.input]
-        tensor = _constant(node)
-        if tensor is not None:
-            tensor.name = node.output[0]
-            tensors[tensor.name] = tensor
-        elif node.op_type == "Identity" and node.input[0] in tensors and node.output[0] not in outputs:
-            same[node.output[0]] = node.input[0]
-        else:
-            kept.append(node)
-    used = {name for node in kept for name in node.input}
-    replace_nodes(graph, kept)
-    tensors = {name: tensor for name, tensor in tensors.items() if name in used or name in outputs}
-    # Before IR version 4 every initialiser was listed as an input too.
-    inputs = [value for value in graph.input if value.name not in {tensor.name for tensor in graph.initializer}]
-    copies = [_copy(tensor) for tensor in tensors.values()], [_copy(value) for value in inputs]
-    graph.ClearField("initializer")
-    graph.initializer.extend(copies[0])
-    graph.ClearField("input")
-    graph.input.extend(copies[1])
-
-
-def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    if node.op_type != "Constant":
-        return None
-    attribute = node.attribute[0]
-    value = helper.get_attribute_value(attribute)
-    if attribute.name == "value":
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(value)
-        return tensor
-    kind = np.float32 if "float" in attribute.name else np.int64
-    return numpy_helper.from_array(np.array(value, kind)) if attribute.name.startswith(("value_int", "value_float")) else None
+def _folded(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    try:
+        fold_constants(model)
+    except Exception as error:  # ONNX Runtime's errors share no public base
+        raise SpecError(f"onnx:{path}: ONNX Runtime cannot run it: {' '.join(str(error).split())[:300]}") from error
+    return model
 
 
 def _rename_ends(graph: onnx.GraphProto) -> None:
@@ -176,9 +141,3 @@ def _set_shape(graph: onnx.GraphProto, shape: Sequence[int]) -> None:
     rank = len(graph.output[0].type.tensor_type.shape.dim)
     graph.ClearField("output")
     graph.output.append(helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, [None] * rank))
-
-
-def _copy(message: _Proto) -> _Proto:
-    copied: _Proto = type(message)()
-    copied.CopyFrom(message)
-    return copied
