@@ -317,8 +317,9 @@ def onnx_specs(workshop: Workshop) -> dict[str, str]:
     return specs
 
 
-@pytest.mark.parametrize("rule", ["restnet", "sn-net"])
-@pytest.mark.parametrize("which", [("small",), ("large",), ("small", "large")], ids="+".join)
+@pytest.mark.parametrize(
+    ("which", "rule"), [(("small",), "sn-net"), (("large",), "restnet"), (("small", "large"), "restnet")], ids=["small", "large", "both"]
+)
 def test_anchors_from_onnx_files(
     make: Callable[..., Made], workshop: Workshop, onnx_specs: dict[str, str], tmp_path: Path, which: tuple[str, ...], rule: str
 ) -> None:
