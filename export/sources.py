@@ -13,6 +13,7 @@ from .routes import StitchedRoute, block_name
 from .segments import export_segment, one_registry
 from .selection import most_promising
 from .stitching import StitchingLayer
+from .templates import Templates
 from .writer import SegmentSource
 
 
@@ -43,8 +44,9 @@ def segment_sources(
         for block in range(len(anchor.blocks))
     }
     say(f"exporting {len(used)} segments")
+    templates = Templates()
     with one_registry():
-        models = {name: _exported(modules[name], shapes[name][0], name) for name in used}
+        models = {name: _exported(modules[name], shapes[name][0], name, templates) for name in used}
     return kept, {
         name: SegmentSource(
             name=name,
@@ -62,9 +64,9 @@ def segment_sources(
     }
 
 
-def _exported(module: torch.nn.Module, input_shape: tuple[int, ...], name: str) -> onnx.ModelProto:
+def _exported(module: torch.nn.Module, input_shape: tuple[int, ...], name: str, templates: Templates) -> onnx.ModelProto:
     if not isinstance(module, OnnxModule):
-        return export_segment(module, input_shape, name)
+        return export_segment(module, input_shape, name, templates)
     model = onnx.ModelProto()
     model.CopyFrom(module.model)
     model.graph.name = name
