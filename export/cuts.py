@@ -66,8 +66,8 @@ def find_cuts(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[LiveGrap
 def cut_anchor(anchor: Anchor, ends: Sequence[str] | None = None) -> CutAnchor:
     """Cut an anchor after the modules named in `ends` (`Cut.module`, any of `Cut.modules` or `Cut.node`), by default at its block ends.
 
-    Raises CutError if it cannot be traced, has no cut, or cannot be cut after a module in `ends`, and ParityError if the blocks in a row
-    do not compute what the anchor computes.
+    Raises CutError if it cannot be traced, has no cut, cannot be cut after a module in `ends`, or computes what is not finite, and
+    ParityError if the blocks in a row do not compute what the anchor computes.
     """
     found, cuts = find_cuts(anchor.module, anchor.input_shape)
     if not cuts:
@@ -172,6 +172,8 @@ def _check(anchor: Anchor, blocks: Sequence[nn.Module]) -> None:
     with torch.no_grad():
         for batch in (1, 3):
             expected = anchor.module(images[:batch])
+            if not bool(torch.isfinite(expected).all()):
+                raise CutError(f"{anchor.name}: its scores for images of noise are not finite; are its weights damaged?")
             value = images[:batch]
             for block in blocks:
                 value = block(value)

@@ -37,9 +37,9 @@ def export_segment(module: nn.Module, input_shape: tuple[int, ...], name: str, t
     """Export a module in eval mode that takes (B, *input_shape) float32 and returns one float32 tensor, batch first.
 
     The graph is called `name`; its input is `x`, its output `y`, the batch is dynamic, all weights are inside, and exporting the same
-    module again gives the same bytes. With `templates`, modules that differ in their weights alone are translated once. Nothing in it tells
-    where on the machine it was made. Raises ExportError if torch cannot export the module, and ParityError if ONNX Runtime answers otherwise
-    than torch at batch 1 or 3 by more than TOLERANCE.
+    module again gives the same bytes. With `templates`, modules that differ in their weights alone are translated once. Nothing in it
+    tells where on the machine it was made. Raises ExportError if torch cannot export the module, and ParityError if ONNX Runtime answers
+    otherwise than torch at batch 1 or 3 by more than TOLERANCE.
     """
     try:
         with quiet(), _silent():

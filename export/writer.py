@@ -91,14 +91,14 @@ def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle]
     """Write `source` to the directory `out`, replacing an older bundle there.
 
     check: a last look at what was written, before it takes its place; what it raises leaves the old bundle where it was.
-    Raises `ExportError` if something that is not a bundle is in the way or `source` does not fit the manifest's fields,
-    `BundleError` if what was written would be refused.
+    Raises `ExportError` if something that is not a bundle is in the way, `source` does not fit the manifest's fields or there is no room for
+    it on the disk, `BundleError` if what was written would be refused.
     """
     target = Path(out).resolve()  # through a link, what it leads to is replaced, not the link
     check_target(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         _write(source, scratch)
         written = open_bundle(scratch)
         check_graphs(written)
@@ -107,6 +107,8 @@ def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle]
         _replace(scratch, target)
     except FieldError as error:
         raise ExportError(f"the bundle {source.name!r} cannot be written: {error.where}: {error.message}") from error
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written: {error}; what was there before is untouched") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return open_bundle(target)
