@@ -188,6 +188,32 @@ def test_exported_by_torch_it_is_cut_as_in_torch(network: str, kind: str, small_
     chain_equals(cut, of_torch(module))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["legacy", "fixed"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("resnet18", 64),
+        ("deit_tiny_patch16_224", 64),
+        ("swin_tiny_patch4_window7_224", 64),
+        ("levit_128s", 224),
+        ("convnext_atto", 64),
+        ("mobilenetv2_100", 64),
+        ("mobilevit_xxs", 64),
+    ],
+)
+def test_published_networks_are_cut_as_in_torch(
+    name: str, size: int, kind: str, zoo: Callable[[str, int], tuple[Anchor, CutAnchor]], tmp_path: Path
+) -> None:
+    anchor, in_torch = zoo(f"timm:{name}", size)
+    cut = cut_anchor(loaded(exported(anchor.module, tmp_path / "net.onnx", kind, (3, size, size))))
+    assert (cut.stages, cut.layouts) == (in_torch.stages, in_torch.layouts)
+    shapes = [cut.input_shape, *(found.shape for found in cut.cuts)]
+    theirs = [count_macs(block, shape) for block, shape in zip(in_torch.blocks, shapes, strict=True)]
+    assert [count_macs(block, shape) for block, shape in zip(cut.blocks, shapes, strict=True)] == theirs
+    chain_equals(cut, of_torch(anchor.module))
+
+
 def test_it_stops_gradients_with_a_clear_error(tmp_path: Path) -> None:
     graph = old_resnet()
     onnx.save(graph.model(graph.nodes[-1].output[0]), tmp_path / "old.onnx")
