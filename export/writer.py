@@ -91,8 +91,8 @@ def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle]
     """Write `source` to the directory `out`, replacing an older bundle there.
 
     check: a last look at what was written, before it takes its place; what it raises leaves the old bundle where it was.
-    Raises `ExportError` if something that is not a bundle is in the way, `source` does not fit the manifest's fields or the disk has no room
-    for it, `BundleError` if what was written would be refused.
+    Raises `ExportError` if something that is not a bundle is in the way, `source` does not fit the manifest's fields or the disk has no
+    room for it, `BundleError` if what was written would be refused.
     """
     target = Path(out).resolve()  # through a link, what it leads to is replaced, not the link
     check_target(target)
