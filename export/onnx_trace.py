@@ -27,8 +27,8 @@ class OnnxOperation:
 class OnnxTrace(LiveGraph):
     """The nodes of an ONNX graph whose result depends on the image.
 
-    `values[i]` is the value that crosses at cut i of `cuts`' positions (the graph's output at the last position, "" elsewhere), `shapes`
-    are without the batch, by value, of those.
+    `values[i]` is the value that alone is live after `nodes[i]`, "" where there is none; `shapes` are those of the input, the output and
+    what crosses at a cut, without the batch.
     """
 
     module: OnnxModule
@@ -45,8 +45,8 @@ class OnnxTrace(LiveGraph):
         nodes, tensors = self._needed(origin, result)
         taken = {name for node in nodes for name in (*node.input, *node.output)}
         names = {origin: INPUT, result: OUTPUT, **{name: _free(name, taken) for name in (INPUT, OUTPUT) if name not in (origin, result)}}
-        shapes = [(batch_first(INPUT, self.shapes[origin])), batch_first(OUTPUT, self.shapes[result])]
-        graph = helper.make_graph([], "segment", shapes[:1], shapes[1:], tensors)
+        ends = [_batch_first(INPUT, self.shapes[origin])], [_batch_first(OUTPUT, self.shapes[result])]
+        graph = helper.make_graph([], "segment", *ends, tensors)
         for node in nodes:
             copied = graph.node.add()
             copied.CopyFrom(node)
@@ -84,29 +84,15 @@ def trace_onnx(module: OnnxModule) -> OnnxTrace:
     dependent = image_values(graph, except_by=()) - _counted(graph)
     if OUTPUT not in dependent:
         raise CutError(f"{graph.name} returns something that does not depend on its input")
-    needed = {OUTPUT}
-    nodes = []
-    for node in reversed(graph.node):
-        if not needed.isdisjoint(node.output) and not dependent.isdisjoint(node.output):
-            nodes.append(node)
-            needed.update(node.input)
-    nodes.reverse()
-    last_use = {name: i for i, node in enumerate(nodes) for name in node.input}
-    last_use[OUTPUT] = len(nodes)
+    nodes = _read_nodes(graph, dependent)
+    operations = [OnnxOperation(node.name or node.output[0]) for node in nodes]
     entry = OnnxOperation(INPUT)
-    made = {INPUT: entry}
-    operations, live, alone = [], [], []
-    alive = [INPUT]
-    for i, node in enumerate(nodes):
-        operation = OnnxOperation(node.name or node.output[0])
-        made.update({name: operation for name in node.output if name})
-        alive = [name for name in (*alive, *node.output) if name and name in dependent and last_use.get(name, -1) > i]
-        operations.append(operation)
-        live.append(tuple(made[name] for name in alive))
-        alone.append(alive[0] if len(alive) == 1 and alive[0] in node.output else "")
+    makers = {INPUT: entry, **{name: operation for node, operation in zip(nodes, operations, strict=True) for name in node.output}}
+    live = _live(nodes, dependent)
+    alone = [names[0] if len(names) == 1 and names[0] in node.output else "" for node, names in zip(nodes, live, strict=True)]
     shapes = affine_in_batch(value_shapes(module.model, 2), value_shapes(module.model, 3))
     floats = _floats(module.model)
-    cuts = tuple(i for i, name in enumerate(alone[:-1]) if name and name in floats and name in shapes and crosses(shapes[name]))
+    cuts = tuple(i for i, name in enumerate(alone[:-1]) if name in floats and name in shapes and crosses(shapes[name]))
     matrices = {tensor.name for tensor in graph.initializer if is_matrix(tensor)}
     scopes = [_scopes(module, node) for node in nodes]
     if not any(scopes):  # then every node is a module of its own
@@ -114,7 +100,7 @@ def trace_onnx(module: OnnxModule) -> OnnxTrace:
     return OnnxTrace(
         entry=entry,
         nodes=tuple(operations),
-        live=tuple(live),
+        live=tuple(tuple(makers[name] for name in names) for names in live),
         cuts=cuts,
         spans=spans_of(scopes),
         parts=parts_of(scopes, [not matrices.isdisjoint(node.input) for node in nodes]),
@@ -124,7 +110,30 @@ def trace_onnx(module: OnnxModule) -> OnnxTrace:
     )
 
 
-def batch_first(name: str, shape: Shape) -> onnx.ValueInfoProto:
+def _read_nodes(graph: onnx.GraphProto, dependent: set[str]) -> list[onnx.NodeProto]:
+    """Nodes whose result depends on the image and is read on the way to the output, in order."""
+    needed = {OUTPUT}
+    nodes = []
+    for node in reversed(graph.node):
+        if not needed.isdisjoint(node.output) and not dependent.isdisjoint(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+    return nodes[::-1]
+
+
+def _live(nodes: list[onnx.NodeProto], dependent: set[str]) -> list[list[str]]:
+    """For each node the values that are still needed after it."""
+    last_use = {name: i for i, node in enumerate(nodes) for name in node.input}
+    last_use[OUTPUT] = len(nodes)
+    alive = [INPUT]
+    result = []
+    for i, node in enumerate(nodes):
+        alive = [name for name in (*alive, *node.output) if name in dependent and last_use.get(name, -1) > i]
+        result.append(alive)
+    return result
+
+
+def _batch_first(name: str, shape: Shape) -> onnx.ValueInfoProto:
     """A float32 value of shape (batch, *shape)."""
     return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [BATCH, *shape])
 
