@@ -1,4 +1,4 @@
-"""Anchors: trained networks from timm, from torchvision or from the user's own code, ready to be cut."""
+"""Anchors: trained networks from timm, from torchvision, from the user's own code or from an ONNX file, ready to be cut."""
 
 import difflib
 import importlib
@@ -21,11 +21,12 @@ from restnet_runtime.fields import FieldError, check
 from restnet_runtime.manifest import Name, Preprocessing
 
 from .checkpoints import fit_state, read_state
+from .onnx_file import read_onnx
 
-Kind = Literal["python", "timm", "torchvision"]
+Kind = Literal["python", "timm", "torchvision", "onnx"]
 
 FORMS = (
-    "python:FILE_OR_MODULE:FACTORY[@CHECKPOINT], timm:NAME[@CHECKPOINT] or torchvision:NAME[@CHECKPOINT], "
+    "python:FILE_OR_MODULE:FACTORY[@CHECKPOINT], timm:NAME[@CHECKPOINT], torchvision:NAME[@CHECKPOINT] or onnx:FILE, "
     "each with an optional ANCHOR= in front that names the anchor"
 )
 RANDOM = "random"
@@ -34,7 +35,7 @@ RANDOM = "random"
 _FILE_MODULE = "restnet_anchor_"
 """In front of the names that modules get that are run from a file."""
 
-_SPEC = re.compile(r"(?:(?P<name>[^=:@]+)=)?(?P<kind>python|timm|torchvision):(?P<what>[^@]+?)(?:@(?P<checkpoint>.+))?")
+_SPEC = re.compile(r"(?:(?P<name>[^=:@]+)=)?(?P<kind>python|timm|torchvision|onnx):(?P<what>[^@]+?)(?:@(?P<checkpoint>.+))?")
 _FACTORY = re.compile(r"(?P<target>.+):(?P<factory>[A-Za-z_]\w*)")
 
 
@@ -42,8 +43,9 @@ _FACTORY = re.compile(r"(?P<target>.+):(?P<factory>[A-Za-z_]\w*)")
 class AnchorSpec:
     """Where an anchor comes from, as the user wrote it in `text`.
 
-    `target` is the file or module for python, the model's name otherwise; `factory` is empty but for python. `checkpoint` None means the
-    weights that the library publishes for the model (python: those the factory returns); `random` means random weights instead.
+    `target` is the file or module for python, the file for onnx, the model's name otherwise; `factory` is empty but for python.
+    `checkpoint` None means the weights that the library publishes for the model, for python those the factory returns, for onnx those in
+    the file; `random` means random weights instead.
     """
 
     kind: Kind
@@ -66,7 +68,10 @@ class AnchorSpec:
             if parts is None:
                 raise SpecError(f"anchor {text!r} names no factory; allowed are {FORMS}")
             target, factory = parts["target"], parts["factory"]
-        default = re.sub(r"[^A-Za-z0-9.+-]+", "-", factory or target).strip("-.+")
+        if kind == "onnx" and matched["checkpoint"]:
+            raise SpecError(f"anchor {text!r}: an ONNX file holds its weights, it takes no checkpoint")
+        title = Path(target).stem if kind == "onnx" else target
+        default = re.sub(r"[^A-Za-z0-9.+-]+", "-", factory or title).strip("-.+")
         name = matched["name"] or default
         try:
             check(Name, name)
@@ -81,7 +86,10 @@ class AnchorSpec:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A loaded anchor: float32, on the CPU, in eval mode; takes (B, *input_shape) float32 and returns (B, classes) float32."""
+    """A loaded anchor: float32, on the CPU, in eval mode; takes (B, *input_shape) float32 and returns (B, classes) float32.
+
+    From an ONNX file `module` is an `OnnxModule`, which ONNX Runtime runs without gradients.
+    """
 
     name: str
     source: str
@@ -100,7 +108,11 @@ def load_anchor(spec: AnchorSpec, input_shape: tuple[int, int, int] | None = Non
     state = read_state(spec.checkpoint) if spec.checkpoint is not None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if spec.kind == "torchvision":
+        module: nn.Module
+        own_shape: tuple[int, int, int] | None
+        if spec.kind == "onnx":
+            (module, own_shape), preprocessing = read_onnx(Path(spec.target).expanduser(), input_shape), None
+        elif spec.kind == "torchvision":
             module, preprocessing, own_shape = _from_torchvision(spec, state)
         elif spec.kind == "timm":
             module, preprocessing, own_shape = _from_timm(spec, state, input_shape)

@@ -1,6 +1,7 @@
 """Checkpoint files: reading a state dict without running code from the file, and fitting it to a module key by key."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,10 @@ def _load(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        # A bare pickle of a newer protocol is announced before it is refused, or read.
+        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def fit_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

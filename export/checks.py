@@ -14,6 +14,7 @@ from .anchors import Anchor
 from .costs import count_macs
 from .cuts import CutAnchor
 from .data import Images
+from .onnx_module import OnnxModule
 from .similarity import MIN_BATCH
 from .writer import check_target
 
@@ -75,6 +76,16 @@ def class_names(
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join([*names[:5], *["..."] * (len(names) > 5)])
+
+
+def check_tuning(loaded: Sequence[Anchor], finetune: str) -> None:
+    """Raise `SpecError` where anchors would have to be tuned through that come from ONNX files."""
+    fixed = [anchor.name for anchor in loaded if isinstance(anchor.module, OnnxModule)]
+    if fixed and finetune != "none":
+        raise SpecError(
+            f"anchors {fixed} come from ONNX files, through which ONNX Runtime gives no gradients: give --finetune none, "
+            "or the networks themselves with python:FILE:FACTORY@CHECKPOINT"
+        )
 
 
 def check_order(anchors: Mapping[str, CutAnchor]) -> None:

@@ -30,8 +30,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="SPEC",
-        help="two or more, small to large: timm:NAME[@CHECKPOINT], torchvision:NAME[@CHECKPOINT] or "
-        "python:FILE_OR_MODULE:FACTORY[@CHECKPOINT]; NAME=SPEC renames one",
+        help="two or more, small to large: timm:NAME[@CHECKPOINT], torchvision:NAME[@CHECKPOINT], "
+        "python:FILE_OR_MODULE:FACTORY[@CHECKPOINT] or onnx:FILE (with --finetune none); NAME=SPEC renames one",
     )
     result.add_argument(
         "--data", required=True, metavar="DATA", help="to fit and tune on: imagefolder:DIR, npz:FILE (uint8 NHWC x, y), digits"

@@ -12,7 +12,10 @@ from restnet_runtime.errors import CutError, ParityError
 from .anchors import Anchor
 from .ends import block_ends, modules_ending
 from .layouts import Kind, Layout, layout_of, layouts_of
-from .trace import Trace, trace
+from .liveness import LiveGraph
+from .onnx_module import OnnxModule
+from .onnx_trace import trace_onnx
+from .trace import trace
 
 TOLERANCE = 1e-4
 """Largest difference allowed between the chain of blocks and the anchor, relative to the anchor's largest output."""
@@ -51,26 +54,26 @@ class CutAnchor:
     stages: tuple[int, ...]
 
 
-def find_cuts(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Trace, list[Cut]]:
-    """Trace a module in eval mode and list its cuts in order; `input_shape` is without the batch.
+def find_cuts(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[LiveGraph, list[Cut]]:
+    """Trace a module in eval mode, or read the graph of an `OnnxModule`, and list its cuts in order; `input_shape` is without the batch.
 
     Raises CutError if torch.export cannot trace it.
     """
-    found = trace(module, input_shape)
+    found = trace_onnx(module) if isinstance(module, OnnxModule) else trace(module, input_shape)
     return found, [_cut(found, position) for position in found.cuts]
 
 
 def cut_anchor(anchor: Anchor, ends: Sequence[str] | None = None) -> CutAnchor:
     """Cut an anchor after the modules named in `ends` (`Cut.module`, any of `Cut.modules` or `Cut.node`), by default at its block ends.
 
-    Raises CutError if it cannot be traced, has no cut, or cannot be cut after a module in `ends`, and ParityError if the blocks in a row
-    do not compute what the anchor computes.
+    Raises CutError if it cannot be traced, has no cut, cannot be cut after a module in `ends`, or computes what is not finite, and
+    ParityError if the blocks in a row do not compute what the anchor computes.
     """
     found, cuts = find_cuts(anchor.module, anchor.input_shape)
     if not cuts:
         raise CutError(f"{anchor.name}: cannot be cut: {_obstacle(found)}")
     if ends is None:
-        chosen = block_ends(found, anchor.module, lambda position: bool(layouts_of(found.shape(position), anchor.input_shape)))
+        chosen = block_ends(found, lambda position: bool(layouts_of(found.shape(position), anchor.input_shape)))
         if not chosen:
             raise CutError(f"{anchor.name}: has no cut with weights before and after it; its cuts are {_names(cuts)}")
     else:
@@ -92,19 +95,19 @@ def cut_anchor(anchor: Anchor, ends: Sequence[str] | None = None) -> CutAnchor:
     )
 
 
-def _cut(found: Trace, position: int) -> Cut:
+def _cut(found: LiveGraph, position: int) -> Cut:
     node = found.nodes[position]
     ending = modules_ending(found, position)
     return Cut(node.name, ending[0] if ending else _lies_in(found, position), found.shape(position), tuple(ending))
 
 
-def _lies_in(found: Trace, position: int) -> str:
+def _lies_in(found: LiveGraph, position: int) -> str:
     around = [span for span in found.spans if span.first <= position <= span.last]
     node = found.nodes[position].name
     return f"{min(around, key=lambda span: span.last - span.first).module}:{node}" if around else node
 
 
-def _positions(anchor: Anchor, found: Trace, cuts: list[Cut], ends: Sequence[str]) -> dict[int, str]:
+def _positions(anchor: Anchor, found: LiveGraph, cuts: list[Cut], ends: Sequence[str]) -> dict[int, str]:
     if not ends:
         raise CutError(f"{anchor.name}: ends is empty; its cuts are {_names(cuts)}")
     chosen: dict[int, str] = {}
@@ -118,7 +121,7 @@ def _positions(anchor: Anchor, found: Trace, cuts: list[Cut], ends: Sequence[str
     return dict(sorted(chosen.items()))
 
 
-def _why_not(found: Trace, position: int) -> str:
+def _why_not(found: LiveGraph, position: int) -> str:
     if position == len(found.nodes) - 1:
         return "nothing follows it"
     live = [node.name for node in found.live[position]]
@@ -127,7 +130,7 @@ def _why_not(found: Trace, position: int) -> str:
     return "its output is not one float tensor with the batch as first and only dynamic dimension"
 
 
-def _obstacle(found: Trace) -> str:
+def _obstacle(found: LiveGraph) -> str:
     """The longest-lived tensor beside another one, by the modules that make it and still need it."""
     crowded = [i for i, live in enumerate(found.live) if len(live) > 1]
     if not crowded:
@@ -140,7 +143,7 @@ def _obstacle(found: Trace) -> str:
     return f"{made} stays live up to {_module_of(found, last)}, so more than one tensor is live all along (first: {live})"
 
 
-def _module_of(found: Trace, position: int) -> str:
+def _module_of(found: LiveGraph, position: int) -> str:
     ending = modules_ending(found, position)
     return repr(ending[0] if ending else _lies_in(found, position))
 
@@ -150,7 +153,7 @@ def _names(cuts: list[Cut]) -> str:
     return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")
 
 
-def _layouts(anchor: Anchor, found: Trace, chosen: Iterable[int]) -> tuple[Layout, ...]:
+def _layouts(anchor: Anchor, found: LiveGraph, chosen: Iterable[int]) -> tuple[Layout, ...]:
     """Where a shape fits a map both ways round (96, 96, 96), the nearest cut that leaves no choice decides."""
     fitting = [layouts_of(found.shape(position), anchor.input_shape) for position in chosen]
     certain = [(i, layouts[0].kind) for i, layouts in enumerate(fitting) if len(layouts) == 1 and layouts[0].kind in ("map", "map_last")]
@@ -169,6 +172,8 @@ def _check(anchor: Anchor, blocks: Sequence[nn.Module]) -> None:
     with torch.no_grad():
         for batch in (1, 3):
             expected = anchor.module(images[:batch])
+            if not bool(torch.isfinite(expected).all()):
+                raise CutError(f"{anchor.name}: its scores for images of noise are not finite; are its weights damaged?")
             value = images[:batch]
             for block in blocks:
                 value = block(value)

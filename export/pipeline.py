@@ -15,7 +15,7 @@ from restnet_runtime.manifest import Anchor as AnchorEntry
 from restnet_runtime.manifest import Provenance
 
 from .anchors import AnchorSpec, load_anchor
-from .checks import check_names, check_order, check_out, check_samples, class_names
+from .checks import check_names, check_order, check_out, check_samples, check_tuning, class_names
 from .cuts import CutAnchor, cut_anchor
 from .data import Images, Samples, load_split
 from .figures import RouteResult
@@ -51,6 +51,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     check_samples(settings.samples, fitting)
     loaded = [load_anchor(AnchorSpec.parse(text), settings.input_shape) for text in settings.anchors]
     check_names(loaded)
+    check_tuning(loaded, settings.finetune)
     input_shape, preprocessing = agreed_input(loaded, settings.preprocessing)
     classes = class_names(loaded, input_shape, fitting, scoring, settings.classes)
     anchors = {anchor.name: cut_anchor(anchor) for anchor in loaded}

@@ -11,10 +11,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from onnxscript import optimizer
 from torch import nn
 
 from restnet_runtime.errors import ExportError, ParityError
 
+from .templates import Templates
 from .trace import exported, quiet
 
 OPSET = 20
@@ -31,25 +33,18 @@ _REGISTRY = "torch.onnx._internal.exporter._registration", "ONNXRegistry", "from
 _EXPORTER_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
-def export_segment(module: nn.Module, input_shape: tuple[int, ...], name: str) -> onnx.ModelProto:
+def export_segment(module: nn.Module, input_shape: tuple[int, ...], name: str, templates: Templates | None = None) -> onnx.ModelProto:
     """Export a module in eval mode that takes (B, *input_shape) float32 and returns one float32 tensor, batch first.
 
     The graph is called `name`; its input is `x`, its output `y`, the batch is dynamic, all weights are inside, and exporting the same
-    module again gives the same bytes. Nothing in it tells where on the machine it was made. Raises ExportError if torch cannot export the
-    module, and ParityError if ONNX Runtime answers otherwise than torch at batch 1 or 3 by more than TOLERANCE.
+    module again gives the same bytes. With `templates`, modules that differ in their weights alone are translated once. Nothing in it
+    tells where on the machine it was made. Raises ExportError if torch cannot export the module, and ParityError if ONNX Runtime answers
+    otherwise than torch at batch 1 or 3 by more than TOLERANCE.
     """
     try:
         with quiet(), _silent():
-            program = torch.onnx.export(
-                exported(module, input_shape),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: "batch"},),  # names the dimension; it is dynamic already
-                verbose=False,
-            )
-            model = cast(onnx.ModelProto, cast(Any, program).model_proto)
+            raw = (templates or Templates()).translated(module, input_shape, lambda module: _translated(module, input_shape))
+            model = optimizer.optimize(raw)
     except Exception as error:  # the exporter fails in as many ways as there are operators
         raise ExportError(f"segment {name}: torch cannot export it to ONNX: {' '.join(str(error).split())[:300]}") from error
     _strip(model)
@@ -57,6 +52,21 @@ def export_segment(module: nn.Module, input_shape: tuple[int, ...], name: str) -
     onnx.checker.check_model(model)
     _check(model, module, input_shape, name)
     return model
+
+
+def _translated(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
+    """As it is, without folding constants: the weights are initialisers under their names."""
+    program = torch.onnx.export(
+        exported(module, input_shape),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: "batch"},),  # names the dimension; it is dynamic already
+        optimize=False,
+        verbose=False,
+    )
+    return cast(onnx.ModelProto, cast(Any, program).model_proto)
 
 
 @contextmanager

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import onnx
 import torch
 
 from .costs import count_macs, count_params
 from .cuts import CutAnchor
+from .graph_costs import activation_bytes
+from .onnx_module import OnnxModule
 from .routes import StitchedRoute, block_name
 from .segments import export_segment, one_registry
 from .selection import most_promising
 from .stitching import StitchingLayer
+from .templates import Templates
 from .writer import SegmentSource
 
 
@@ -40,8 +44,9 @@ def segment_sources(
         for block in range(len(anchor.blocks))
     }
     say(f"exporting {len(used)} segments")
+    templates = Templates()
     with one_registry():
-        models = {name: export_segment(modules[name], shapes[name][0], name) for name in used}
+        models = {name: _exported(modules[name], shapes[name][0], name, templates) for name in used}
     return kept, {
         name: SegmentSource(
             name=name,
@@ -52,10 +57,20 @@ def segment_sources(
             output_shape=shapes[name][1],
             macs=macs[name],
             params=count_params(modules[name]),
+            activation_bytes=activation_bytes(model),
             model=model,
         )
         for name, model in models.items()
     }
+
+
+def _exported(module: torch.nn.Module, input_shape: tuple[int, ...], name: str, templates: Templates) -> onnx.ModelProto:
+    if not isinstance(module, OnnxModule):
+        return export_segment(module, input_shape, name, templates)
+    model = onnx.ModelProto()
+    model.CopyFrom(module.model)
+    model.graph.name = name
+    return model
 
 
 def _classes(anchor: CutAnchor) -> int:

@@ -13,6 +13,8 @@ from torch.export import Dim, ExportedProgram
 
 from restnet_runtime.errors import CutError
 
+from .liveness import LiveGraph, Part, Span
+
 MAX_BATCH = 64
 """The range of batch sizes torch.export reasons about. Nothing checks it later: segments carry no guards."""
 
@@ -39,29 +41,13 @@ def exported(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram
 
 
 @dataclass(frozen=True)
-class Span:
-    """One call of a submodule: the positions in `Trace.nodes` of its first and last operation."""
-
-    module: str
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A module's graph over shared parameters.
-
-    `nodes` are the operations whose result depends on the image, in order; `live[i]` is what is still needed after `nodes[i]`;
-    `cuts` are the positions after which `nodes[i]` alone is live and has the batch as its first and only dynamic dimension;
-    `spans` are the calls of submodules, in order of their first operation, outer before inner.
-    """
+class Trace(LiveGraph):
+    """A module's graph over shared parameters: `program` as torch.export traced it."""
 
     program: fx.GraphModule
     entry: fx.Node
     nodes: tuple[fx.Node, ...]
     live: tuple[tuple[fx.Node, ...], ...]
-    cuts: tuple[int, ...]
-    spans: tuple[Span, ...]
 
     def shape(self, position: int) -> tuple[int, ...]:
         """Shape of a cut's tensor without the batch."""
@@ -134,7 +120,8 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     nodes = nodes[: nodes.index(result) + 1]
     live = _live(entry, nodes)
     cuts = tuple(i for i, node in enumerate(nodes[:-1]) if live[i] == (node,) and _crosses(node, entry))
-    return Trace(program, entry, tuple(nodes), live, cuts, _spans(nodes))
+    parts = {name: _part(submodule) for name, submodule in module.named_modules(remove_duplicate=False)}
+    return Trace(entry=entry, nodes=tuple(nodes), live=live, cuts=cuts, spans=_spans(nodes), parts=parts, program=program)
 
 
 def _functional(source: ExportedProgram, input_shape: tuple[int, ...]) -> fx.GraphModule:
@@ -245,6 +232,16 @@ def _spans(nodes: list[fx.Node]) -> tuple[Span, ...]:
                 first = found[key].first if key in found else i
                 found[key] = Span(path, first, i)
     return tuple(sorted(found.values(), key=lambda span: (span.first, -span.last, span.module.count("."))))
+
+
+def _part(module: nn.Module) -> Part:
+    return Part(
+        kind=type(module),
+        container=type(module) in (nn.Sequential, nn.ModuleList, nn.ModuleDict),
+        children=next(module.children(), None) is not None,
+        matrix=any(weight.ndim >= 2 for weight in module.parameters()),
+        own_matrix=any(weight.ndim >= 2 for weight in module.parameters(recurse=False)),
+    )
 
 
 def _first_line(error: Exception) -> str:

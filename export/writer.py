@@ -39,7 +39,7 @@ from restnet_runtime.manifest import (
     RouteEntry,
     Segment,
 )
-from restnet_runtime.routes import pareto_front
+from restnet_runtime.routes import largest_activations, pareto_front
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class SegmentSource:
     """A segment to be written.
 
     model: input `x` (batch, *input_shape), output `y` (batch, *output_shape), float32, its weights inside
+    activation_bytes: the most that is live at a time for one input; None where it was not counted
     """
 
     name: str
@@ -58,6 +59,7 @@ class SegmentSource:
     macs: int
     params: int
     model: onnx.ModelProto
+    activation_bytes: int | None = None
     precision: Precision = "fp32"
 
 
@@ -89,14 +91,14 @@ def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle]
     """Write `source` to the directory `out`, replacing an older bundle there.
 
     check: a last look at what was written, before it takes its place; what it raises leaves the old bundle where it was.
-    Raises `ExportError` if something that is not a bundle is in the way or `source` does not fit the manifest's fields,
-    `BundleError` if what was written would be refused.
+    Raises `ExportError` if something that is not a bundle is in the way, `source` does not fit the manifest's fields or the disk has no
+    room for it, `BundleError` if what was written would be refused.
     """
     target = Path(out).resolve()  # through a link, what it leads to is replaced, not the link
     check_target(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         _write(source, scratch)
         written = open_bundle(scratch)
         check_graphs(written)
@@ -105,6 +107,8 @@ def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle]
         _replace(scratch, target)
     except FieldError as error:
         raise ExportError(f"the bundle {source.name!r} cannot be written: {error.where}: {error.message}") from error
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written: {error}; what was there before is untouched") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return open_bundle(target)
@@ -143,6 +147,7 @@ def _write(source: BundleSource, root: Path) -> None:
                     output_shape=part.output_shape,
                     macs=part.macs,
                     params=part.params,
+                    activation_bytes=part.activation_bytes,
                     graphs={part.precision: Graph(file=path, weight_bytes=_bytes(extents[part.name]))},
                 )
             )
@@ -191,6 +196,7 @@ def _routes(source: BundleSource, segments: Sequence[Segment], extents: Mapping[
             macs=macs,
             params=sum(by_name[name].params for name in route.segments),
             weight_bytes=_bytes(set().union(*(extents[name] for name in route.segments))),
+            activation_bytes=largest_activations(by_name[name].activation_bytes for name in route.segments),
             accuracy=route.accuracy,
             on_front=on_front,
         )

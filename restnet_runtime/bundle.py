@@ -16,7 +16,7 @@ from restnet_runtime.errors import BundleError
 from restnet_runtime.fields import FieldError, read
 from restnet_runtime.files import check_file, read_file
 from restnet_runtime.manifest import FORMAT, MANIFEST_FILE, VERSION, WEIGHTS_FILE, Manifest, RouteEntry, Segment
-from restnet_runtime.routes import Route, pareto_front
+from restnet_runtime.routes import Route, largest_activations, pareto_front
 
 SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "digits"
 """The bundle that comes with the package: scikit-learn's digits, 8x8, light ink on dark."""
@@ -199,6 +199,9 @@ def _check_route(manifest: Manifest, route: RouteEntry, segments: dict[str, Segm
         raise refuse(f"ends in {list(shape)}, but there are {len(manifest.classes)} classes")
     if (route.macs, route.params) != (macs, params):
         raise refuse(f"claims {route.macs} MACs and {route.params} parameters, its segments have {macs} and {params}")
+    most = largest_activations(segments[name].activation_bytes for name in route.segments)
+    if route.activation_bytes != most:
+        raise refuse(f"claims activations of {route.activation_bytes} bytes, its segments have at most {most}")
     limit = manifest.files[WEIGHTS_FILE].bytes
     if route.weight_bytes > limit:
         raise refuse(f"claims {route.weight_bytes} bytes of weights, {WEIGHTS_FILE} has {limit}")

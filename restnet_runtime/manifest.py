@@ -79,6 +79,7 @@ class Segment:
     output_shape: Shape
     macs: Count
     params: Count
+    activation_bytes: Count | None = None
     graphs: Annotated[dict[Precision, Graph], Limits(min_length=1)]
 
 
@@ -101,6 +102,7 @@ class RouteEntry:
     macs: Count
     params: Count
     weight_bytes: Count
+    activation_bytes: Count | None = None
     accuracy: Share | None = None
     on_front: bool
 

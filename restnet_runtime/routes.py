@@ -48,6 +48,12 @@ def route_name(parts: Sequence[Part], blocks: dict[str, int]) -> str:
     return ">".join(f"{part.anchor}[{part.first}-{part.last}]" for part in parts)
 
 
+def largest_activations(segments: Iterable[int | None]) -> int | None:
+    """Activation bytes of a route from those of its segments, which run one after another; `None` where one was not counted."""
+    counted = list(segments)
+    return max((size for size in counted if size is not None), default=None) if None not in counted else None
+
+
 def pareto_front(points: Iterable[tuple[float, float | None]]) -> list[bool]:
     """For each (cost, accuracy): is it on the front, that is, beaten by no point that is at most as dear and at least as accurate?
 

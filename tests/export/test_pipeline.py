@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -300,6 +301,49 @@ def test_maps_and_tokens_go_together(make: Callable[..., Made]) -> None:
     tokens, width = 17, 16
     block = 4 * tokens * width * width + 2 * tokens * tokens * width + 2 * tokens * width * 2 * width
     assert vit.macs == 16 * width * 4 + 2 * block + width * 4
+
+
+@pytest.fixture(scope="module")
+def onnx_specs(workshop: Workshop) -> dict[str, str]:
+    """The trained anchors as ONNX files with a batch of one, as people have them."""
+    specs = {}
+    for name in ("small", "large"):
+        module = load_anchor(AnchorSpec.parse(workshop.spec(name)), (1, 8, 8)).module
+        path = workshop.root / f"{name}.onnx"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(module, (torch.zeros(1, 1, 8, 8),), path, dynamo=False, opset_version=13)
+        specs[name] = f"onnx:{path}"
+    return specs
+
+
+@pytest.mark.parametrize(
+    ("which", "rule"), [(("small",), "sn-net"), (("large",), "restnet"), (("small", "large"), "restnet")], ids=["small", "large", "both"]
+)
+def test_anchors_from_onnx_files(
+    make: Callable[..., Made], workshop: Workshop, onnx_specs: dict[str, str], tmp_path: Path, which: tuple[str, ...], rule: str
+) -> None:
+    """Routes, costs and scores are those of the same networks in torch, whichever of them come from files."""
+    made = make("small", "large", rule=rule)
+    anchors = tuple(onnx_specs[name] if name in which else workshop.spec(name) for name in ("small", "large"))
+    bundle = export_bundle(replace(made.settings, anchors=anchors, out=tmp_path / "family"), lambda _: None)
+    assert [(route.name, route.macs) for route in bundle.routes] == [(route.name, route.macs) for route in made.bundle.routes]
+    x, _ = prepared(made.settings.val or "")
+    expected = onnx_logits(made.bundle, x)
+    for name, logits in onnx_logits(bundle, x).items():
+        assert np.abs(logits - expected[name]).max() <= 1e-3 * np.abs(expected[name]).max()
+    with pytest.raises(SpecError, match="come from ONNX files, through which ONNX Runtime gives no gradients: give --finetune none"):
+        export_bundle(replace(made.settings, anchors=anchors, out=tmp_path / "tuned", finetune="stitch"), lambda _: None)
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_routes_need_the_activations_of_their_hungriest_segment(make: Callable[..., Made]) -> None:
+    """Of `small`: a block holds its input, 4 x 8 x 8 numbers, while it makes others of that size; the stem has the image beside one."""
+    bundle = make("small", "large", **RESTNET).bundle
+    segments = {segment.name: segment.activation_bytes for segment in bundle.manifest.segments}
+    assert (segments["small.0"], segments["small.1"]) == (4 * 64 * (1 + 4), 4 * 64 * 4 * 3)
+    for route in bundle.manifest.routes:
+        assert route.activation_bytes == max(segments[name] or 0 for name in route.segments)
 
 
 def quarters(folder: Path, names: Sequence[str]) -> str:

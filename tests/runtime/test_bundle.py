@@ -34,6 +34,7 @@ def segment(name, cin, cout, macs, params, weight_bytes):
         **shapes,
         "macs": macs,
         "params": params,
+        "activation_bytes": None,
         "graphs": {"fp32": {"file": f"segments/{name}.fp32.onnx", "weight_bytes": weight_bytes}},
     }
 
@@ -46,6 +47,7 @@ def route(name, segments, macs, params, weight_bytes, accuracy):
         "macs": macs,
         "params": params,
         "weight_bytes": weight_bytes,
+        "activation_bytes": None,
         "accuracy": accuracy,
         "on_front": True,
     }

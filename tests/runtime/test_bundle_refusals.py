@@ -233,6 +233,11 @@ REFUSED = {
     "params lie": (put(1, "routes", 0, "params"), MANIFEST, f"{ROUTE} claims 11532 MACs and 1 parameters"),
     "weight bytes beyond": (put(2**60, "routes", 0, "weight_bytes"), MANIFEST, f"{ROUTE} claims {2**60} bytes of weights, weights.bin has"),
     "weight bytes lie": (put(4096, "routes", 0, "weight_bytes"), "weights.bin", f"{ROUTE} claims 4096 bytes of it, its graphs read 0"),
+    "activations lie": (
+        put(8, "routes", 0, "activation_bytes"),
+        MANIFEST,
+        f"{ROUTE} claims activations of 8 bytes, its segments have at most",
+    ),
     # files
     "weights truncated": (resized("weights.bin", -1), "weights.bin", "has 69887 bytes, the manifest says 69888"),
     "weights grown": (resized("weights.bin", 1), "weights.bin", "has 69889 bytes, the manifest says 69888"),

@@ -182,7 +182,7 @@ def test_a_failed_rename_puts_the_old_bundle_back(tmp_path, monkeypatch) -> None
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(ExportError, match="bundle cannot be written: no space; what was there before is untouched"):
         write_bundle(source(name="other"), tmp_path / "bundle")
     assert content(tmp_path / "bundle") == old
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
