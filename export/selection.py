@@ -1,4 +1,4 @@
-"""Which routes are worth keeping when not all may stay."""
+"""Which routes are worth making, and which keeping, when there may not be all of them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -38,3 +38,22 @@ def most_promising(
         del left[best]
         kept.append(best)
     return [routes[index] for index in sorted(kept)]
+
+
+def spread(costs: Sequence[int], promises: Sequence[float], count: int) -> list[int]:
+    """Which `count` routes to make, told before any is: indices, ascending.
+
+    The range of costs is cut into `count` equal stretches, and in turn a stretch with the fewest chosen gets its most promising route; of
+    equals the cheaper. A promise need not be comparable between routes of very different cost, which have crossed at other depths.
+    """
+    low, high = min(costs), max(costs)
+
+    def stretch(index: int) -> int:
+        return min((costs[index] - low) * count // max(high - low, 1), count - 1)
+
+    taken: Counter[int] = Counter()
+    turns: list[tuple[int, int, int]] = []
+    for rank, index in enumerate(sorted(range(len(costs)), key=lambda index: (-promises[index], costs[index]))):
+        turns.append((taken[stretch(index)], rank, index))
+        taken[stretch(index)] += 1
+    return sorted(index for _, _, index in sorted(turns)[:count])
