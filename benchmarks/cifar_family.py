@@ -22,7 +22,7 @@ from restnet_export.cuts import CutAnchor, cut_anchor
 from restnet_export.data import Samples, load_images
 from restnet_export.fitting import fit_layers
 from restnet_export.inputs import GivenPreprocessing, agreed_input
-from restnet_export.planning import plan_routes, route_macs
+from restnet_export.planning import block_macs, plan_routes, route_macs
 from restnet_export.plans import RoutePlan
 from restnet_export.promise import measure_promise
 from restnet_export.routes import StitchedRoute, routes_of
@@ -87,7 +87,7 @@ class Family:
         routes = routes_of(self.anchors, plan)
         layers = fit_layers(plan.layers, self.anchors, self.fitting)
         accuracies = score_routes(routes, self.anchors, layers, self.scoring.batches())
-        macs = [*(anchor_macs(anchor) for anchor in self.anchors.values()), *route_macs(plan, self.anchors)]
+        macs = [*(sum(block_macs(anchor)) for anchor in self.anchors.values()), *route_macs(plan, self.anchors)]
         return [Scored(*item) for item in zip(routes, macs, accuracies, strict=True)]
 
 
@@ -96,13 +96,6 @@ class Scored:
     route: StitchedRoute
     macs: int
     accuracy: float
-
-
-def anchor_macs(anchor: CutAnchor) -> int:
-    from restnet_export.costs import count_macs
-
-    shapes = (anchor.input_shape, *(cut.shape for cut in anchor.cuts))
-    return sum(count_macs(block, shape) for block, shape in zip(anchor.blocks, shapes, strict=True))
 
 
 def best_after_front(scored: Sequence[Scored]) -> dict[str, dict[int, Scored]]:

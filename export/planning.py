@@ -31,7 +31,8 @@ def plan_routes(rule: Rule, anchors: Mapping[str, CutAnchor], promise: Promise, 
     if limit is not None:
         wanted = CANDIDATES * max(1, limit - len(anchors))
         if wanted < len(plan.routes):
-            kept = spread(route_macs(plan, anchors), route_promises(plan, shapes, promise), wanted)
+            whole = [sum(block_macs(anchor)) for anchor in anchors.values()]
+            kept = spread(route_macs(plan, anchors), route_promises(plan, shapes, promise), whole, wanted)
             plan = plan.only([plan.routes[index] for index in kept])
     if len(plan.routes) > MOST_ROUTES:
         raise RuleError(
@@ -52,7 +53,7 @@ def route_promises(plan: RoutePlan, shapes: Mapping[str, AnchorShape], promise: 
 
 def route_macs(plan: RoutePlan, anchors: Mapping[str, CutAnchor]) -> list[int]:
     """Of each route: multiply-accumulates for one input, its stitching layers among them. Nothing needs to be fitted."""
-    blocks = {name: _block_macs(anchor) for name, anchor in anchors.items()}
+    blocks = {name: block_macs(anchor) for name, anchor in anchors.items()}
 
     @cache
     def layer_macs(source: Layout, target: Layout) -> int:
@@ -69,6 +70,7 @@ def route_macs(plan: RoutePlan, anchors: Mapping[str, CutAnchor]) -> list[int]:
     return costs
 
 
-def _block_macs(anchor: CutAnchor) -> list[int]:
+def block_macs(anchor: CutAnchor) -> list[int]:
+    """Of each block: multiply-accumulates for one input."""
     shapes = (anchor.input_shape, *(cut.shape for cut in anchor.cuts))
     return [count_macs(block, shape) for block, shape in zip(anchor.blocks, shapes, strict=True)]

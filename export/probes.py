@@ -21,8 +21,8 @@ from .data import Samples
 from .layouts import Layout
 from .stitching import NormalEquations
 
-RIDGE = 0.1
-"""Relative to the mean variance of the pooled channels: a probe has as many numbers as there may be images."""
+RIDGE = 1.0
+"""Relative to the mean variance of the pooled channels: strong, as a probe has about as many numbers as there are images."""
 
 
 class Probe:
@@ -47,7 +47,7 @@ class Probe:
 
 
 class MeanKL:
-    """Mean KL(end || front) in nats between every prediction of one list and every one of another, over any number of batches.
+    """Mean KL(front || end) in nats between every prediction of one list and every one of another, over any number of batches.
 
     Keeps two small arrays of sums: memory does not grow with the number of images.
     """
@@ -60,21 +60,22 @@ class MeanKL:
     def update(self, fronts: Sequence[Tensor], ends: Sequence[Tensor]) -> None:
         """Add log-probabilities of the same B images, each (B, classes)."""
         front, end = torch.stack(list(fronts)).flatten(1), torch.stack(list(ends)).flatten(1)
-        self._own = self._own + (end.exp() * end).sum(1).numpy()
-        self._cross = self._cross + (front @ end.exp().T).numpy()
+        told = front.exp()
+        self._own = self._own + (told * front).sum(1).numpy()
+        self._cross = self._cross + (told @ end.T).numpy()
         self._images += len(fronts[0])
 
     def result(self) -> NDArray[np.float64]:
         """float64 (len(fronts), len(ends)), at least 0. Raises `ExportError` when no batch was seen."""
         if not self._images:
             raise ExportError("similarity: no image was seen by the probes")
-        return np.maximum((self._own - self._cross) / self._images, 0.0)
+        return np.maximum((np.reshape(self._own, (-1, 1)) - self._cross) / self._images, 0.0)
 
 
 def measure_divergence(
     anchors: Sequence[CutAnchor], pairs: Iterable[tuple[str, str]], samples: Samples
 ) -> dict[tuple[str, str], NDArray[np.float64]]:
-    """Mean KL [cut of the front, cut of the end] for each (front, end): how far what the front tells is from what the end expects.
+    """Mean KL [cut of the front, cut of the end] for each (front, end): how much of what the front tells the end would not expect.
 
     Every second image fits the probes, the others are what they are compared on; the images are gone through twice, and none is kept.
     """

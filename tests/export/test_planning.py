@@ -10,7 +10,7 @@ from torch import nn
 
 from restnet_export.cuts import Cut, CutAnchor
 from restnet_export.layouts import Layout
-from restnet_export.planning import CANDIDATES, MOST_ROUTES, plan_routes, route_macs, route_promises
+from restnet_export.planning import CANDIDATES, MOST_ROUTES, block_macs, plan_routes, route_macs, route_promises
 from restnet_export.plans import AnchorShape, Crossing
 from restnet_export.routes import routes_of
 from restnet_export.rules import make_rule
@@ -81,7 +81,8 @@ def test_a_limit_makes_a_few_times_as_many_as_are_kept(anchors: dict[str, CutAnc
     assert len(few.routes) == 2 * CANDIDATES < len(whole.routes)
     assert set(few.routes) < set(whole.routes)
     assert {crossing for route in few.routes for crossing in route} == set(few.layer_of())
-    kept = spread(route_macs(whole, anchors), route_promises(whole, SHAPES, ALIKE), 2 * CANDIDATES)
+    alone = [sum(block_macs(cut)) for cut in anchors.values()]
+    kept = spread(route_macs(whole, anchors), route_promises(whole, SHAPES, ALIKE), alone, 2 * CANDIDATES)
     assert few.routes == tuple(whole.routes[index] for index in kept)
     assert plan_routes(make_rule(rule), anchors, ALIKE, 500) == whole
     # Where there is room for the anchors alone, the rest of the work still has a route to do it on.
@@ -107,19 +108,25 @@ def test_too_many_routes_ask_for_a_limit() -> None:
 
 
 class TestSpread:
-    def test_each_stretch_of_cost_gives_its_best(self) -> None:
-        costs = [0, 10, 20, 110, 120, 290, 300]
-        promises = [-5, -1, -2, -9, -8, -0.1, -0.2]
-        assert spread(costs, promises, 3) == [1, 4, 5]
+    def test_each_stretch_between_anchors_gives_its_best(self) -> None:
+        costs = [1, 10, 20, 26, 30, 60, 90, 99]
+        promises = [-5, -1, -2, -9, -8, -7, -0.1, -0.2]
+        assert spread(costs, promises, [0, 100], 4) == [1, 4, 5, 6]
 
     def test_then_the_best_of_what_is_left_in_turn(self) -> None:
-        costs = [0, 10, 20, 290, 300]
-        promises = [-3, -1, -2, -0.1, -0.2]
-        assert spread(costs, promises, 4) == [1, 2, 3, 4]
+        assert spread([1, 10, 20, 90, 99], [-3, -1, -2, -0.1, -0.2], [0, 100], 4) == [1, 2, 3, 4]
+
+    def test_each_gap_has_stretches_of_its_own(self) -> None:
+        """Ten routes above the middle anchor lie in one quarter of the whole range, but in all of their gap."""
+        costs, promises = [1, 2, *range(11, 21)], [-9, -8] + [-1] * 10
+        assert spread(costs, promises, [0, 10, 20], 5) == [1, 2, 4, 6, 9]
+
+    def test_what_no_budget_between_the_anchors_asks_for_comes_last(self) -> None:
+        assert spread([5, 15, 25], [0, -9, 0], [10, 20], 1) == [1]
+        assert spread([5, 15, 25], [-1, -9, 0], [10, 20], 2) == [1, 2]
 
     def test_of_equals_the_cheaper(self) -> None:
-        assert spread([3, 2, 1, 3], [0, 0, 0, 0], 1) == [2]
-        assert spread([5, 5], [0, 0], 1) == [0]
+        assert spread([13, 12, 11, 13], [0, 0, 0, 0], [10, 20], 1) == [2]
 
     def test_all_of_them(self) -> None:
-        assert spread([1, 2, 3], [0, -1, -2], 3) == [0, 1, 2]
+        assert spread([1, 2, 3], [0, -1, -2], [0, 4], 3) == [0, 1, 2]
