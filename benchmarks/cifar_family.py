@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from common import REPOSITORY, Floor, Result, arguments, publish
 
 from restnet_export.anchors import AnchorSpec, load_anchor
@@ -64,14 +65,15 @@ def cifar_settings(out: Path, depths: Sequence[int] = (20, 56), images: str = "l
 
 @dataclass(frozen=True)
 class Family:
-    """Cut anchors, small to large, with images to fit and to score on."""
+    """Cut anchors, small to large, with images to fit and to score on. bf16: score in bfloat16, which takes less than half the time."""
 
     anchors: Mapping[str, CutAnchor]
     fitting: Samples
     scoring: Samples
+    bf16: bool = False
 
     @classmethod
-    def load(cls, settings: ExportSettings, scored_images: int | None = None) -> "Family":
+    def load(cls, settings: ExportSettings, scored_images: int | None = None, bf16: bool = False) -> "Family":
         loaded = [load_anchor(AnchorSpec.parse(text), settings.input_shape) for text in settings.anchors]
         shape, preprocessing = agreed_input(loaded, settings.preprocessing)
         fitting = load_images(settings.data).shuffled(settings.seed)
@@ -80,13 +82,15 @@ class Family:
             {anchor.name: cut_anchor(anchor) for anchor in loaded},
             Samples(fitting.subset(np.arange(settings.samples)), preprocessing, shape),
             Samples(scoring.subset(np.arange(min(scored_images or len(scoring), len(scoring)))), preprocessing, shape),
+            bf16,
         )
 
     def score(self, plan: RoutePlan) -> list["Scored"]:
         """The anchors, then every route of the plan, fitted and scored."""
         routes = routes_of(self.anchors, plan)
         layers = fit_layers(plan.layers, self.anchors, self.fitting)
-        accuracies = score_routes(routes, self.anchors, layers, self.scoring.batches())
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            accuracies = score_routes(routes, self.anchors, layers, self.scoring.batches())
         macs = [*(sum(block_macs(anchor)) for anchor in self.anchors.values()), *route_macs(plan, self.anchors)]
         return [Scored(*item) for item in zip(routes, macs, accuracies, strict=True)]
 
@@ -120,10 +124,11 @@ def main() -> None:
     parser.add_argument("--set", choices=("lossless", "jpeg"), default="lossless")
     parser.add_argument("--samples", type=int, default=400, help="images behind least squares (default: %(default)s)")
     parser.add_argument("--images", type=int, help="to score on (default: all)")
+    parser.add_argument("--bf16", action="store_true", help="score in bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     settings = cifar_settings(Path("unused"), args.depths, args.set, rule=args.rule, samples=args.samples, seed=args.seed)
-    family = Family.load(settings, args.images)
+    family = Family.load(settings, args.images, args.bf16)
     rule = settings.rule_with_options()
     anchors = list(family.anchors.values())
     promise = measure_promise(args.select, anchors, measure_similarity(anchors, family.fitting, rule.nearest), family.fitting)

@@ -26,44 +26,50 @@ from restnet_runtime.routes import pareto_front
 
 WAYS = ("cka", "kl", "windows", "sn-net", "random")
 COLOURS = {"cka": "tab:blue", "kl": "tab:green", "windows": "tab:purple", "sn-net": "tab:orange", "random": "0.6"}
+Way = tuple[str, int]
+"""What chose, and how many stitched routes."""
 NEAR = 0.04
 """A route that loses no more against the straight line between the anchors is counted as near it."""
 
 
-def chosen(family: Family, plan: RoutePlan, promise: Promise, count: int) -> list[Crossings]:
-    """The `count` stitched routes that the exporter would make."""
-    shapes = {name: AnchorShape(name, anchor.stages) for name, anchor in family.anchors.items()}
-    whole = [sum(block_macs(anchor)) for anchor in family.anchors.values()]
-    kept = spread(route_macs(plan, family.anchors), route_promises(plan, shapes, promise), whole, count)
-    return [plan.routes[index] for index in kept]
+class Choice:
+    """The stitched routes of a plan that the exporter would make."""
+
+    def __init__(self, family: Family, plan: RoutePlan) -> None:
+        self.plan = plan
+        self._shapes = {name: AnchorShape(name, anchor.stages) for name, anchor in family.anchors.items()}
+        self._anchors = [sum(block_macs(anchor)) for anchor in family.anchors.values()]
+        self._macs = route_macs(plan, family.anchors)
+
+    def best(self, promise: Promise, count: int) -> list[Crossings]:
+        kept = spread(self._macs, route_promises(self.plan, self._shapes, promise), self._anchors, min(count, len(self._macs)))
+        return [self.plan.routes[index] for index in kept]
 
 
-def score_ways(family: Family, counts: Sequence[int], seed: int) -> dict[tuple[str, int], list[Scored]]:
+def score_ways(family: Family, counts: Sequence[int], seed: int) -> dict[Way, list[Scored]]:
     """By way and number of stitched routes: the anchors, then those routes."""
     anchors = list(family.anchors.values())
     shapes = [AnchorShape(anchor.name, anchor.stages) for anchor in anchors]
-    layouts = {anchor.name: anchor.layouts for anchor in anchors}
     similarity = measure_similarity(anchors, family.fitting)
     promises: dict[str, Any] = {way: measure_promise(way, anchors, similarity, family.fitting) for way in ("cka", "kl", "windows")}
     rng = np.random.default_rng(seed)
     promises["random"] = {pair: -rng.random(values.shape) for pair, values in promises["windows"].items()}
     pairs = make_rule("all").plan(shapes, {})
     windows = make_rule("sn-net", stages=tuple(range(len(shapes[0].stages)))).plan(shapes, {})
-    routes = {(way, count): chosen(family, pairs, promise, count) for way, promise in promises.items() for count in counts}
-    found = {}
-    union = list(dict.fromkeys(route for kept in routes.values() for route in kept))
-    *whole, scored = _anchors_first(family.score(split_shared(pairs.only(union), layouts)), len(anchors))
-    known = dict(zip(union, scored, strict=True))
-    for key, kept in routes.items():
-        found[key] = [*whole, *(known[route] for route in kept)]
-    for count in counts:
-        kept = chosen(family, windows, promises["windows"], min(count, len(windows.routes)))
-        found["sn-net", count] = family.score(split_shared(windows.only(kept), layouts))
-    return found
+    of_pairs, of_windows = Choice(family, pairs), Choice(family, windows)
+    routes = {(way, count): of_pairs.best(promise, count) for way, promise in promises.items() for count in counts}
+    found = _scored(family, pairs, routes)
+    return found | _scored(family, windows, {("sn-net", count): of_windows.best(promises["windows"], count) for count in counts})
 
 
-def _anchors_first(scored: list[Scored], anchors: int) -> tuple[Any, ...]:
-    return (*scored[:anchors], scored[anchors:])
+def _scored(family: Family, plan: RoutePlan, chosen: dict[Way, list[Crossings]]) -> dict[Way, list[Scored]]:
+    """The anchors and the routes of each choice, where every route is fitted and scored once."""
+    union = list(dict.fromkeys(route for routes in chosen.values() for route in routes))
+    layouts = {name: anchor.layouts for name, anchor in family.anchors.items()}
+    scored = family.score(split_shared(plan.only(union), layouts))
+    anchors = len(family.anchors)
+    known = dict(zip(union, scored[anchors:], strict=True))
+    return {way: [*scored[:anchors], *(known[route] for route in routes)] for way, routes in chosen.items()}
 
 
 def judged(scored: Sequence[Scored], anchors: int) -> dict[str, float]:
@@ -122,13 +128,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="draws of the fitting images (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=400, help="images to fit and to compare on (default: %(default)s)")
     parser.add_argument("--images", type=int, help="to score on (default: all)")
+    parser.add_argument("--bf16", action="store_true", help="score in bfloat16")
     parser.add_argument("--picture", type=Path, metavar="PNG")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     example: dict[str, list[Scored]] = {}
     anchors = 2
     for seed in range(args.seeds):
-        family = Family.load(cifar_settings(Path("unused"), samples=args.samples, seed=seed), args.images)
+        family = Family.load(cifar_settings(Path("unused"), samples=args.samples, seed=seed), args.images, args.bf16)
         for (way, count), scored in score_ways(family, [routes - anchors for routes in args.routes], seed).items():
             rows.append({"way": way, "routes": count + anchors, "seed": seed, **judged(scored, anchors)})
             if seed == 0 and count + anchors == max(args.routes):

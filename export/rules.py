@@ -137,7 +137,10 @@ class BothWays:
 
 @dataclass(frozen=True)
 class EveryPair:
-    """Every proper part of every anchor before every proper part of every other, each pair with a layer of its own.
+    """Every early part of every anchor before every late part of every other, each pair with a layer of its own.
+
+    An early part keeps a block besides the stem and leaves one out; a late part leaves one out and may be the head alone, which is what
+    serves best behind the last blocks of a front. Other pairs would cost more than one of their anchors, or have a foreign stem.
 
     nearest: join only neighbours in size, not any two anchors
     """
@@ -150,7 +153,7 @@ class EveryPair:
         for small, large in _joined(anchors, "all", self.nearest):
             _need_two_blocks(small, large, "all")
             for front, end in permutations((small, large)):
-                layers += [_layer(front, end, [(j, k)]) for j in range(1, front.depth) for k in range(2, end.depth + 1)]
+                layers += [_layer(front, end, [(j, k)]) for j in range(1, front.depth) for k in range(2, end.depth + 2)]
         return _singles(layers)
 
 
