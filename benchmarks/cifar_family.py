@@ -145,6 +145,7 @@ def main() -> None:
             Floor(f"best route after each block of {front}, median", "top-1", f">= {FLOOR}", f"{median:.3f}", median >= FLOOR)
         )
     result.rows = [{"route": item.route.name, "macs": item.macs, "accuracy": item.accuracy} for item in scored]
+    result.notes.append(f"{time.process_time():.0f} s of processor time")
     publish(result, args, started)
 
 

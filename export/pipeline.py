@@ -118,11 +118,12 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
             )
             for route in kept
         ],
-        similarity,
+        similarity if settings.select == "cka" else promise,
         {name: [f"{block} {cut.module}" for block, cut in enumerate(anchor.cuts)] for name, anchor in anchors.items()},
         joined_cuts(kept),
         {"command": "restnet-export", "version": __version__, **settings.told(), "versions": versions},
         len(scoring),
+        measure=settings.select,
     )
     probe = next(samples.batches(3))[0]
     return write_bundle(
