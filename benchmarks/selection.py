@@ -3,7 +3,7 @@
 Two CIFAR-10 ResNets (`cifar_family.py` says where they come from), nothing tuned. Each way chooses as many routes of all pairs of cuts, in
 both directions; SN-Net's windows choose among their own. They are fitted by least squares and scored on held-out images.
 
-  python benchmarks/selection.py --json build/benchmarks/results/selection.json --picture docs/selection.png
+  python benchmarks/selection.py --images 466 --bf16 --page docs/selection.md
 """
 
 import statistics
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from cifar_family import Family, Scored, best_after_front, cifar_settings
-from common import Result, arguments, publish
+from common import Result, arguments, command, publish
 
 from restnet_export.planning import block_macs, route_macs, route_promises
 from restnet_export.plans import AnchorShape, Crossings, RoutePlan, split_shared
@@ -121,6 +121,34 @@ def draw(rows: Sequence[dict[str, Any]], example: dict[str, list[Scored]], ancho
     figure.savefig(picture, metadata={"Software": None})
 
 
+def page(result: Result, command: str, images: int) -> str:
+    """docs/selection.md."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    rows = "\n".join(map(line, [result.header, ["---"] * len(result.header), *result.cells]))
+    return f"""# Which stitches to make
+
+![accuracy of the routes that each way chooses](selection.png)
+
+`{command}` chooses stitched routes between ResNet-20 and ResNet-56 (CIFAR-10) before any is made, fits them by least squares, tunes nothing, and
+scores them on {images} held-out images. Every way chooses the same number; the anchors are among the `routes`. Figures are the mean over draws
+of the fitting images, with half their range behind ±.
+
+- `cka`, `kl`, `windows`: `--rule all --select ...`, from every pair of cuts in both directions. `windows` is equal depth.
+- `sn-net`: `--rule sn-net`, small to large alone, in the paper's own windows of all stages; it has 24 pairs here.
+- `random`: from every pair, by chance, but spread over the costs between the anchors like the others.
+
+{rows}
+
+mean top-1: of the stitched routes. Best after each front block: of routes that keep the same first blocks the best, then the median over these.
+Loss to the line: how far routes lie below the straight line between the anchors, 0 above it. Front: the mean over all budgets between the
+anchors of the best accuracy that fits, the anchors among it; it hardly moves, because the small anchor alone is about as good as the large one.
+What follows from it: [decision 10](decisions/0010-which-stitches.md).
+"""
+
+
 def main() -> None:
     started = time.monotonic()
     parser = arguments(__doc__ or "")
@@ -129,7 +157,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400, help="images to fit and to compare on (default: %(default)s)")
     parser.add_argument("--images", type=int, help="to score on (default: all)")
     parser.add_argument("--bf16", action="store_true", help="score in bfloat16")
-    parser.add_argument("--picture", type=Path, metavar="PNG")
+    parser.add_argument("--page", type=Path, metavar="MD", help="write the table here, and the picture beside it as .png")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     example: dict[str, list[Scored]] = {}
@@ -152,9 +180,10 @@ def main() -> None:
             cells = [f"{_spread(mine, name)} %" for name in ("mean", "after_front", "loss")]
             near = statistics.mean(row["near"] for row in mine)
             result.cells.append((way, str(routes), *cells, f"{near:.1f} of {routes - anchors}", f"{_spread(mine, 'area')} %"))
-    if args.picture:
-        draw(rows, example, anchors, args.picture)
     publish(result, args, started)
+    if args.page:
+        draw(rows, example, anchors, args.page.with_suffix(".png"))
+        args.page.write_text(page(result, command(), len(family.scoring)))
 
 
 def _spread(rows: Sequence[dict[str, Any]], name: str) -> str:

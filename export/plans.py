@@ -87,7 +87,13 @@ def split_shared(plan: RoutePlan, layouts: Mapping[str, Sequence[Hashable]]) -> 
     return RoutePlan(tuple(split), plan.routes)
 
 
+def crossed_once(layers: Sequence[LayerPlan]) -> RoutePlan:
+    """A route for each pair of each layer, crossing there alone."""
+    return RoutePlan(tuple(layers), tuple((Crossing(layer.front, layer.end, *pair),) for layer in layers for pair in layer.pairs))
+
+
 def layer_name(front: str, end: str, pair: Pair) -> str:
+    """What a layer is called whose first pair is `pair`: `deit-ti.3~deit-s.4`. Raises `RuleError` where a bundle takes no such name."""
     name = f"{front}.{pair[0]}~{end}.{pair[1]}"
     if len(name) > _NAME_CHARACTERS:
         raise RuleError(f"layer name {name!r} is longer than {_NAME_CHARACTERS} characters: give the anchors shorter names (NAME=SPEC)")

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from restnet_runtime.errors import RuleError
 
-from .plans import AnchorShape, Crossing, Crossings, LayerPlan, Pair, RoutePlan, layer_name
+from .plans import AnchorShape, Crossing, Crossings, LayerPlan, Pair, RoutePlan, crossed_once, layer_name
 
 Promise = Mapping[tuple[str, str], ArrayLike]
 """[cut of the first, cut of the second] by a pair of anchors in either order; higher promises a better stitch."""
@@ -50,7 +50,7 @@ class SnNet:
         """Raises `RuleError` for anchors whose numbers of stages differ, for settings out of range, and when two share no pair."""
         if self.kernel < 1 or self.stride < 1:
             raise RuleError(f"sn-net: kernel {self.kernel} and stride {self.stride} must be at least 1")
-        return _singles([layer for front, end in _joined(anchors, "sn-net", self.nearest) for layer in self._layers(front, end)])
+        return crossed_once([layer for front, end in _joined(anchors, "sn-net", self.nearest) for layer in self._layers(front, end)])
 
     def _layers(self, front: AnchorShape, end: AnchorShape) -> list[LayerPlan]:
         count = len(front.stages)
@@ -101,7 +101,7 @@ class ReStNet:
             found = {(row, int(inner[row].argmax())) for row in range(inner.shape[0])}
             found |= {(int(inner[:, column].argmax()), column) for column in range(inner.shape[1])}
             layers += [_layer(large, small, [(r + 1, c + 2)]) for r, c in sorted(found) if np.isfinite(inner[r, c])]
-        return _singles(layers)
+        return crossed_once(layers)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class EveryPair:
             _need_two_blocks(small, large, "all")
             for front, end in permutations((small, large)):
                 layers += [_layer(front, end, [(j, k)]) for j in range(1, front.depth) for k in range(2, end.depth + 2)]
-        return _singles(layers)
+        return crossed_once(layers)
 
 
 RULES: dict[str, Callable[..., Rule]] = {"restnet": ReStNet, "sn-net": SnNet, "both-ways": BothWays, "all": EveryPair}
@@ -243,11 +243,6 @@ def _matches(small: AnchorShape, large: AnchorShape) -> list[tuple[int, int]]:
         matches += [(before1 + step * d1 // shallower, before2 + step * d2 // shallower) for step in range(1, shallower + 1)]
         before1, before2 = before1 + d1, before2 + d2
     return matches
-
-
-def _singles(layers: Sequence[LayerPlan]) -> RoutePlan:
-    """A route for each pair of each layer, crossing there alone."""
-    return RoutePlan(tuple(layers), tuple((Crossing(layer.front, layer.end, *pair),) for layer in layers for pair in layer.pairs))
 
 
 def _layer(front: AnchorShape, end: AnchorShape, pairs: list[Pair]) -> LayerPlan:
