@@ -132,19 +132,23 @@ def page(result: Result, command: str, images: int) -> str:
 
 ![accuracy of the routes that each way chooses](selection.png)
 
-`{command}` chooses stitched routes between ResNet-20 and ResNet-56 (CIFAR-10) before any is made, fits them by least squares, tunes nothing, and
-scores them on {images} held-out images. Every way chooses the same number; the anchors are among the `routes`. Figures are the mean over draws
-of the fitting images, with half their range behind ±.
+`{command}` chooses stitched routes between ResNet-20 and ResNet-56 (CIFAR-10)
+before any is made, fits them by least squares, tunes nothing, and scores them on {images} held-out images. Every way
+chooses the same number; the anchors are among the `routes`. Figures are the mean over draws of the fitting images, with
+half their range behind ±.
 
-- `cka`, `kl`, `windows`: `--rule all --select ...`, from every pair of cuts in both directions. `windows` is equal depth.
+- `cka`, `kl`, `windows`: `--rule all --select ...`, from every pair of cuts in both directions. `windows` is
+  equal depth.
 - `sn-net`: `--rule sn-net`, small to large alone, in the paper's own windows of all stages; it has 24 pairs here.
 - `random`: from every pair, by chance, but spread over the costs between the anchors like the others.
 
 {rows}
 
-mean top-1: of the stitched routes. Best after each front block: of routes that keep the same first blocks the best, then the median over these.
-Loss to the line: how far routes lie below the straight line between the anchors, 0 above it. Front: the mean over all budgets between the
-anchors of the best accuracy that fits, the anchors among it; it hardly moves, because the small anchor alone is about as good as the large one.
+mean top-1: of the stitched routes. Best after each front block: of the routes that keep the same first blocks the best,
+then the median over these. Loss to the line: how far routes lie below the straight line between the anchors, 0 above it.
+Front: the mean over all budgets between the anchors of the best accuracy that fits, the anchors among it; it hardly
+moves, because the small anchor alone is about as good as the large one.
+
 What follows from it: [decision 10](decisions/0010-which-stitches.md).
 """
 
