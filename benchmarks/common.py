@@ -78,10 +78,8 @@ def publish(result: Result, args: argparse.Namespace, started: float) -> None:
     for note in result.notes:
         print(f"note: {note}")
     if args.json:
-        script = Path(sys.argv[0])
-        given = [part for index, part in enumerate(sys.argv) if index and part != "--json" and sys.argv[index - 1] != "--json"]
         document = {
-            "command": shlex.join(["python", f"benchmarks/{script.name}", *given]),
+            "command": command(),
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "seconds": round(time.monotonic() - started, 1),
             "machine": describe_machine(),
@@ -89,6 +87,12 @@ def publish(result: Result, args: argparse.Namespace, started: float) -> None:
         }
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def command() -> str:
+    """How this benchmark was started, but for `--json`."""
+    given = [part for index, part in enumerate(sys.argv) if index and part != "--json" and sys.argv[index - 1] != "--json"]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
 
 
 class Child:

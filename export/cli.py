@@ -12,6 +12,8 @@ from restnet_runtime import __version__
 from restnet_runtime.errors import ExportError, RestnetError, SpecError
 from restnet_runtime.tables import routes_table
 
+from .rules import RULES, needs_promise, options_of
+
 DESCRIPTION = """\
 Cut trained anchors into blocks, join them with stitching layers, and write one bundle with every route's cost and accuracy.
 
@@ -41,18 +43,29 @@ def parser() -> argparse.ArgumentParser:
     rule = result.add_argument_group("stitching")
     rule.add_argument(
         "--rule",
-        choices=("restnet", "sn-net"),
+        choices=tuple(RULES),
         default="restnet",
-        help="restnet: early blocks of the larger, late blocks of the smaller, cuts chosen by similarity; "
-        "sn-net: small to large in sliding windows (default: %(default)s)",
+        help="restnet: early blocks of the larger, late blocks of the smaller, where they promise most; sn-net: small to large in sliding "
+        "windows; both-ways: up, down, and there and back at equal depth (SN-Netv2); all: every pair of cuts (default: %(default)s)",
     )
     rule.add_argument("--kernel", type=int, help="sn-net: blocks in a window (default: 2)")
     rule.add_argument("--stride", type=int, help="sn-net: step between windows (default: 1)")
     rule.add_argument("--stages", type=int, nargs="+", metavar="N", help="sn-net: stages to stitch, from 0 (default: all but the last)")
     rule.add_argument(
+        "--nearest",
+        action=argparse.BooleanOptionalAction,
+        help="join only neighbours in size, or any two anchors (default: neighbours; all: any two)",
+    )
+    rule.add_argument(
+        "--select",
+        choices=("cka", "kl", "windows"),
+        help="what tells which stitches promise most, for the rule restnet and for --max-routes: alike features (cka), alike predictions "
+        "of small probes (kl), or equal depth (windows) (default: cka)",
+    )
+    rule.add_argument(
         "--samples", type=int, default=100, help="images behind similarity and least squares, at least 4 (default: %(default)s)"
     )
-    rule.add_argument("--max-routes", type=int, metavar="N", help="keep the N most promising routes, the anchors among them")
+    rule.add_argument("--max-routes", type=int, metavar="N", help="make what promises most, and keep the N best routes, anchors among them")
     tune = result.add_argument_group("fine-tuning")
     tune.add_argument(
         "--finetune", choices=("none", "stitch"), default="stitch", help="stitch: stitching layers alone (default: %(default)s)"
@@ -126,13 +139,19 @@ def _require_extra() -> None:
 
 def _of_choices(args: argparse.Namespace) -> dict[str, Any]:
     """The options that belong to one rule or one way of tuning, as far as given. Raises `SpecError` if they would do nothing."""
-    given = {name: value for name in ("kernel", "stride", "stages", "epochs", "lr") if (value := getattr(args, name)) is not None}
+    given = {
+        name: value
+        for name in ("kernel", "stride", "stages", "nearest", "select", "epochs", "lr")
+        if (value := getattr(args, name)) is not None
+    }
     for name in given:
-        of_rule = name in ("kernel", "stride", "stages")
-        if of_rule and args.rule != "sn-net":
-            raise SpecError(f"--{name} does nothing with --rule {args.rule}: leave it out, or give --rule sn-net")
-        if not of_rule and args.finetune == "none":
+        if name in ("epochs", "lr") and args.finetune == "none":
             raise SpecError(f"--{name} does nothing with --finetune none: leave it out, or give --finetune stitch")
+        if name in ("kernel", "stride", "stages", "nearest") and name not in options_of(args.rule):
+            having = " or ".join(rule for rule in RULES if name in options_of(rule))
+            raise SpecError(f"--{name} does nothing with --rule {args.rule}: leave it out, or give --rule {having}")
+        if name == "select" and not needs_promise(args.rule) and args.max_routes is None:
+            raise SpecError(f"--select does nothing with --rule {args.rule} and no limit: leave it out, or give --max-routes")
     if "stages" in given:
         given["stages"] = tuple(given["stages"])
     if "epochs" in given:

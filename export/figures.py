@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MEASURES: dict[str, tuple[str, float | None, float]] = {
+    "cka": ("CKA (linear, debiased)", 0, 1),
+    "kl": ("minus KL divergence of probes, nats", None, 0),
+    "windows": ("minus distance in depth", None, 0),
+}
+"""What a heat map may show, and the ends of its colours; None is the lowest value."""
+
 
 @dataclass(frozen=True)
 class RouteResult:
@@ -85,20 +92,23 @@ def similarity_figure(
     similarity: Mapping[tuple[str, str], NDArray[np.float64]],
     cuts: Mapping[str, Sequence[str]],
     joined: Mapping[tuple[str, str], Collection[tuple[int, int]]],
+    measure: str = "cka",
 ) -> "Figure":
-    """CKA between the cuts of two anchors, one heat map per pair.
+    """What tells how well the cuts of two anchors go together, one heat map per pair.
 
+    measure: one of `MEASURES`
     joined: (cut of the front, cut of the end) that a stitching layer joins, by (front, end): a ring, or a cross where the pair of anchors
             is the other way round
     """
     from matplotlib.figure import Figure
 
+    label, low, high = MEASURES[measure]
     largest = max(max(values.shape) for values in similarity.values())
     side = min(8.0, 3.0 + 0.25 * largest)
     figure = Figure(figsize=(side * len(similarity) + 1, side), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(similarity), squeeze=False)[0]
     for axes, ((rows, columns), values) in zip(panels, similarity.items(), strict=True):
-        image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        image = axes.imshow(values, vmin=low, vmax=high, cmap="viridis", aspect="auto")
         axes.set_xticks(range(len(cuts[columns])), cuts[columns], rotation=90, fontsize=7)
         axes.set_yticks(range(len(cuts[rows])), cuts[rows], fontsize=7)
         axes.set_xlabel(f"cuts of {columns}")
@@ -106,7 +116,7 @@ def similarity_figure(
         size = min(9.0, 36 * side / largest)  # points: half a cell
         _mark(axes, joined.get((rows, columns), ()), f"{rows} > {columns}", "o", size)
         _mark(axes, [(row, column) for column, row in joined.get((columns, rows), ())], f"{columns} > {rows}", "x", size * 0.6)
-        figure.colorbar(image, ax=axes, label="CKA (linear, debiased)")
+        figure.colorbar(image, ax=axes, label=label)
     return figure
 
 

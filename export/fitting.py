@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from .activations import cut_activations
 from .cuts import CutAnchor
 from .data import Samples
-from .rules import LayerPlan
+from .plans import LayerPlan
 from .stitching import StitchFit, StitchingLayer
 
 

@@ -24,12 +24,13 @@ from .fitting import fit_layers
 from .inputs import agreed_input
 from .latency import measure_latencies
 from .parity import check_routes
+from .planning import plan_routes
+from .promise import measure_promise
 from .report import Report, render_report
 from .routes import StitchedRoute, block_name, joined_cuts, routes_of
-from .rules import AnchorShape, LayerPlan, restnet, sn_net, split_shared
 from .scoring import score_routes
 from .settings import ExportSettings
-from .similarity import Similarity, measure_similarity
+from .similarity import measure_similarity
 from .sources import segment_sources
 from .stitching import StitchingLayer
 from .writer import BundleSource, RouteSource, write_bundle
@@ -44,6 +45,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     say: told what is going on, a line at a time.
     """
     check_out(settings.out)
+    rule = settings.rule_with_options()
     torch.manual_seed(settings.seed)
     fitting, scoring = load_split(settings.data, settings.val, settings.seed)
     if settings.classes is not None:
@@ -60,12 +62,13 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     check_order(anchors)
 
     samples = Samples(_first(fitting.shuffled(settings.seed), settings.samples), preprocessing, input_shape)
-    similarity = measure_similarity(list(anchors.values()), samples)
-    plans = _plan(settings, anchors, similarity)
-    say(f"rule {settings.rule}: {sum(len(plan.pairs) for plan in plans)} stitched routes through {len(plans)} stitching layers")
-    layers = fit_layers(plans, anchors, samples)
+    similarity = measure_similarity(list(anchors.values()), samples, rule.nearest)
+    promise = measure_promise(settings.select, list(anchors.values()), similarity, samples)
+    plan = plan_routes(rule, anchors, promise, settings.max_routes)
+    say(f"rule {settings.rule}: {len(plan.routes)} stitched routes through {len(plan.layers)} stitching layers")
+    layers = fit_layers(plan.layers, anchors, samples)
     say(f"least squares on {len(samples.images)} images")
-    routes = routes_of(anchors, plans)
+    routes = routes_of(anchors, plan)
     if settings.finetune == "stitch":
         few = Samples(_first(fitting.shuffled(settings.seed), TEACHER_IMAGES), preprocessing, input_shape)
         teacher = strongest(anchors, few)
@@ -116,11 +119,12 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
             )
             for route in kept
         ],
-        similarity,
+        similarity if settings.select == "cka" else promise,
         {name: [f"{block} {cut.module}" for block, cut in enumerate(anchor.cuts)] for name, anchor in anchors.items()},
         joined_cuts(kept),
         {"command": "restnet-export", "version": __version__, **settings.told(), "versions": versions},
         len(scoring),
+        measure=settings.select,
     )
     probe = next(samples.batches(3))[0]
     return write_bundle(
@@ -132,19 +136,13 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
 
 def strongest(anchors: Mapping[str, CutAnchor], samples: Samples) -> str:
     """The anchor that is right most often on `samples`; of equals the larger. Anchors are given small to large."""
-    alone = routes_of(anchors, [])
+    alone = routes_of(anchors)
     scores = score_routes(alone, anchors, {}, samples.batches())
     return max(zip(scores, range(len(alone)), anchors, strict=True))[2]
 
 
 def _first(images: Images, count: int) -> Images:
     return images.subset(np.arange(min(count, len(images))))
-
-
-def _plan(settings: ExportSettings, anchors: Mapping[str, CutAnchor], similarity: Similarity) -> list[LayerPlan]:
-    shapes = [AnchorShape(anchor.name, anchor.stages) for anchor in anchors.values()]
-    plans = sn_net(shapes, settings.kernel, settings.stride, settings.stages) if settings.rule == "sn-net" else restnet(shapes, similarity)
-    return split_shared(plans, {name: anchor.layouts for name, anchor in anchors.items()})
 
 
 def _tune(

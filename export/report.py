@@ -20,7 +20,7 @@ from .figures import Curve, RouteResult, png, routes_figure, similarity_figure, 
 class Report:
     """What is told about an export.
 
-    similarity:  CKA [cut of the first, cut of the second] by pair of anchors; may be empty
+    similarity:  [cut of the first, cut of the second] by pair of anchors, of what `measure` names; may be empty
     cuts:        names of each anchor's cuts
     joined:      cuts that stitching layers join, (cut of the front, cut of the end) by (front, end)
     curves:      of tuning, with what they show in `curve_value`; may be empty
@@ -36,6 +36,7 @@ class Report:
     scored_on: int
     curves: Sequence[Curve] = ()
     curve_value: str = "held-out loss"
+    measure: str = "cka"
 
 
 def render_report(report: Report) -> dict[str, bytes]:
@@ -44,7 +45,8 @@ def render_report(report: Report) -> dict[str, bytes]:
     if all(route.latency_ms is not None for route in report.routes):
         pictures["latency.png"] = ("Accuracy over latency", png(routes_figure(report.routes, latency=True)))
     if report.similarity:
-        pictures["similarity.png"] = ("Similarity of the cuts", png(similarity_figure(report.similarity, report.cuts, report.joined)))
+        figure = similarity_figure(report.similarity, report.cuts, report.joined, report.measure)
+        pictures["similarity.png"] = ("Similarity of the cuts", png(figure))
     if report.curves:
         pictures["tuning.png"] = ("Tuning", png(tuning_figure(report.curves, report.curve_value)))
     return {

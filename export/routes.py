@@ -9,7 +9,7 @@ from torch import nn
 from restnet_runtime.routes import Part, route_name
 
 from .cuts import CutAnchor
-from .rules import LayerPlan
+from .plans import RoutePlan
 from .stitching import StitchingLayer
 
 
@@ -49,12 +49,17 @@ def block_name(anchor: str, block: int) -> str:
     return f"{anchor}.{block}"
 
 
-def routes_of(anchors: Mapping[str, CutAnchor], plans: Sequence[LayerPlan]) -> list[StitchedRoute]:
-    """The anchors, then every pair of every plan."""
+def routes_of(anchors: Mapping[str, CutAnchor], plan: RoutePlan | None = None) -> list[StitchedRoute]:
+    """The anchors, then every route of the plan."""
     blocks = {name: len(anchor.blocks) for name, anchor in anchors.items()}
     parts: list[tuple[tuple[Part, ...], tuple[str, ...]]] = [((Part(name, 0, count - 1),), ()) for name, count in blocks.items()]
-    for plan in plans:
-        parts += [((Part(plan.front, 0, j), Part(plan.end, k, blocks[plan.end] - 1)), (plan.name,)) for j, k in plan.pairs]
+    if plan is not None:
+        layer_of = plan.layer_of()
+        for route in plan.routes:
+            starts = [0, *(crossing.k for crossing in route)]
+            names = [route[0].front, *(crossing.end for crossing in route)]
+            lasts = [*(crossing.j for crossing in route), blocks[names[-1]] - 1]
+            parts.append((tuple(map(Part, names, starts, lasts)), tuple(layer_of[crossing] for crossing in route)))
     return [StitchedRoute(route_name(part, blocks), part, layers) for part, layers in parts]
 
 

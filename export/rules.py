@@ -1,47 +1,34 @@
-"""Stitching rules: which block of one anchor may follow which block of another, and which pairs share a stitching layer.
+"""Stitching rules: which routes there are through blocks of several anchors, given small to large."""
 
-Block numbers are ours: 0 is the stem, 1..d the blocks, d+1 the head. A pair (j, k) keeps the front's blocks 0..j and the
-end's blocks k.., and its stitching layer carries cut j of the front to cut k-1 of the end. SN-Net's block i is our i+1.
-Anchors are given small to large; only neighbours in that order are joined.
-"""
-
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations, pairwise, permutations
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from restnet_runtime.errors import RuleError
 
-Pair = tuple[int, int]
-_NAME_CHARACTERS = 100  # what manifest.Name allows
+from .plans import AnchorShape, Crossing, Crossings, LayerPlan, Pair, RoutePlan, crossed_once, layer_name
+
+Promise = Mapping[tuple[str, str], ArrayLike]
+"""[cut of the first, cut of the second] by a pair of anchors in either order; higher promises a better stitch."""
 
 
-@dataclass(frozen=True)
-class AnchorShape:
-    """What a rule knows of an anchor: its name and its number of blocks per stage, stem and head left out."""
-
-    name: str
-    stages: tuple[int, ...]
+class Rule(Protocol):
+    """A rule with its options, which are its fields."""
 
     @property
-    def depth(self) -> int:
-        """Number of blocks, stem and head left out."""
-        return sum(self.stages)
+    def nearest(self) -> bool:
+        """Only neighbours in size are joined, not any two anchors."""
+
+    def plan(self, anchors: Sequence[AnchorShape], promise: Promise, /) -> RoutePlan:
+        """The layers and the routes through them. Raises `RuleError` where the rule does not apply to these anchors."""
 
 
 @dataclass(frozen=True)
-class LayerPlan:
-    """One stitching layer and the pairs that share it; named after the first of them."""
-
-    name: str
-    front: str
-    end: str
-    pairs: tuple[Pair, ...]
-
-
-def sn_net(anchors: Sequence[AnchorShape], kernel: int = 2, stride: int = 1, stages: Sequence[int] | None = None) -> list[LayerPlan]:
+class SnNet:
     """Small front, large end, in sliding windows (Pan et al., Stitchable Neural Networks, CVPR 2023).
 
     A single stage of equal depth takes every pair of a window, backward ones too; several stages are windowed one by one and
@@ -49,95 +36,180 @@ def sn_net(anchors: Sequence[AnchorShape], kernel: int = 2, stride: int = 1, sta
     use the unpaired rule: block floor(i*d1/d2) of the front is followed by block i of the end for every i > 0, one layer per
     front block. For d1 < d2 that is the paper's condition floor(i*d1/d2) < i; d1 > d2, which it leaves open, goes the same way.
 
-    stages: which stages to stitch, counted from 0; by default the only one, or all but the last. The published ResNets use (1, 2).
-    Raises `RuleError` for anchors whose numbers of stages differ, for settings out of range, and when two neighbours share no pair.
+    kernel, stride: blocks in a window, step between windows
+    stages:  which to stitch, counted from 0; by default the only one, or all but the last. The published ResNets use (1, 2)
+    nearest: join only neighbours in size, not any two anchors
     """
-    if kernel < 1 or stride < 1:
-        raise RuleError(f"sn-net: kernel {kernel} and stride {stride} must be at least 1")
-    plans = []
-    for front, end in _neighbours(anchors, "sn-net"):
+
+    kernel: int = 2
+    stride: int = 1
+    stages: tuple[int, ...] | None = None
+    nearest: bool = True
+
+    def plan(self, anchors: Sequence[AnchorShape], _promise: Promise, /) -> RoutePlan:
+        """Raises `RuleError` for anchors whose numbers of stages differ, for settings out of range, and when two share no pair."""
+        if self.kernel < 1 or self.stride < 1:
+            raise RuleError(f"sn-net: kernel {self.kernel} and stride {self.stride} must be at least 1")
+        return crossed_once([layer for front, end in _joined(anchors, "sn-net", self.nearest) for layer in self._layers(front, end)])
+
+    def _layers(self, front: AnchorShape, end: AnchorShape) -> list[LayerPlan]:
         count = len(front.stages)
         if count != len(end.stages):
             raise RuleError(
                 f"sn-net: {front.name} has {count} stages and {end.name} {len(end.stages)}:"
-                " it joins equal numbers only, the rule restnet joins any"
+                " it joins equal numbers only, the other rules join any"
             )
-        chosen = range(max(1, count - 1)) if stages is None else stages
+        chosen = range(max(1, count - 1)) if self.stages is None else self.stages
         if not all(0 <= stage < count for stage in chosen) or len(set(chosen)) != len(chosen):
             raise RuleError(f"sn-net: stages {tuple(chosen)} must be different and from 0..{count - 1}, the stages of {front.name}")
         found = []
         for stage in chosen:
             d1, d2 = front.stages[stage], end.stages[stage]
-            groups = _paired(d1, kernel, stride, forward_only=count > 1) if d1 == d2 else _unpaired(d1, d2)
+            groups = _paired(d1, self.kernel, self.stride, forward_only=count > 1) if d1 == d2 else _unpaired(d1, d2)
             before1, before2 = sum(front.stages[:stage]), sum(end.stages[:stage])
-            found += [_plan(front, end, [(before1 + j + 1, before2 + k + 1) for j, k in group]) for group in groups]
+            found += [_layer(front, end, [(before1 + j + 1, before2 + k + 1) for j, k in group]) for group in groups]
         if not found:
             raise RuleError(
                 f"sn-net: no pair between {front.name} {front.stages} and {end.name} {end.stages}"
-                f" in stages {tuple(chosen)} with kernel {kernel} and stride {stride}"
+                f" in stages {tuple(chosen)} with kernel {self.kernel} and stride {self.stride}"
             )
-        plans += found
-    return plans
+        return found
 
 
-def restnet(anchors: Sequence[AnchorShape], similarity: Mapping[tuple[str, str], ArrayLike]) -> list[LayerPlan]:
-    """Early blocks of the larger anchor, late blocks of the smaller, joined where their features are most alike (ReStNet).
+@dataclass(frozen=True)
+class ReStNet:
+    """Early blocks of the larger anchor, late blocks of the smaller, joined where the promise is highest (ReStNet).
 
-    similarity: for each (larger, smaller) pair of neighbours an array [cut of the larger, cut of the smaller] of shape
-    (d_large + 1, d_small + 1); higher is more alike, a NaN is never chosen.
+    Each early part of the larger takes the most promising late part of the smaller and the other way round; each pair found, once,
+    is a layer of its own. Parts are proper: they keep at least one block besides stem and head and leave at least one out.
 
-    Each early part of the larger takes the most similar late part of the smaller and the other way round; each pair found, once,
-    is a layer of its own. A part is proper: it keeps at least one block besides stem and head and leaves at least one out, so
-    1 <= j < d_large and 2 <= k <= d_small. Otherwise a pair would be an anchor with a foreign stem or head, or run all blocks
-    of one anchor and some more.
-    Raises `RuleError` for a missing or wrongly shaped similarity, for one without a number, and for anchors of fewer than two blocks.
+    nearest: join only neighbours in size, not any two anchors
     """
-    plans = []
-    for small, large in _neighbours(anchors, "restnet"):
-        if (large.name, small.name) not in similarity:
-            raise RuleError(f"restnet: no similarity between {large.name} and {small.name}; there are {sorted(similarity)}")
-        alike = np.asarray(similarity[large.name, small.name], dtype=np.float64)
-        expected = (large.depth + 1, small.depth + 1)
-        if alike.shape != expected:
-            raise RuleError(f"restnet: similarity of {large.name} and {small.name} has shape {alike.shape}, not {expected}")
-        if min(large.depth, small.depth) < 2:
-            raise RuleError(
-                f"restnet: {large.name} has {large.depth} and {small.name} {small.depth} blocks besides stem and head: both need 2"
-            )
-        # Row r is j = r + 1; column c is cut c + 1 of the smaller, the output of block k - 1, so k = c + 2.
-        inner = np.nan_to_num(alike[1 : large.depth, 1 : small.depth], nan=-np.inf, neginf=-np.inf)
-        if not np.isfinite(inner).any():
-            raise RuleError(f"restnet: similarity of {large.name} and {small.name} holds no number between proper parts")
-        found = {(row, int(inner[row].argmax())) for row in range(inner.shape[0])}
-        found |= {(int(inner[:, column].argmax()), column) for column in range(inner.shape[1])}
-        plans += [_plan(large, small, [(r + 1, c + 2)]) for r, c in sorted(found) if np.isfinite(inner[r, c])]
-    return plans
+
+    nearest: bool = True
+
+    def plan(self, anchors: Sequence[AnchorShape], promise: Promise, /) -> RoutePlan:
+        """Raises `RuleError` for a missing or wrongly shaped promise, one without a number, and anchors of fewer than two blocks."""
+        layers = []
+        for small, large in _joined(anchors, "restnet", self.nearest):
+            _need_two_blocks(small, large, "restnet")
+            alike = promise_between(promise, large, small)
+            # Row r is j = r + 1; column c is cut c + 1 of the smaller, the output of block k - 1, so k = c + 2.
+            inner = np.nan_to_num(alike[1 : large.depth, 1 : small.depth], nan=-np.inf, neginf=-np.inf)
+            if not np.isfinite(inner).any():
+                raise RuleError(f"restnet: what {large.name} and {small.name} promise holds no number between proper parts")
+            found = {(row, int(inner[row].argmax())) for row in range(inner.shape[0])}
+            found |= {(int(inner[:, column].argmax()), column) for column in range(inner.shape[1])}
+            layers += [_layer(large, small, [(r + 1, c + 2)]) for r, c in sorted(found) if np.isfinite(inner[r, c])]
+        return crossed_once(layers)
 
 
-def split_shared(plans: Sequence[LayerPlan], layouts: Mapping[str, Sequence[Hashable]]) -> list[LayerPlan]:
-    """Give pairs of different layouts layers of their own: one affine map cannot serve two shapes.
+@dataclass(frozen=True)
+class BothWays:
+    """Small to large, large to small, and there and back, where both have run the same share of their blocks (SN-Netv2).
 
-    layouts: for each anchor the layout of every cut. Pairs of one plan that agree on both layouts stay together; order is kept.
+    After Pan et al., "Stitched ViTs are Flexible Vision Foundation Models", ECCV 2024. Two anchors are matched after each block of the
+    shallower one: of depths 12 and 24 its block i goes with block 2i. Equal numbers of stages are matched stage by stage. Every match is
+    crossed upward, and every one but the last, where only a head would follow, downward. Routes that cross twice use the layers of those
+    that cross once, a later match each time.
+
+    nearest: join only neighbours in size, not any two anchors
     """
-    split = []
-    for plan in plans:
-        groups: dict[tuple[Hashable, Hashable], list[Pair]] = {}
-        for j, k in plan.pairs:
-            groups.setdefault((layouts[plan.front][j], layouts[plan.end][k - 1]), []).append((j, k))
-        for pairs in groups.values():
-            split.append(replace(plan, name=_name(plan.front, plan.end, pairs[0]), pairs=tuple(pairs)))
-    return split
+
+    nearest: bool = True
+
+    def plan(self, anchors: Sequence[AnchorShape], _promise: Promise, /) -> RoutePlan:
+        """Raises `RuleError` for anchors of fewer than two blocks."""
+        layers: list[LayerPlan] = []
+        routes: list[Crossings] = []
+        for small, large in _joined(anchors, "both-ways", self.nearest):
+            _need_two_blocks(small, large, "both-ways")
+            matches = _matches(small, large)
+            up = [Crossing(small.name, large.name, a, b + 1) for a, b in matches]
+            down = [Crossing(large.name, small.name, b, a + 1) for a, b in matches[:-1]]
+            layers += [_layer(small, large, [(c.j, c.k)]) for c in up] + [_layer(large, small, [(c.j, c.k)]) for c in down]
+            routes += [(crossing,) for crossing in (*up, *down)]
+            # The last match upward is left out of what goes on: after it there is nothing to come back from or to.
+            routes += [(there, back) for first, there in enumerate(down) for back in up[first + 1 : -1]]
+            routes += [(there, back) for first, there in enumerate(up) for back in down[first + 1 :]]
+        return RoutePlan(tuple(layers), tuple(routes))
 
 
-def _neighbours(anchors: Sequence[AnchorShape], rule: str) -> Iterator[tuple[AnchorShape, AnchorShape]]:
-    """Neighbours in size, smaller first, after checking what every rule needs."""
+@dataclass(frozen=True)
+class EveryPair:
+    """Every early part of every anchor before every late part of every other, each pair with a layer of its own.
+
+    An early part keeps a block besides the stem and leaves one out; a late part leaves one out and may be the head alone, which is what
+    serves best behind the last blocks of a front. Other pairs would cost more than one of their anchors, or have a foreign stem.
+
+    nearest: join only neighbours in size, not any two anchors
+    """
+
+    nearest: bool = False
+
+    def plan(self, anchors: Sequence[AnchorShape], _promise: Promise, /) -> RoutePlan:
+        """Raises `RuleError` for anchors of fewer than two blocks."""
+        layers = []
+        for small, large in _joined(anchors, "all", self.nearest):
+            _need_two_blocks(small, large, "all")
+            for front, end in permutations((small, large)):
+                layers += [_layer(front, end, [(j, k)]) for j in range(1, front.depth) for k in range(2, end.depth + 2)]
+        return crossed_once(layers)
+
+
+RULES: dict[str, Callable[..., Rule]] = {"restnet": ReStNet, "sn-net": SnNet, "both-ways": BothWays, "all": EveryPair}
+
+
+def make_rule(name: str, **options: object) -> Rule:
+    """The rule of that name. Raises `RuleError` for a name or an option that there is not."""
+    if name not in RULES:
+        raise RuleError(f"rule {name!r} is not one of {', '.join(RULES)}")
+    allowed = options_of(name)
+    for option in options:
+        if option not in allowed:
+            raise RuleError(f"rule {name} has no option {option!r}; it has {', '.join(allowed)}")
+    return RULES[name](**options)
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """The names of a rule's options."""
+    kind: Any = RULES[name]
+    return tuple(field.name for field in fields(kind))
+
+
+def needs_promise(name: str) -> bool:
+    """The promise decides which routes the rule has, not only which of them are made under a limit."""
+    return name == "restnet"
+
+
+def promise_between(promise: Promise, front: AnchorShape, end: AnchorShape) -> NDArray[np.float64]:
+    """[cut of the front, cut of the end], float64 (d_front + 1, d_end + 1). Raises `RuleError` where it is missing or wrongly shaped."""
+    if (front.name, end.name) in promise:
+        found = np.asarray(promise[front.name, end.name], dtype=np.float64)
+    elif (end.name, front.name) in promise:
+        found = np.asarray(promise[end.name, front.name], dtype=np.float64).T
+    else:
+        raise RuleError(f"nothing says what stitches of {front.name} and {end.name} promise; there are {sorted(promise)}")
+    expected = (front.depth + 1, end.depth + 1)
+    if found.shape != expected:
+        raise RuleError(f"what stitches of {front.name} and {end.name} promise has shape {found.shape}, not {expected}")
+    return found
+
+
+def _joined(anchors: Sequence[AnchorShape], rule: str, nearest: bool) -> Iterator[tuple[AnchorShape, AnchorShape]]:
+    """Neighbours in size or any two, smaller first, after checking what every rule needs."""
     names = [anchor.name for anchor in anchors]
     if len(anchors) < 2 or len(set(names)) < len(names):
         raise RuleError(f"{rule}: anchors {names}: at least two are needed, with different names")
     for anchor in anchors:
         if not anchor.stages or min(anchor.stages) < 1:
             raise RuleError(f"{rule}: {anchor.name} has stages {anchor.stages}: each needs at least one block")
-    return pairwise(anchors)
+    return pairwise(anchors) if nearest else combinations(anchors, 2)
+
+
+def _need_two_blocks(small: AnchorShape, large: AnchorShape, rule: str) -> None:
+    if min(large.depth, small.depth) < 2:
+        raise RuleError(f"{rule}: {large.name} has {large.depth} and {small.name} {small.depth} blocks besides stem and head: both need 2")
 
 
 def _paired(depth: int, kernel: int, stride: int, forward_only: bool) -> list[list[Pair]]:
@@ -161,12 +233,17 @@ def _unpaired(front: int, end: int) -> list[list[Pair]]:
     return list(groups.values())
 
 
-def _plan(front: AnchorShape, end: AnchorShape, pairs: list[Pair]) -> LayerPlan:
-    return LayerPlan(_name(front.name, end.name, pairs[0]), front.name, end.name, tuple(pairs))
+def _matches(small: AnchorShape, large: AnchorShape) -> list[tuple[int, int]]:
+    """Cuts at which both have run the same share of a stage, or of all their blocks where the numbers of stages differ; ascending."""
+    by_stage = len(small.stages) == len(large.stages)
+    matches = []
+    before1 = before2 = 0
+    for d1, d2 in zip(small.stages, large.stages, strict=True) if by_stage else [(small.depth, large.depth)]:
+        shallower = min(d1, d2)
+        matches += [(before1 + step * d1 // shallower, before2 + step * d2 // shallower) for step in range(1, shallower + 1)]
+        before1, before2 = before1 + d1, before2 + d2
+    return matches
 
 
-def _name(front: str, end: str, pair: Pair) -> str:
-    name = f"{front}.{pair[0]}~{end}.{pair[1]}"
-    if len(name) > _NAME_CHARACTERS:
-        raise RuleError(f"layer name {name!r} is longer than {_NAME_CHARACTERS} characters: give the anchors shorter names (NAME=SPEC)")
-    return name
+def _layer(front: AnchorShape, end: AnchorShape, pairs: list[Pair]) -> LayerPlan:
+    return LayerPlan(layer_name(front.name, end.name, pairs[0]), front.name, end.name, tuple(pairs))

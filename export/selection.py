@@ -1,11 +1,16 @@
-"""Which routes are worth keeping when not all may stay."""
+"""Which routes are worth making, and which keeping, when there may not be all of them."""
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from restnet_runtime.routes import pareto_front
 
 from .routes import StitchedRoute
+
+STRETCHES = 4
+"""Of the gap between two anchors. More of them make routes that promise little, only because no other costs the same."""
 
 
 def most_promising(
@@ -38,3 +43,24 @@ def most_promising(
         del left[best]
         kept.append(best)
     return [routes[index] for index in sorted(kept)]
+
+
+def spread(costs: Sequence[int], promises: Sequence[float], anchors: Sequence[int], count: int) -> list[int]:
+    """Which `count` stitched routes to make, told before any is: indices, ascending.
+
+    Each gap between the costs of neighbouring anchors is cut into `STRETCHES` equal stretches, and in turn a stretch with the fewest chosen
+    gets its most promising route; of equals the cheaper. Routes that cost less than every anchor or more than every anchor, which skip
+    blocks or repeat them, come last.
+    anchors: their costs.
+    """
+    ordered = sorted(anchors)
+    edges = [low + (high - low) * step / STRETCHES for low, high in pairwise(ordered) for step in range(STRETCHES)]
+    taken: Counter[int] = Counter()
+    turns: list[tuple[bool, int, int, int]] = []
+    for rank, index in enumerate(sorted(range(len(costs)), key=lambda index: (-promises[index], costs[index]))):
+        stretch = bisect_right(edges, costs[index])
+        outside = not ordered[0] <= costs[index] <= ordered[-1]
+        turns.append((outside, taken[stretch], rank, index))
+        if not outside:
+            taken[stretch] += 1
+    return sorted(index for *_, index in sorted(turns)[:count])

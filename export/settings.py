@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from .inputs import GivenPreprocessing
+from .promise import Select
+from .rules import Rule, make_rule
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,9 @@ class ExportSettings:
     preprocessing:  in place of what the anchors bring
     input_shape:    (channels, height, width), for anchors that do not know theirs or can be built for another
     classes:        class names in the anchors' order; default: those of the data, or the numbers
-    stages, kernel, stride: of the rule sn-net
+    stages, kernel, stride, nearest: of the rule; None is the rule's own
+    select:         what tells which stitches promise most
+    max_routes:     keep so many, the anchors among them
     epochs, lr:     of fine-tuning
     latency:        measure every route on this machine, for the report
     """
@@ -26,7 +30,8 @@ class ExportSettings:
     data: str
     out: Path
     val: str | None = None
-    rule: Literal["restnet", "sn-net"] = "restnet"
+    rule: Literal["restnet", "sn-net", "both-ways", "all"] = "restnet"
+    select: Select = "cka"
     finetune: Literal["none", "stitch"] = "stitch"
     samples: int = 100
     max_routes: int | None = None
@@ -35,12 +40,18 @@ class ExportSettings:
     input_shape: tuple[int, int, int] | None = None
     classes: tuple[str, ...] | None = None
     stages: tuple[int, ...] | None = None
-    kernel: int = 2
-    stride: int = 1
+    kernel: int | None = None
+    stride: int | None = None
+    nearest: bool | None = None
     epochs: int = 5
     lr: float = 3e-4
     latency: bool = False
     progress: bool = True
+
+    def rule_with_options(self) -> Rule:
+        """The rule that is asked for. Raises `RuleError` for an option that it has not."""
+        options = {name: getattr(self, name) for name in ("stages", "kernel", "stride", "nearest")}
+        return make_rule(self.rule, **{name: value for name, value in options.items() if value is not None})
 
     def told(self) -> dict[str, object]:
         """As JSON values by name, for whoever wants to repeat the run."""

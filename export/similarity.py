@@ -5,7 +5,7 @@ Song et al., "Feature selection via dependence maximization", JMLR 2012.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import torch
@@ -73,9 +73,13 @@ class MinibatchCKA:
         return np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
 
 
-def measure_similarity(anchors: Sequence[CutAnchor], samples: Samples) -> dict[tuple[str, str], NDArray[np.float64]]:
-    """CKA [cut of the larger, cut of the smaller] for each (larger, smaller) pair of neighbours. Anchors are given small to large."""
-    measures = {(large.name, small.name): MinibatchCKA() for small, large in pairwise(anchors)}
+def measure_similarity(anchors: Sequence[CutAnchor], samples: Samples, nearest: bool = True) -> dict[tuple[str, str], NDArray[np.float64]]:
+    """CKA [cut of the larger, cut of the smaller] for each (larger, smaller) pair of neighbours, or of any two if not `nearest`.
+
+    Anchors are given small to large.
+    """
+    pairs = pairwise(anchors) if nearest else combinations(anchors, 2)
+    measures = {(large.name, small.name): MinibatchCKA() for small, large in pairs}
     for images, _ in samples.batches():
         known = {anchor.name: cut_activations(anchor, images) for anchor in anchors}
         for (large, small), measure in measures.items():

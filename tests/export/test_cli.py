@@ -151,9 +151,31 @@ def test_one_line_and_exit_status_2(
 
 
 @pytest.mark.parametrize("option", ["--kernel", "--stride", "--stages"])
-def test_options_of_the_other_rule(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
-    assert main([*changed(line, "--rule", "restnet"), option, "1", "--out", str(tmp_path / "bundle")]) == 2
-    assert f"{option} does nothing with --rule restnet: leave it out, or give --rule sn-net" in capsys.readouterr().err
+@pytest.mark.parametrize("rule", ["restnet", "both-ways", "all"])
+def test_options_of_another_rule(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, option: str) -> None:
+    assert main([*changed(line, "--rule", rule), option, "1", "--out", str(tmp_path / "bundle")]) == 2
+    assert f"{option} does nothing with --rule {rule}: leave it out, or give --rule sn-net" in capsys.readouterr().err
+
+
+def test_selecting_what_is_not_limited(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*line, "--select", "kl", "--out", str(tmp_path / "bundle")]) == 2
+    assert "--select does nothing with --rule sn-net and no limit: leave it out, or give --max-routes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "told"),
+    [
+        ("both-ways", [], "rule both-ways: 3 stitched routes through 3 stitching layers"),
+        ("all", ["--select", "windows", "--max-routes", "3", "--nearest"], "rule all: 2 stitched routes through 2 stitching layers"),
+        ("restnet", ["--select", "kl", "--no-nearest"], "rule restnet: 1 stitched routes through 1 stitching layers"),
+    ],
+)
+def test_the_other_rules(
+    line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, options: list[str], told: str
+) -> None:
+    assert main([*changed(line, "--rule", rule), *options, "--out", str(tmp_path / "bundle")]) == 0
+    assert told in capsys.readouterr().out.splitlines()
+    assert open_bundle(tmp_path / "bundle").manifest.provenance.rule == rule
 
 
 def test_tuning_needs_an_epoch(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,6 +229,8 @@ def test_help_needs_no_torch_and_version_is_the_packages() -> None:
         "--val",
         "--out",
         "--rule",
+        "--nearest",
+        "--select",
         "--finetune",
         "--max-routes",
         "--input",
@@ -224,6 +248,6 @@ def test_help_needs_no_torch_and_version_is_the_packages() -> None:
 
 def test_what_argparse_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["--anchors", "a", "b", "--data", "digits", "--out", "x", "--rule", "all"])
+        main(["--anchors", "a", "b", "--data", "digits", "--out", "x", "--rule", "best"])
     assert ended.value.code == 2
-    assert "invalid choice: 'all'" in capsys.readouterr().err
+    assert "invalid choice: 'best'" in capsys.readouterr().err

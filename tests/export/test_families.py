@@ -15,7 +15,8 @@ from restnet_export.graph_costs import graph_macs
 from restnet_export.inputs import GivenPreprocessing
 from restnet_export.onnx_module import OnnxModule
 from restnet_export.pipeline import export_bundle
-from restnet_export.rules import AnchorShape, sn_net
+from restnet_export.plans import AnchorShape
+from restnet_export.rules import SnNet
 from restnet_export.segments import TOLERANCE, export_segment, one_registry
 from restnet_export.settings import ExportSettings
 from restnet_export.templates import Templates
@@ -134,7 +135,7 @@ def test_routes_of_the_papers_families(
     names: tuple[str, ...], stages: tuple[int, ...] | None, routes: int, shape_of: Callable[[str], AnchorShape]
 ) -> None:
     """Counted from the networks as they are cut (SN-Net's published families)."""
-    plans = sn_net([shape_of(name) for name in names], stages=stages)
+    plans = SnNet(stages=stages).plan([shape_of(name) for name in names], {}).layers
     assert len(names) + sum(len(plan.pairs) for plan in plans) == routes
 
 

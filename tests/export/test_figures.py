@@ -88,6 +88,15 @@ def test_joined_cuts_are_marked_in_both_directions() -> None:
     assert marks == {"joined, l > s": {(1, 0), (2, 1)}, "joined, s > l": {(2, 0)}}
 
 
+@pytest.mark.parametrize("measure", ["kl", "windows"])
+def test_what_promises_less_than_nothing_has_colours_of_its_own(measure: str) -> None:
+    below = {pair: values - 2 for pair, values in SIMILARITY.items()}
+    panel, bar = similarity_figure(below, CUTS, {}, measure).axes
+    (image,) = panel.images
+    assert image.get_clim() == (below["l", "s"].min(), 0)
+    assert {"kl": "KL", "windows": "depth"}[measure] in bar.get_ylabel()
+
+
 def test_every_pair_has_a_panel() -> None:
     three = {**SIMILARITY, ("s", "xs"): np.zeros((2, 2))}
     figure = similarity_figure(three, {**CUTS, "xs": ["0", "1"]}, {})

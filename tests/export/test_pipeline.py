@@ -103,6 +103,10 @@ def five():
     return made(5, Cnn, 8, 2, classes=5)
 
 
+def deep():
+    return made(7, Cnn, 10, 3)
+
+
 def shallow():
     return made(6, Cnn, 8, 1)
 
@@ -344,6 +348,24 @@ def test_routes_need_the_activations_of_their_hungriest_segment(make: Callable[.
     assert (segments["small.0"], segments["small.1"]) == (4 * 64 * (1 + 4), 4 * 64 * 4 * 3)
     for route in bundle.manifest.routes:
         assert route.activation_bytes == max(segments[name] or 0 for name in route.segments)
+
+
+def test_there_and_back_again(make: Callable[..., Made]) -> None:
+    """Routes that cross twice are in the bundle, and run to what was scored in torch."""
+    made = make("large", "deep", rule="both-ways", finetune="none")
+    assert "rule both-ways: 7 stitched routes through 5 stitching layers" in made.said
+    twice = {route.name for route in made.bundle.routes if route.name.count(">") == 2}
+    assert twice == {"large[0-1]>deep[2-2]>large[3-4]", "deep[0-1]>large[2-2]>deep[3-4]"}
+    x, y = prepared(made.settings.val or "")
+    for name, logits in onnx_logits(made.bundle, x).items():
+        assert made.bundle.route(name).accuracy == pytest.approx(float((logits.argmax(1) == y).mean()), abs=1e-9)
+
+
+def test_under_a_limit_less_is_fitted_and_scored(make: Callable[..., Made]) -> None:
+    made = make("large", "deep", rule="all", select="kl", max_routes=3, finetune="none")
+    assert "rule all: 2 stitched routes through 2 stitching layers" in made.said
+    assert "scored 4 routes on 60 images" in made.said
+    assert len(made.bundle.routes) == 3
 
 
 def quarters(folder: Path, names: Sequence[str]) -> str:

@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from collections import Counter
+from itertools import combinations, pairwise, permutations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restnet_export.rules import AnchorShape, LayerPlan, restnet, sn_net, split_shared
+from restnet_export.plans import AnchorShape, Crossing, LayerPlan, RoutePlan, split_shared
+from restnet_export.rules import RULES, make_rule, needs_promise, options_of
 from restnet_runtime.errors import RuleError
 
 DEIT = [AnchorShape(f"deit-{size}", (12,)) for size in ("ti", "s", "b")]
@@ -16,6 +19,20 @@ SWIN = [AnchorShape("swin-ti", (2, 2, 6, 2)), AnchorShape("swin-s", (2, 2, 18, 2
 RESNET = [AnchorShape("resnet18", (2, 2, 2, 2)), AnchorShape("resnet50", (3, 4, 6, 3))]
 LEVIT = [AnchorShape("levit192", (4, 4, 4)), AnchorShape("levit256", (4, 4, 4))]
 DEPTHS = st.integers(1, 20)
+
+
+def sn_net(anchors: list[AnchorShape], kernel: int = 2, stride: int = 1, **options: object) -> list[LayerPlan]:
+    return layers_of(make_rule("sn-net", kernel=kernel, stride=stride, **options).plan(anchors, {}))
+
+
+def restnet(anchors: list[AnchorShape], promise: dict, **options: object) -> list[LayerPlan]:
+    return layers_of(make_rule("restnet", **options).plan(anchors, promise))
+
+
+def layers_of(plan: RoutePlan) -> list[LayerPlan]:
+    """The layers of a plan whose routes cross once, each at a pair of one layer."""
+    assert plan.routes == tuple((Crossing(*pair),) for pair in pairs(list(plan.layers)))
+    return list(plan.layers)
 
 
 def pairs(plans: list[LayerPlan]) -> list[tuple[str, str, int, int]]:
@@ -38,6 +55,18 @@ def test_deit_family(kernel: int, stride: int, routes: int) -> None:
 )
 def test_hierarchical_families(anchors: list[AnchorShape], stages: tuple[int, ...] | None, routes: int) -> None:
     assert len(anchors) + len(pairs(sn_net(anchors, stages=stages))) == routes
+
+
+@pytest.mark.parametrize("depths", [(12, 24), (12, 12)])
+def test_both_ways_has_135_routes_through_23_layers(depths: tuple[int, int]) -> None:
+    anchors = [one(depths[0], "s"), one(depths[1], "l")]
+    plan = make_rule("both-ways").plan(anchors, {})
+    ways = Counter("".join((route[0].front, *(crossing.end for crossing in route))) for route in plan.routes)
+    assert ways == {"sl": 12, "ls": 11, "lsl": 55, "sls": 55}
+    assert len(anchors) + len(set(plan.routes)) == 135
+    assert (len(plan.layers), {len(layer.pairs) for layer in plan.layers}) == (23, {1})
+    # One of them keeps nothing of the large anchor but its head.
+    assert [route for route in plan.routes if route[-1].k == depths[1] + 1] == [(Crossing("s", "l", 12, depths[1] + 1),)]
 
 
 def test_the_swin_family_is_3_2_2_17_17() -> None:
@@ -75,9 +104,26 @@ def test_a_deeper_front_is_unpaired_too() -> None:
     assert pairs(sn_net([one(6, "s"), one(3, "l")])) == [("s", "l", 3, 2), ("s", "l", 5, 3)]
 
 
-def test_only_neighbours_in_size_are_joined() -> None:
-    joined = {(plan.front, plan.end) for plan in sn_net([one(2, "a"), one(2, "b"), one(2, "c"), one(2, "d")])}
-    assert joined == {("a", "b"), ("b", "c"), ("c", "d")}
+def joined(rule: str, **options: object) -> set[tuple[str, str]]:
+    anchors = [one(2, name) for name in "abc"]
+    promise = {(large, small): np.eye(3) for small, large in combinations("abc", 2)}
+    return {(layer.front, layer.end) for layer in make_rule(rule, **options).plan(anchors, promise).layers}
+
+
+def test_neighbours_in_size_are_joined_or_any_two() -> None:
+    assert joined("sn-net") == {("a", "b"), ("b", "c")}
+    assert joined("sn-net", nearest=False) == {("a", "b"), ("b", "c"), ("a", "c")}
+    assert joined("restnet") == {("b", "a"), ("c", "b")}
+    assert joined("restnet", nearest=False) == {("b", "a"), ("c", "b"), ("c", "a")}
+    assert joined("both-ways") == joined("all", nearest=True) == set(permutations("ab", 2)) | set(permutations("bc", 2))
+    assert joined("all") == joined("both-ways", nearest=False) == set(permutations("abc", 2))
+
+
+def test_any_two_of_four_anchors() -> None:
+    """Three DeiT neighbours share 34 pairs each; so do any two, as all have twelve blocks."""
+    four = [*DEIT, AnchorShape("deit-l", (12,))]
+    assert len(pairs(sn_net(four))) == 3 * 34
+    assert len(pairs(sn_net(four, nearest=False))) == 6 * 34
 
 
 @given(depth=DEPTHS, kernel=st.integers(1, 8), stride=st.integers(1, 8))
@@ -182,7 +228,7 @@ def test_restnet_joins_neighbours_of_any_stages() -> None:
 @pytest.mark.parametrize(
     ("anchors", "similarity", "message"),
     [
-        ([one(3, "s"), one(3, "l")], {("s", "l"): np.eye(4)}, "no similarity between l and s"),
+        ([one(3, "s"), one(3, "l")], {("s", "m"): np.eye(4)}, "nothing says what stitches of l and s promise"),
         ([one(3, "s"), one(3, "l")], {("l", "s"): np.eye(3)}, r"shape \(3, 3\), not \(4, 4\)"),
         ([one(1, "s"), one(3, "l")], {("l", "s"): np.eye(4, 2)}, "both need 2"),
         ([one(3, "s"), one(3, "l")], {("l", "s"): np.full((4, 4), np.nan)}, "holds no number"),
@@ -194,14 +240,81 @@ def test_what_restnet_refuses(anchors: list[AnchorShape], similarity: dict, mess
         restnet(anchors, similarity)
 
 
+def test_a_promise_may_be_told_in_either_order() -> None:
+    alike = np.random.default_rng(0).normal(size=(5, 4))
+    anchors = [one(3, "s"), one(4, "l")]
+    assert restnet(anchors, {("s", "l"): alike.T}) == restnet(anchors, {("l", "s"): alike})
+
+
+@pytest.mark.parametrize("rule", ["both-ways", "all"])
+@given(small=st.lists(DEPTHS, min_size=1, max_size=4), data=st.data())
+def test_laws_of_routes_in_both_directions(rule: str, small: list[int], data: st.DataObject) -> None:
+    large = data.draw(st.lists(DEPTHS, min_size=1, max_size=4))
+    anchors = {"s": AnchorShape("s", tuple(small)), "l": AnchorShape("l", tuple(large))}
+    if min(sum(small), sum(large)) < 2:
+        with pytest.raises(RuleError, match="both need 2"):
+            make_rule(rule).plan(list(anchors.values()), {})
+        return
+    plan = make_rule(rule).plan(list(anchors.values()), {})
+    assert len(set(plan.routes)) == len(plan.routes)
+    assert {crossing for route in plan.routes for crossing in route} == set(plan.layer_of())
+    for route in plan.routes:
+        begin, names = 0, [route[0].front, *(crossing.end for crossing in route)]
+        assert [crossing.front for crossing in route] == names[:-1]
+        assert all(one != other for one, other in pairwise(names))
+        for crossing in route:
+            assert begin < crossing.j <= anchors[crossing.front].depth
+            assert 2 <= crossing.k <= anchors[crossing.end].depth + 1
+            begin = crossing.k - 1
+    if rule == "all":
+        assert len(plan.routes) == (sum(small) - 1) * sum(large) + (sum(large) - 1) * sum(small)
+    elif len(small) == len(large):
+        cuts = sum(map(min, small, large))
+        assert len(plan.routes) == cuts + cuts - 1 + (cuts - 1) * (cuts - 2)
+        assert len(plan.layers) == 2 * cuts - 1
+
+
+def test_both_ways_meets_where_stages_end() -> None:
+    plan = make_rule("both-ways").plan([AnchorShape("s", (2, 3)), AnchorShape("l", (6, 3))], {})
+    assert [route[0][2:] for route in plan.routes if len(route) == 1 and route[0].front == "s"] == [(1, 4), (2, 7), (3, 8), (4, 9), (5, 10)]
+    apart = make_rule("both-ways").plan([AnchorShape("s", (2, 2)), AnchorShape("l", (8,))], {})
+    assert [route[0][2:] for route in apart.routes if len(route) == 1 and route[0].front == "l"] == [(2, 2), (4, 3), (6, 4)]
+
+
+def test_what_is_left_of_a_plan() -> None:
+    plan = make_rule("sn-net").plan([one(3, "s"), one(3, "l")], {})
+    kept = plan.only([plan.routes[1], plan.routes[3]])
+    assert kept.layers == (LayerPlan("s.1~l.2", "s", "l", ((1, 2), (2, 2))),)
+    assert kept.routes == ((Crossing("s", "l", 1, 2),), (Crossing("s", "l", 2, 2),))
+    assert kept.layer_of() == dict.fromkeys((Crossing("s", "l", 1, 2), Crossing("s", "l", 2, 2)), "s.1~l.2")
+
+
+def test_rules_and_options_there_are_not() -> None:
+    with pytest.raises(RuleError, match="rule 'best' is not one of restnet, sn-net, both-ways, all"):
+        make_rule("best")
+    with pytest.raises(RuleError, match="rule restnet has no option 'kernel'; it has nearest"):
+        make_rule("restnet", kernel=2)
+    assert options_of("sn-net") == ("kernel", "stride", "stages", "nearest")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_only_a_rule_that_needs_a_promise_reads_it(rule: str) -> None:
+    anchors = [one(3, "s"), one(3, "l")]
+    if needs_promise(rule):
+        with pytest.raises(RuleError, match="nothing says"):
+            make_rule(rule).plan(anchors, {})
+    else:
+        assert make_rule(rule).plan(anchors, {}).routes
+
+
 def test_pairs_of_different_layouts_get_layers_of_their_own() -> None:
-    plan = LayerPlan("s.1~l.1", "s", "l", ((1, 1), (1, 2), (2, 1), (2, 2)))
+    plan = RoutePlan((LayerPlan("s.1~l.1", "s", "l", ((1, 1), (1, 2), (2, 1), (2, 2))),), ())
     layouts = {"s": ["stem", "wide", "wide"], "l": ["stem", "wide", "wide"]}
-    assert split_shared([plan], layouts) == [
+    assert split_shared(plan, layouts).layers == (
         LayerPlan("s.1~l.1", "s", "l", ((1, 1), (2, 1))),
         LayerPlan("s.1~l.2", "s", "l", ((1, 2), (2, 2))),
-    ]
-    assert split_shared([plan], {"s": ["x"] * 3, "l": ["x"] * 3}) == [plan]
+    )
+    assert split_shared(plan, {"s": ["x"] * 3, "l": ["x"] * 3}) == plan
 
 
 def test_rules_need_no_torch() -> None:
