@@ -24,6 +24,7 @@ from .fitting import fit_layers
 from .inputs import agreed_input
 from .latency import measure_latencies
 from .parity import check_routes
+from .phases import Phases
 from .report import Report, render_report
 from .routes import StitchedRoute, block_name, joined_cuts, routes_of
 from .rules import AnchorShape, LayerPlan, restnet, sn_net, split_shared
@@ -38,11 +39,21 @@ TEACHER_IMAGES = 512
 """So many images tell which anchor teaches."""
 
 
-def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundle:
+def export_bundle(settings: ExportSettings, say: Callable[[str], None], phases: Phases | None = None) -> Bundle:
     """Make the bundle that `settings` describe and write it to `settings.out`. Raises errors of the tree `RestnetError`.
 
     say: told what is going on, a line at a time.
+    phases: counts where the time goes; at the end `say` is told.
     """
+    phases = phases or Phases()
+    bundle = _export(settings, say, phases)
+    phases.end()
+    say(str(phases))
+    return bundle
+
+
+def _export(settings: ExportSettings, say: Callable[[str], None], phases: Phases) -> Bundle:
+    phases.begin("load")
     check_out(settings.out)
     torch.manual_seed(settings.seed)
     fitting, scoring = load_split(settings.data, settings.val, settings.seed)
@@ -53,27 +64,33 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     check_names(loaded)
     input_shape, preprocessing = agreed_input(loaded, settings.preprocessing)
     classes = class_names(loaded, input_shape, fitting, scoring, settings.classes)
+    phases.begin("cut")
     anchors = {anchor.name: cut_anchor(anchor) for anchor in loaded}
     for name, cut in anchors.items():
         say(f"anchor {name}: {len(cut.blocks)} blocks in stages of {', '.join(map(str, cut.stages))}")
     check_order(anchors)
 
+    phases.begin("similarity")
     samples = Samples(_first(fitting.shuffled(settings.seed), settings.samples), preprocessing, input_shape)
     similarity = measure_similarity(list(anchors.values()), samples)
     plans = _plan(settings, anchors, similarity)
     say(f"rule {settings.rule}: {sum(len(plan.pairs) for plan in plans)} stitched routes through {len(plans)} stitching layers")
+    phases.begin("fit")
     layers = fit_layers(plans, anchors, samples)
     say(f"least squares on {len(samples.images)} images")
     routes = routes_of(anchors, plans)
     if settings.finetune == "stitch":
+        phases.begin("tune")
         few = Samples(_first(fitting.shuffled(settings.seed), TEACHER_IMAGES), preprocessing, input_shape)
         teacher = strongest(anchors, few)
         tuned = _tune(settings, routes, anchors, layers, teacher, Samples(fitting, preprocessing, input_shape))
         improved = f"{sum(item.kept for item in tuned)} of {len(tuned)} layers improved on held-out loss"
         say(f"fine-tuning on {len(fitting)} images, taught by {teacher}: {improved}")
+    phases.begin("score")
     accuracies = score_routes(routes, anchors, layers, Samples(scoring, preprocessing, input_shape).batches())
     say(f"scored {len(routes)} routes on {len(scoring)} images")
 
+    phases.begin("segments")
     kept, sources = segment_sources(routes, anchors, layers, accuracies, settings.max_routes, say)
     accuracy = dict(zip((route.name for route in routes), accuracies, strict=True))
     versions = {package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")}
@@ -103,6 +120,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
         ),
     )
     latencies = _latencies(source, settings.out, say) if settings.latency else {}
+    phases.begin("report")
     report = Report(
         [
             RouteResult(
@@ -121,6 +139,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
         {"command": "restnet-export", "version": __version__, **settings.told(), "versions": versions},
         len(scoring),
     )
+    phases.begin("write")
     probe = next(samples.batches(3))[0]
     return write_bundle(
         replace(source, reports=render_report(report)),
