@@ -119,8 +119,8 @@ def cnn_l() -> DigitNet:
 
 
 def cnn_t() -> TwoStages:
-    """The small anchor of two families: 1 block of 8 channels on 8x8, 2 of 16 on 4x4."""
-    return TwoStages(8, (1, 2))
+    """The small anchor of two families: 1 block of 4 channels on 8x8, 2 of 8 on 4x4."""
+    return TwoStages(4, (1, 2))
 
 
 def vit() -> DigitVit:
