@@ -5,15 +5,59 @@ A convolution that pads with zeros sees the affine map's bias everywhere but in 
 constant at the border than inside, and is added as a map of the output's size. So folding is exact for any padding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from .costs import count_macs
+from .cuts import CutAnchor
+from .routes import StitchedRoute, block_name, folded_name
 from .stitching import StitchingLayer
 
 _CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
+
+
+@dataclass(frozen=True)
+class FoldedSegment:
+    """A segment in place of a stitching layer and the block behind it, and their names."""
+
+    module: nn.Module
+    layer: str
+    block: str
+
+
+def fold_routes(
+    routes: Sequence[StitchedRoute], anchors: Mapping[str, CutAnchor], layers: Mapping[str, StitchingLayer]
+) -> tuple[list[StitchedRoute], dict[str, FoldedSegment]]:
+    """The routes with every stitching layer folded where that is possible and costs no more MACs, and the folded segments by name.
+
+    A folded block has weights of its own, of which the anchor's stay beside it: more bytes for less work.
+    """
+    known: dict[str, FoldedSegment | None] = {}
+    folded = []
+    for route in routes:
+        chosen = set()
+        for name, part in zip(route.layers, route.parts[1:], strict=True):
+            segment = folded_name(name, part.first)
+            if segment not in known:
+                module = _cheaper(layers[name], anchors[part.anchor].blocks[part.first])
+                known[segment] = FoldedSegment(module, name, block_name(part.anchor, part.first)) if module is not None else None
+            if known[segment] is not None:
+                chosen.add(name)
+        folded.append(replace(route, folded=frozenset(chosen)))
+    return folded, {name: segment for name, segment in known.items() if segment is not None}
+
+
+def _cheaper(layer: StitchingLayer, block: nn.Module) -> nn.Module | None:
+    """The folded module, or None where it cannot be or takes more multiply-accumulates than both apart."""
+    found = fold(layer, block)
+    if found is None:
+        return None
+    apart = count_macs(layer, layer.source.shape) + count_macs(block, layer.target.shape)
+    return found if count_macs(found, layer.source.shape) <= apart else None
 
 
 def fold(layer: StitchingLayer, block: nn.Module) -> fx.GraphModule | None:
@@ -37,9 +81,11 @@ def fold(layer: StitchingLayer, block: nn.Module) -> fx.GraphModule | None:
     with torch.no_grad():
         for index, node in enumerate(readers):
             _fold_into(folded, values[node], node, index, layer, block)
-    graph.lint()
-    folded.recompile()
-    return cast(fx.GraphModule, folded.eval())
+    for node in list(folded.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            folded.graph.erase_node(node)
+    folded.graph.lint()
+    return fx.GraphModule(folded, folded.graph).eval()  # takes over what the graph uses, and not the weights that were replaced
 
 
 def _pure(layer: StitchingLayer) -> bool:
@@ -52,8 +98,8 @@ def _foldable(node: fx.Node, entry: fx.Node, layer: StitchingLayer) -> bool:
     reads_once = node.args[0] is entry and node.all_input_nodes.count(entry) == 1 and _weight(node) is not None
     if node.target is torch.ops.aten.linear.default:
         return reads_once and layer.target.kind != "map"
-    ungrouped = len(node.args) < 7 or node.args[6] == 1
-    return reads_once and node.target in _CONVOLUTIONS and layer.target.kind == "map" and ungrouped
+    ungrouped = len(node.args) < 7 or bool(node.args[6] == 1)
+    return reads_once and bool(node.target in _CONVOLUTIONS) and layer.target.kind == "map" and ungrouped
 
 
 def _weight(node: fx.Node) -> fx.Node | None:

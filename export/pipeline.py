@@ -21,6 +21,7 @@ from .data import Images, Samples, load_split
 from .figures import RouteResult
 from .finetune import Tuned, finetune_stitch
 from .fitting import fit_layers
+from .folding import FoldedSegment, fold_routes
 from .inputs import agreed_input
 from .latency import measure_latencies
 from .parity import check_routes
@@ -91,7 +92,11 @@ def _export(settings: ExportSettings, say: Callable[[str], None], phases: Phases
     say(f"scored {len(routes)} routes on {len(scoring)} images")
 
     phases.begin("segments")
-    kept, sources = segment_sources(routes, anchors, layers, accuracies, settings.max_routes, say)
+    folded: dict[str, FoldedSegment] = {}
+    if settings.fold:
+        routes, folded = fold_routes(routes, anchors, layers)
+        say(f"folded {len(folded)} stitching layers into the blocks behind them")
+    kept, sources = segment_sources(routes, anchors, layers, accuracies, settings.max_routes, folded, say)
     accuracy = dict(zip((route.name for route in routes), accuracies, strict=True))
     versions = {package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")}
     source = BundleSource(

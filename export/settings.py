@@ -19,6 +19,7 @@ class ExportSettings:
     classes:        class names in the anchors' order; default: those of the data, or the numbers
     stages, kernel, stride: of the rule sn-net
     epochs, lr:     of fine-tuning
+    fold:           stitching layers into the block behind them, where that is exact and cheaper
     latency:        measure every route on this machine, for the report
     """
 
@@ -30,6 +31,7 @@ class ExportSettings:
     finetune: Literal["none", "stitch"] = "stitch"
     samples: int = 100
     max_routes: int | None = None
+    fold: bool = False
     seed: int = 0
     preprocessing: GivenPreprocessing = field(default_factory=GivenPreprocessing)
     input_shape: tuple[int, int, int] | None = None
