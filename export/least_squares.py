@@ -15,6 +15,10 @@ from restnet_runtime.errors import ExportError
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Strengths of the ridge that are tried, relative to the mean variance of the source's channels; ascending."""
+WEAK_RIDGES = RIDGES[:3]
+"""Where rows abound: strong ridges cost the route accuracy that the error at the cut does not show."""
+MANY_ROWS = 10
+"""So many rows for each channel abound."""
 _TINY = 1e-300
 _CHUNK_ROWS = 16384  # bounds the float64 copies of a batch
 
@@ -143,16 +147,21 @@ def held_out_error(pairs: Sequence[Sequence[Moments]], method: Method, ridge: fl
 
 
 def best_ridge(pairs: Sequence[Sequence[Moments]], method: Method = joint) -> tuple[float, float]:
-    """(ridge, its held-out error): from the middle of `RIDGES` downhill, so that three or four strengths are tried, not all."""
+    """(ridge, its held-out error): from the middle downhill, so that three or four strengths are tried, not all.
+
+    Of `RIDGES`, or of `WEAK_RIDGES` where each pair has `MANY_ROWS` rows for each channel of x.
+    """
+    plenty = all(sum(fold.rows for fold in folds) >= MANY_ROWS * len(folds[0].xx) for folds in pairs)
+    strengths = WEAK_RIDGES if plenty else RIDGES
     errors: dict[int, float] = {}
 
     def error(index: int) -> float:
         if index not in errors:
-            errors[index] = held_out_error(pairs, method, RIDGES[index])
+            errors[index] = held_out_error(pairs, method, strengths[index])
         return errors[index]
 
-    best = len(RIDGES) // 2 - 1
+    best = len(strengths) // 2
     for step in (1, -1):
-        while 0 <= best + step < len(RIDGES) and error(best + step) < error(best):
+        while 0 <= best + step < len(strengths) and error(best + step) < error(best):
             best += step
-    return RIDGES[best], error(best)
+    return strengths[best], error(best)
