@@ -16,15 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from restnet_export.anchors import Anchor, AnchorSpec, load_anchor
+from restnet_export.anchors import AnchorSpec, load_anchor
 from restnet_export.cli import main
 from restnet_export.costs import count_macs, count_params
 from restnet_export.cuts import cut_anchor
 from restnet_export.data import Samples, load_images
-from restnet_export.fitting import fit_layers
-from restnet_export.routes import routes_of
-from restnet_export.rules import LayerPlan
-from restnet_export.scoring import score_routes
 from restnet_runtime.bundle import SHIPPED_BUNDLE, Bundle, open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.compose import check_graphs
@@ -201,29 +197,6 @@ def test_small_networks_trained_now_are_stitched_by_the_command(tmp_path: Path) 
     assert max(route.accuracy or 0 for route in bundle.routes if "[" in route.name) > 0.4
     found = accuracies(bundle, tmp_path / "cache", "digits:val")
     assert found == pytest.approx({route.name: route.accuracy for route in bundle.routes}, abs=1.01 / HELD_OUT)
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_two_families_trained_now_are_joined_both_ways() -> None:
-    """The convolutional network and the transformer of the example, trained briefly: other grids, channels and kinds of tensors."""
-    train, nets = module(EXAMPLE / "train.py"), module(EXAMPLE / "anchors.py")
-    anchors = {}
-    for name, epochs in (("cnn_t", 20), ("vit", 10)):
-        torch.manual_seed(0)
-        net = getattr(nets, name)()
-        train.train(net, *train.load("train"), epochs, train.RATES.get(name, 1e-2))
-        anchors[name] = cut_anchor(Anchor(name, "digits", net, (1, 8, 8), train.PREPROCESSING))
-    assert [layout.shape for layout in anchors["cnn_t"].layouts] == [(4, 8, 8), (4, 8, 8), (8, 4, 4)]
-    assert {layout.shape for layout in anchors["vit"].layouts} == {(17, 32)}
-    samples = Samples(load_images("digits:train").subset(np.arange(200)), train.PREPROCESSING, (1, 8, 8))
-    pairs = (("cnn_t", 1, "vit", 3), ("cnn_t", 2, "vit", 3), ("vit", 3, "cnn_t", 2), ("vit", 3, "cnn_t", 3))
-    plans = [LayerPlan(f"{front}.{j}~{end}.{k}", front, end, ((j, k),)) for front, j, end, k in pairs]
-    layers = fit_layers(plans, anchors, samples)
-    routes = routes_of(anchors, plans)
-    scores = score_routes(routes, anchors, layers, [train.load("val")])
-    scored = dict(zip((route.name for route in routes), scores, strict=True))
-    assert min(scored["cnn_t"], scored["vit"]) > 0.7, scored
-    assert min(scored.values()) > 0.4, scored  # one in ten is chance
 
 
 @pytest.mark.slow
