@@ -66,6 +66,11 @@ def parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=100, help="images behind similarity and least squares, at least 4 (default: %(default)s)"
     )
     rule.add_argument("--max-routes", type=int, metavar="N", help="make what promises most, and keep the N best routes, anchors among them")
+    rule.add_argument(
+        "--fold",
+        action="store_true",
+        help="multiply a stitching layer into the block behind it where that is exact and cheaper: fewer MACs, more bytes",
+    )
     tune = result.add_argument_group("fine-tuning")
     tune.add_argument(
         "--finetune", choices=("none", "stitch"), default="stitch", help="stitch: stitching layers alone (default: %(default)s)"
@@ -112,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 finetune=args.finetune,
                 samples=args.samples,
                 max_routes=None if args.max_routes is None else _at_least(args.max_routes, 1, "--max-routes"),
+                fold=args.fold,
                 seed=_at_least(args.seed, 0, "--seed"),
                 preprocessing=GivenPreprocessing(mean, std, args.resize, args.interpolation, _crop_pct(args.crop_pct)),
                 input_shape=input_shape,

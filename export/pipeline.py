@@ -21,9 +21,11 @@ from .data import Images, Samples, load_split
 from .figures import RouteResult
 from .finetune import Tuned, finetune_stitch
 from .fitting import fit_layers
+from .folding import FoldedSegment, fold_routes
 from .inputs import agreed_input
 from .latency import measure_latencies
 from .parity import check_routes
+from .phases import Phases
 from .planning import plan_routes
 from .promise import measure_promise
 from .report import Report, render_report
@@ -39,11 +41,21 @@ TEACHER_IMAGES = 512
 """So many images tell which anchor teaches."""
 
 
-def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundle:
+def export_bundle(settings: ExportSettings, say: Callable[[str], None], phases: Phases | None = None) -> Bundle:
     """Make the bundle that `settings` describe and write it to `settings.out`. Raises errors of the tree `RestnetError`.
 
     say: told what is going on, a line at a time.
+    phases: counts where the time goes; at the end `say` is told.
     """
+    phases = phases or Phases()
+    bundle = _export(settings, say, phases)
+    phases.end()
+    say(str(phases))
+    return bundle
+
+
+def _export(settings: ExportSettings, say: Callable[[str], None], phases: Phases) -> Bundle:
+    phases.begin("load")
     check_out(settings.out)
     rule = settings.rule_with_options()
     torch.manual_seed(settings.seed)
@@ -56,29 +68,39 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     check_tuning(loaded, settings.finetune)
     input_shape, preprocessing = agreed_input(loaded, settings.preprocessing)
     classes = class_names(loaded, input_shape, fitting, scoring, settings.classes)
+    phases.begin("cut")
     anchors = {anchor.name: cut_anchor(anchor) for anchor in loaded}
     for name, cut in anchors.items():
         say(f"anchor {name}: {len(cut.blocks)} blocks in stages of {', '.join(map(str, cut.stages))}")
     check_order(anchors)
 
+    phases.begin("similarity")
     samples = Samples(_first(fitting.shuffled(settings.seed), settings.samples), preprocessing, input_shape)
     similarity = measure_similarity(list(anchors.values()), samples, rule.nearest)
     promise = measure_promise(settings.select, list(anchors.values()), similarity, samples)
     plan = plan_routes(rule, anchors, promise, settings.max_routes)
     say(f"rule {settings.rule}: {len(plan.routes)} stitched routes through {len(plan.layers)} stitching layers")
+    phases.begin("fit")
     layers = fit_layers(plan.layers, anchors, samples)
     say(f"least squares on {len(samples.images)} images")
     routes = routes_of(anchors, plan)
     if settings.finetune == "stitch":
+        phases.begin("tune")
         few = Samples(_first(fitting.shuffled(settings.seed), TEACHER_IMAGES), preprocessing, input_shape)
         teacher = strongest(anchors, few)
         tuned = _tune(settings, routes, anchors, layers, teacher, Samples(fitting, preprocessing, input_shape))
         improved = f"{sum(item.kept for item in tuned)} of {len(tuned)} layers improved on held-out loss"
         say(f"fine-tuning on {len(fitting)} images, taught by {teacher}: {improved}")
+    phases.begin("score")
     accuracies = score_routes(routes, anchors, layers, Samples(scoring, preprocessing, input_shape).batches())
     say(f"scored {len(routes)} routes on {len(scoring)} images")
 
-    kept, sources = segment_sources(routes, anchors, layers, accuracies, settings.max_routes, say)
+    phases.begin("segments")
+    folded: dict[str, FoldedSegment] = {}
+    if settings.fold:
+        routes, folded = fold_routes(routes, anchors, layers)
+        say(f"folded {len(folded)} stitching layers into the blocks behind them")
+    kept, sources = segment_sources(routes, anchors, layers, accuracies, settings.max_routes, folded, say)
     accuracy = dict(zip((route.name for route in routes), accuracies, strict=True))
     versions = {package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")}
     source = BundleSource(
@@ -107,6 +129,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
         ),
     )
     latencies = _latencies(source, settings.out, say) if settings.latency else {}
+    phases.begin("report")
     report = Report(
         [
             RouteResult(
@@ -126,6 +149,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
         len(scoring),
         measure=settings.select,
     )
+    phases.begin("write")
     probe = next(samples.batches(3))[0]
     return write_bundle(
         replace(source, reports=render_report(report)),

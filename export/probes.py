@@ -19,7 +19,7 @@ from .activations import cut_activations
 from .cuts import CutAnchor
 from .data import Samples
 from .layouts import Layout
-from .stitching import NormalEquations
+from .least_squares import Moments, solve
 
 RIDGE = 1.0
 """Relative to the mean variance of the pooled channels: strong, as a probe has about as many numbers as there are images."""
@@ -30,15 +30,18 @@ class Probe:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._equations = NormalEquations()
+        self._moments: Moments | None = None
 
     def add(self, activation: Tensor, logits: Tensor) -> None:
         """One batch to fit on: (B, *layout.shape) and (B, classes)."""
-        self._equations.add(pooled(activation, self._layout), logits)
+        moments = Moments.of(pooled(activation, self._layout), logits)
+        self._moments = moments if self._moments is None else self._moments + moments
 
     def finish(self) -> None:
         """Solve. Raises `ExportError` when nothing was added."""
-        self._weight, self._bias = self._equations.solve(RIDGE)
+        if self._moments is None:
+            raise ExportError("probe: no image was seen")
+        self._weight, self._bias = solve(self._moments, RIDGE)
 
     def log_probabilities(self, activation: Tensor) -> Tensor:
         """float64 (B, classes)."""

@@ -19,11 +19,13 @@ class StitchedRoute:
 
     parts:   one part, or several joined by `layers`
     layers:  names of the stitching layers between them, one fewer than parts
+    folded:  those of them that are one segment with the block behind them
     """
 
     name: str
     parts: tuple[Part, ...]
     layers: tuple[str, ...] = ()
+    folded: frozenset[str] = frozenset()
 
     def module(self, anchors: Mapping[str, CutAnchor], layers: Mapping[str, StitchingLayer]) -> nn.Sequential:
         """The network itself: (B, C, H, W) -> (B, classes). It shares its parameters with the anchors and the layers."""
@@ -37,16 +39,24 @@ class StitchedRoute:
     def segments(self) -> tuple[str, ...]:
         """Names of its segments in order."""
         names: list[str] = []
-        for part, layer in zip(self.parts, (*self.layers, None), strict=True):
-            names.extend(block_name(part.anchor, block) for block in range(part.first, part.last + 1))
-            if layer is not None:
-                names.append(layer)
+        for part, before, behind in zip(self.parts, (None, *self.layers), (*self.layers, None), strict=True):
+            blocks = [block_name(part.anchor, block) for block in range(part.first, part.last + 1)]
+            if before is not None and before in self.folded:
+                blocks[0] = folded_name(before, part.first)
+            names.extend(blocks)
+            if behind is not None and behind not in self.folded:
+                names.append(behind)
         return tuple(names)
 
 
 def block_name(anchor: str, block: int) -> str:
     """The segment name of a block: `deit-ti.3`."""
     return f"{anchor}.{block}"
+
+
+def folded_name(layer: str, block: int) -> str:
+    """The segment name of a stitching layer that is folded into the block behind it, by the block's number: `cnn.2~vit.4+4`."""
+    return f"{layer}+{block}"
 
 
 def routes_of(anchors: Mapping[str, CutAnchor], plan: RoutePlan | None = None) -> list[StitchedRoute]:

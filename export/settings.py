@@ -23,6 +23,7 @@ class ExportSettings:
     select:         what tells which stitches promise most
     max_routes:     keep so many, the anchors among them
     epochs, lr:     of fine-tuning
+    fold:           stitching layers into the block behind them, where that is exact and cheaper
     latency:        measure every route on this machine, for the report
     """
 
@@ -35,6 +36,7 @@ class ExportSettings:
     finetune: Literal["none", "stitch"] = "stitch"
     samples: int = 100
     max_routes: int | None = None
+    fold: bool = False
     seed: int = 0
     preprocessing: GivenPreprocessing = field(default_factory=GivenPreprocessing)
     input_shape: tuple[int, int, int] | None = None

@@ -7,6 +7,7 @@ import torch
 
 from .costs import count_macs, count_params
 from .cuts import CutAnchor
+from .folding import FoldedSegment
 from .graph_costs import activation_bytes
 from .onnx_module import OnnxModule
 from .routes import StitchedRoute, block_name
@@ -23,9 +24,13 @@ def segment_sources(
     layers: Mapping[str, StitchingLayer],
     accuracies: Sequence[float],
     limit: int | None,
+    folded: Mapping[str, FoldedSegment],
     say: Callable[[str], None],
 ) -> tuple[list[StitchedRoute], dict[str, SegmentSource]]:
-    """The routes that are kept, and every segment that they or the anchors use, exported."""
+    """The routes that are kept, and every segment that they or the anchors use, exported.
+
+    folded: segments that take the place of a stitching layer and the block behind it, by the names that the routes give them
+    """
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     modules: dict[str, torch.nn.Module] = {}
     for name, anchor in anchors.items():
@@ -35,6 +40,8 @@ def segment_sources(
             shapes[block_name(name, block)], modules[block_name(name, block)] = (ends[block], ends[block + 1]), module
     for name, layer in layers.items():
         shapes[name], modules[name] = (layer.source.shape, layer.target.shape), layer
+    for name, segment in folded.items():
+        shapes[name], modules[name] = (shapes[segment.layer][0], shapes[segment.block][1]), segment.module
     macs = {name: count_macs(module, shapes[name][0]) for name, module in modules.items()}
     kept = most_promising(routes, [sum(macs[name] for name in route.segments()) for route in routes], accuracies, limit)
     used = dict.fromkeys(name for route in kept for name in route.segments())

@@ -1,20 +1,27 @@
-"""Stitching layers: the affine map from a cut of one anchor to a cut of another, and its least-squares fit.
+"""Stitching layers: the affine map from a cut of one anchor to a cut of another."""
 
-Initialisation by least squares follows Pan et al., Stitchable Neural Networks, CVPR 2023; here from normal equations, so
-that memory does not depend on the number of images.
-"""
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from restnet_runtime.errors import ExportError
-
 from .layouts import Layout
+from .resampling import Resampling, resampled, resamplings, same_grid
 
-RIDGE = 1e-3
-"""Default strength of the ridge, relative to the mean variance of the source's channels."""
-_CHUNK_ROWS = 16384  # bounds the float64 copies of a batch
+
+@dataclass(frozen=True)
+class Fit:
+    """How least squares came to a layer's weights.
+
+    method: `joint` solve of all pairs that share the layer, or `mean` of their solutions
+    ridge:  strength relative to the mean variance of the source's channels
+    error:  squared error at the target's cut on images that were not fitted on, relative to the target's variance
+    """
+
+    method: str
+    ridge: float
+    error: float
 
 
 class StitchingLayer(nn.Module):
@@ -25,16 +32,18 @@ class StitchingLayer(nn.Module):
     prefix_weight, prefix_bias: (missing, target channels, source channels) and (missing, target channels), only where the target has prefix
     tokens that the source lacks: each is an affine map of its own from the mean over the source's grid.
 
-    Grids of different size: average pooling where both sides shrink by a whole factor, else bilinear. A vector is a grid of one position.
-    Starts as the identity as far as the channels allow.
+    resampling: how grids of different size are carried over; by default the first of `resamplings`. A vector is a grid of one position.
+    Starts as the identity as far as the channels allow. fit: how it was fitted, if it was.
     """
 
     prefix_weight: Tensor | None
     prefix_bias: Tensor | None
 
-    def __init__(self, source: Layout, target: Layout) -> None:
+    def __init__(self, source: Layout, target: Layout, resampling: Resampling | None = None) -> None:
         super().__init__()
         self.source, self.target = source, target
+        self.fit: Fit | None = None
+        self.resampling = resampling or resamplings(source, target)[0]
         self.weight = nn.Parameter(torch.eye(target.channels, source.channels))
         self.bias = nn.Parameter(torch.zeros(target.channels))
         self.shared_prefix = min(source.prefix, target.prefix)
@@ -71,7 +80,7 @@ class StitchingLayer(nn.Module):
         if self.shared_prefix:
             parts.append(functional.linear(prefix[:, : self.shared_prefix], self.weight, self.bias))
         if self.prefix_weight is not None and self.prefix_bias is not None:
-            mean = grid.mean((1, 2))
+            mean = self.prefix_features(x)
             parts += [functional.linear(mean, w, b).unsqueeze(1) for w, b in zip(self.prefix_weight, self.prefix_bias, strict=True)]
         return torch.cat([*parts, rows.flatten(1, 2)], 1) if parts else rows.flatten(1, 2)
 
@@ -90,9 +99,17 @@ class StitchingLayer(nn.Module):
         prefix, grid = _parted(y, self.target)
         return torch.cat([prefix[:, : self.shared_prefix], grid.flatten(1, 2)], 1).flatten(0, 1)
 
+    def prefix_features(self, x: Tensor) -> Tensor:
+        """What the maps of created prefix tokens see: the mean over the source's grid, (B, source channels)."""
+        return _parted(x, self.source)[1].mean((1, 2))
+
+    def prefix_targets(self, y: Tensor) -> Tensor:
+        """What they should answer: the prefix tokens of the target that the source lacks, (B, missing, target channels)."""
+        return _parted(y, self.target)[0][:, self.shared_prefix :]
+
     @property
     def _same_grid(self) -> bool:
-        return (self.source.height, self.source.width) == (self.target.height, self.target.width)
+        return same_grid(self.source, self.target)
 
     @property
     def _grows(self) -> bool:
@@ -100,109 +117,7 @@ class StitchingLayer(nn.Module):
 
     def _resampled(self, x: Tensor) -> Tensor:
         """(B, C, source grid) -> (B, C, target grid)."""
-        source, target = self.source, self.target
-        if self._same_grid:
-            return x
-        if source.height % target.height == 0 and source.width % target.width == 0:
-            return functional.avg_pool2d(x, (source.height // target.height, source.width // target.width))
-        return functional.interpolate(x, (target.height, target.width), mode="bilinear", align_corners=False)
-
-
-class NormalEquations:
-    """Ridge least squares y = W x + b from sums over rows, in float64; the bias is not penalised.
-
-    Holds (in, in) and (in, out) sums: memory does not grow with the number of rows.
-    """
-
-    def __init__(self) -> None:
-        self.rows = 0
-
-    def add(self, x_rows: Tensor, y_rows: Tensor) -> None:
-        """Add rows (N, in) and (N, out), in chunks.
-
-        Raises `ExportError` where they do not match each other or earlier ones, or are not finite.
-        """
-        if x_rows.ndim != 2 or y_rows.ndim != 2 or len(x_rows) != len(y_rows):
-            raise ExportError(f"least squares: rows of shape {tuple(x_rows.shape)} and {tuple(y_rows.shape)} do not match")
-        for x, y in zip(torch.split(x_rows.detach(), _CHUNK_ROWS), torch.split(y_rows.detach(), _CHUNK_ROWS), strict=True):
-            self._add(x.double(), y.double())
-
-    def _add(self, x: Tensor, y: Tensor) -> None:
-        if not self.rows:
-            # Sums are taken around the first rows' means: subtracting large means afterwards would cost digits.
-            self._x0, self._y0 = x.mean(0), y.mean(0)
-            self._sum_x, self._sum_y = torch.zeros_like(self._x0), torch.zeros_like(self._y0)
-            self._xx, self._xy = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1], y.shape[1])
-        if x.shape[1:] != self._x0.shape or y.shape[1:] != self._y0.shape:
-            raise ExportError(
-                f"least squares: rows of {x.shape[1]} and {y.shape[1]} channels after rows of {len(self._x0)} and {len(self._y0)}"
-            )
-        x, y = x - self._x0, y - self._y0
-        xx, xy = x.T @ x, x.T @ y
-        if not (torch.isfinite(xx).all() and torch.isfinite(xy).all()):
-            raise ExportError("least squares: an activation is not finite")
-        self._xx += xx
-        self._xy += xy
-        self._sum_x += x.sum(0)
-        self._sum_y += y.sum(0)
-        self.rows += len(x)
-
-    def solve(self, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
-        """The minimiser of sum |W x + b - y|^2 + ridge * rows * v * |W|^2, v the mean variance of the in channels.
-
-        Returns weight (out, in) and bias (out,), float64. With ridge 0 and dependent channels, the solution of least norm.
-        Raises `ExportError` when no row was added or the ridge is below zero.
-        """
-        if not self.rows or not ridge >= 0:
-            raise ExportError(f"least squares: {self.rows} rows and ridge {ridge}: needs a row, and a ridge of at least 0")
-        mean_x, mean_y = self._sum_x / self.rows, self._sum_y / self.rows
-        xx = self._xx - self.rows * torch.outer(mean_x, mean_x)
-        xy = self._xy - self.rows * torch.outer(mean_x, mean_y)
-        penalised = xx + ridge * xx.diagonal().mean() * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
-        factor, failed = torch.linalg.cholesky_ex(penalised)
-        if ridge == 0 or int(failed):
-            weight = torch.linalg.pinv(penalised, hermitian=True, rtol=1e-12) @ xy
-        else:
-            weight = torch.cholesky_solve(xy, factor)
-        weight = weight.T.contiguous()
-        return weight, self._y0 + mean_y - weight @ (self._x0 + mean_x)
-
-
-class StitchFit:
-    """Least squares for one stitching layer. Several pairs that share the layer add to the same sums: one joint solve."""
-
-    def __init__(self, layer: StitchingLayer) -> None:
-        self._layer = layer
-        self._shared = NormalEquations()
-        self._prefix = [NormalEquations() for _ in range(layer.target.prefix - layer.shared_prefix)]
-
-    def add(self, source: Tensor, target: Tensor) -> None:
-        """One batch of activations of the same images: (B, *source.shape) and (B, *target.shape)."""
-        layer = self._layer
-        for tensor, layout, side in ((source, layer.source, "source"), (target, layer.target, "target")):
-            if tuple(tensor.shape[1:]) != tuple(layout.shape):
-                raise ExportError(
-                    f"stitching: {side} activation {tuple(tensor.shape)} where (batch, {', '.join(map(str, layout.shape))}) belongs"
-                )
-        source, target = source.detach(), target.detach()
-        self._shared.add(layer.features(source), layer.target_rows(target))
-        if self._prefix:
-            mean = _parted(source, layer.source)[1].mean((1, 2))
-            for offset, equations in enumerate(self._prefix):
-                equations.add(mean, target[:, layer.shared_prefix + offset])
-
-    def finish(self, ridge: float = RIDGE) -> None:
-        """Write the solution into the layer. Raises `ExportError` when nothing was added."""
-        layer = self._layer
-        with torch.no_grad():
-            weight, bias = self._shared.solve(ridge)
-            layer.weight.copy_(weight)
-            layer.bias.copy_(bias)
-            if layer.prefix_weight is not None and layer.prefix_bias is not None:
-                for index, equations in enumerate(self._prefix):
-                    weight, bias = equations.solve(max(ridge, RIDGE))  # one row per image: never without a ridge
-                    layer.prefix_weight[index].copy_(weight)
-                    layer.prefix_bias[index].copy_(bias)
+        return resampled(x, self.target, self.resampling)
 
 
 def _parted(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """From anchors in a file of Python to a bundle, and nothing left behind where that fails."""
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -285,6 +286,8 @@ def test_it_says_what_it_does(make: Callable[..., Made]) -> None:
     assert "fine-tuning on 96 images, taught by large: 2 of 2 layers improved on held-out loss" in said
     assert any(line.endswith("routes on 60 images") for line in said)
     assert any(line.startswith("exporting ") for line in said)
+    phases = ("load", "cut", "similarity", "fit", "tune", "score", "segments", "report", "write")
+    assert re.fullmatch(r"took [0-9.]+ s: " + ", ".join(f"{phase} [0-9.]+" for phase in phases), said[-1])
 
 
 def test_the_same_seed_makes_the_same_weights(make: Callable[..., Made], workshop: Workshop, tmp_path: Path) -> None:
