@@ -147,9 +147,9 @@ half their range behind ±.
 mean top-1: of the stitched routes. Best after each front block: of the routes that keep the same first blocks the best,
 then the median over these. Loss to the line: how far routes lie below the straight line between the anchors, 0 above it.
 Front: the mean over all budgets between the anchors of the best accuracy that fits, the anchors among it; it hardly
-moves, because the small anchor alone is about as good as the large one.
+moves, because untuned routes rarely beat the small anchor.
 
-What follows from it: [decision 10](decisions/0010-which-stitches.md).
+What follows from it: [decision 11](decisions/0011-which-stitches.md).
 """
 
 
