@@ -6,11 +6,14 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restnet_runtime import __version__
 from restnet_runtime.errors import ExportError, RestnetError, SpecError
 from restnet_runtime.tables import routes_table
+
+if TYPE_CHECKING:
+    from .settings import TuneSettings
 
 DESCRIPTION = """\
 Cut trained anchors into blocks, join them with stitching layers, and write one bundle with every route's cost and accuracy.
@@ -53,12 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=100, help="images behind similarity and least squares, at least 4 (default: %(default)s)"
     )
     rule.add_argument("--max-routes", type=int, metavar="N", help="keep the N most promising routes, the anchors among them")
-    tune = result.add_argument_group("fine-tuning")
-    tune.add_argument(
-        "--finetune", choices=("none", "stitch"), default="stitch", help="stitch: stitching layers alone (default: %(default)s)"
-    )
-    tune.add_argument("--epochs", type=int, help="passes over --data for every route (default: 5)")
-    tune.add_argument("--lr", type=float, help="step size; larger ones wreck routes (default: 3e-4)")
+    _add_tuning(result)
     inputs = result.add_argument_group("input, in place of what the anchors bring; --input, --mean and --std for those that bring none")
     inputs.add_argument("--input", type=int, nargs="+", metavar="SIZE", help="height and width, or one number for both")
     inputs.add_argument("--mean", type=float, nargs="+", help="per channel, of values in 0..1; one channel is grey, three are RGB")
@@ -74,6 +72,45 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--seed", type=int, default=0)
     result.add_argument("--quiet", action="store_true", help="print errors only")
     return result
+
+
+def _add_tuning(result: argparse.ArgumentParser) -> None:
+    tune = result.add_argument_group("fine-tuning; no route and no anchor is left below where it starts on held-out images")
+    tune.add_argument(
+        "--finetune",
+        choices=("none", "stitch", "full", "lora"),
+        default="stitch",
+        help="stitch: stitching layers alone; full: then all weights, the anchors protected; lora: low-rank updates of the fitted "
+        "stitching layers (default: %(default)s)",
+    )
+    tune.add_argument(
+        "--teacher", metavar="ANCHOR", help="who teaches: an anchor's name, or the SPEC of another network (default: the strongest anchor)"
+    )
+    tune.add_argument(
+        "--ignore-labels",
+        action="store_true",
+        default=None,
+        help="learn from the teacher alone, for images whose labels are missing or wrong",
+    )
+    tune.add_argument(
+        "--loss",
+        nargs="+",
+        metavar="NAME=WEIGHT",
+        help="labels (cross-entropy), soft and hard (distillation), features (of the anchor that the route ends in)",
+    )
+    tune.add_argument("--temperature", type=float, help="of soft distillation")
+    tune.add_argument("--steps", type=int, help="of --batch images for every route; full: for the routes drawn")
+    tune.add_argument("--batch", type=int, dest="batch_size", help="images in a batch")
+    tune.add_argument("--accumulate", type=int, help="batches in a step")
+    tune.add_argument("--lr", type=float, help="how far a step moves a stitching layer's output, in standard deviations of its target")
+    tune.add_argument("--held-out", type=float, metavar="SHARE", help="of --data, to judge on")
+    tune.add_argument("--flip", action="store_true", default=None, help="mirror half of the images; where that keeps what they show")
+    tune.add_argument("--shift", type=int, metavar="PIXELS", help="move images by up to so many pixels")
+    tune.add_argument("--rank", type=int, help="lora: of the updates (default: 8); full: low-rank updates of stitching layers")
+    tune.add_argument("--lr-weights", type=float, help="full: how far a step moves a weight, relative to its tensor's root mean square")
+    tune.add_argument("--stitch-steps", type=int, metavar="STEPS", help="full: steps of stitch before; 0 for none")
+    tune.add_argument("--sampling", choices=("random", "sandwich", "binned"), help="full: which routes a step draws")
+    tune.add_argument("--drawn", type=int, metavar="N", help="full: how many routes a step draws")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 out=args.out,
                 rule=args.rule,
                 finetune=args.finetune,
+                teacher=args.teacher,
+                tuning=_tuning(args),
                 samples=args.samples,
                 max_routes=None if args.max_routes is None else _at_least(args.max_routes, 1, "--max-routes"),
                 seed=_at_least(args.seed, 0, "--seed"),
@@ -120,20 +159,60 @@ def _require_extra() -> None:
         raise ExportError(f"this needs {', '.join(missing)}, which a device install leaves out: pip install 'restnet-runtime[export]'")
 
 
+_OF_SN_NET = ("kernel", "stride", "stages")
+_OF_FULL = ("lr_weights", "stitch_steps", "sampling", "drawn")
+_OF_TUNING = ("steps", "batch_size", "accumulate", "lr", "held_out", "flip", "shift", "rank", *_OF_FULL)
+_OF_OBJECTIVE = ("labels", "soft", "hard", "features")
+
+
 def _of_choices(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that belong to one rule or one way of tuning, as far as given. Raises `SpecError` if they would do nothing."""
-    given = {name: value for name in ("kernel", "stride", "stages", "epochs", "lr") if (value := getattr(args, name)) is not None}
-    for name in given:
-        of_rule = name in ("kernel", "stride", "stages")
-        if of_rule and args.rule != "sn-net":
-            raise SpecError(f"--{name} does nothing with --rule {args.rule}: leave it out, or give --rule sn-net")
-        if not of_rule and args.finetune == "none":
-            raise SpecError(f"--{name} does nothing with --finetune none: leave it out, or give --finetune stitch")
+    """The options that belong to one rule, as far as given. Raises `SpecError` if they would do nothing."""
+    given = _given(args, _OF_SN_NET)
+    if given and args.rule != "sn-net":
+        raise SpecError(f"--{next(iter(given))} does nothing with --rule {args.rule}: leave it out, or give --rule sn-net")
     if "stages" in given:
         given["stages"] = tuple(given["stages"])
-    if "epochs" in given:
-        _at_least(given["epochs"], 1, "--epochs")
     return given
+
+
+def _tuning(args: argparse.Namespace) -> "TuneSettings":
+    """Raises `SpecError` for options that would do nothing with this way of tuning, `ExportError` for values out of range."""
+    from .objectives import Objective
+    from .settings import TuneSettings
+
+    given = _given(args, _OF_TUNING)
+    mode = args.finetune
+    idle = (
+        [*given, *_given(args, ("teacher", "ignore_labels", "loss", "temperature"))]
+        if mode == "none"
+        else [name for name in given if name in _OF_FULL and mode != "full"]
+    )
+    if mode == "stitch" and "rank" in given:
+        idle.append("rank")
+    if idle:
+        option = {"batch_size": "batch"}.get(idle[0], idle[0].replace("_", "-"))
+        raise SpecError(f"--{option} does nothing with --finetune {mode}: leave it out")
+    if mode == "none":
+        return TuneSettings(seed=args.seed)
+    weights = dict(_loss_weight(text) for text in args.loss or ())
+    if args.temperature is not None:
+        weights["temperature"] = args.temperature
+    return TuneSettings(mode=mode, seed=args.seed, labelled=not args.ignore_labels, objective=Objective(**weights), **given)
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def _loss_weight(text: str) -> tuple[str, float]:
+    name, _, weight = text.partition("=")
+    try:
+        value = float(weight)
+    except ValueError:
+        value = -1.0
+    if name not in _OF_OBJECTIVE or not 0 <= value < math.inf:
+        raise SpecError(f"--loss {text!r}: give NAME=WEIGHT, NAME one of {', '.join(_OF_OBJECTIVE)}, WEIGHT at least 0")
+    return name, value
 
 
 def _input(

@@ -1,6 +1,6 @@
 """From anchors to a bundle: load, cut, compare, stitch, fit, tune, score, write."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 
 from restnet_runtime import __version__
 from restnet_runtime.bundle import Bundle
+from restnet_runtime.errors import SpecError
 from restnet_runtime.manifest import Anchor as AnchorEntry
 from restnet_runtime.manifest import Provenance
 
@@ -15,7 +16,7 @@ from .anchors import AnchorSpec, load_anchor
 from .checks import check_names, check_order, check_out, check_samples, class_names
 from .cuts import CutAnchor, cut_anchor
 from .data import Images, Samples, load_split
-from .finetune import Tuned, finetune_stitch
+from .finetune import finetune
 from .fitting import fit_layers
 from .inputs import agreed_input
 from .parity import check_routes
@@ -26,7 +27,6 @@ from .scoring import score_routes
 from .settings import ExportSettings
 from .similarity import Similarity, measure_similarity
 from .sources import segment_sources
-from .stitching import StitchingLayer
 from .writer import BundleSource, RouteSource, SegmentSource, write_bundle
 
 TEACHER_IMAGES = 512
@@ -60,12 +60,11 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     layers = fit_layers(plans, anchors, samples)
     say(f"least squares on {len(samples.images)} images")
     routes = routes_of(anchors, plans)
-    if settings.finetune == "stitch":
+    if settings.finetune != "none":
         few = Samples(_first(fitting.shuffled(settings.seed), TEACHER_IMAGES), preprocessing, input_shape)
-        teacher = strongest(anchors, few)
-        tuned = _tune(settings, routes, anchors, layers, teacher, Samples(fitting, preprocessing, input_shape))
-        improved = f"{sum(item.kept for item in tuned)} of {len(tuned)} layers improved on held-out loss"
-        say(f"fine-tuning on {len(fitting)} images, taught by {teacher}: {improved}")
+        name, teacher = _teacher(settings, anchors, few)
+        say(f"fine-tuning on {len(fitting)} images, taught by {name}")
+        finetune(anchors, layers, routes, teacher, Samples(fitting, preprocessing, input_shape), settings.tuning, say, settings.progress)
     accuracies = score_routes(routes, anchors, layers, Samples(scoring, preprocessing, input_shape).batches())
     say(f"scored {len(routes)} routes on {len(scoring)} images")
 
@@ -127,17 +126,22 @@ def _plan(settings: ExportSettings, anchors: Mapping[str, CutAnchor], similarity
     return split_shared(plans, {name: anchor.layouts for name, anchor in anchors.items()})
 
 
-def _tune(
-    settings: ExportSettings,
-    routes: Sequence[StitchedRoute],
-    anchors: Mapping[str, CutAnchor],
-    layers: Mapping[str, StitchingLayer],
-    teacher: str,
-    samples: Samples,
-) -> list[Tuned]:
-    modules = [route.module(anchors, layers) for route in routes if route.layers]
-    whole = torch.nn.Sequential(*anchors[teacher].blocks)
-    return finetune_stitch(modules, whole, samples, epochs=settings.epochs, lr=settings.lr, seed=settings.seed, progress=settings.progress)
+def _teacher(settings: ExportSettings, anchors: Mapping[str, CutAnchor], samples: Samples) -> tuple[str, str | torch.nn.Module]:
+    """Name of the teacher, and the anchor or the network that teaches. Raises `SpecError` for another number of classes."""
+    given = settings.teacher
+    if given is None:
+        name = strongest(anchors, samples)
+        return name, name
+    if given in anchors:
+        return given, given
+    anchor = next(iter(anchors.values()))
+    loaded = load_anchor(AnchorSpec.parse(given), anchor.input_shape)
+    images = next(samples.batches(2))[0]
+    with torch.no_grad():
+        classes, own = (int(network(images).shape[1]) for network in (loaded.module, torch.nn.Sequential(*anchor.blocks)))
+    if classes != own:
+        raise SpecError(f"the teacher {given!r} tells {classes} classes apart, the anchors {own}")
+    return loaded.name, loaded.module
 
 
 def _macs(route: StitchedRoute, sources: Mapping[str, SegmentSource]) -> int:

@@ -1,10 +1,78 @@
 """What an export was asked for."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from restnet_runtime.errors import ExportError
+
 from .inputs import GivenPreprocessing
+from .objectives import Objective
+from .sampling import RouteSampling
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How to tune.
+
+    mode:             what is tuned: the stitching layers, all weights, or low-rank updates of the stitching layers
+    steps:            batches of `batch_size` images, each seen by every stitched route (full: by the routes drawn)
+    accumulate:       batches per step
+    lr:               how far a step may move an output of a stitching layer, in standard deviations of its target
+    lr_weights:       how far a step may move an anchor's weight, relative to the root mean square of its tensor (full)
+    rank:             of low-rank updates of the stitching layers (lora and full); None is 8 for lora, full rank for full
+    objective:        the losses; `features` holds for the first `feature_share` of the steps, then gives way to the others
+    checks:           how often weights are judged on the way
+    held_out:         share of the images that is not tuned on, above 0
+    flip, shift:      mirror half of the images; move them by up to so many pixels
+    stitch_steps:     in full tuning, steps of `stitch` before; 0 for none
+    labelled:         weights are judged by the labels; without, by agreement with the teacher
+    sampling, drawn:  which routes, and how many, take part in a step of full tuning
+    """
+
+    mode: Literal["stitch", "full", "lora"] = "stitch"
+    steps: int = 100
+    batch_size: int = 64
+    accumulate: int = 1
+    lr: float = 0.05
+    lr_weights: float = 2e-3
+    rank: int | None = None
+    objective: Objective = field(default_factory=Objective)
+    feature_share: float = 1.0
+    checks: int = 5
+    held_out: float = 0.2
+    flip: bool = False
+    shift: int = 0
+    stitch_steps: int = 100
+    sampling: RouteSampling = "random"
+    drawn: int = 2
+    labelled: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        weights = (self.objective.labels, self.objective.soft, self.objective.hard)
+        if self.objective.labels and not self.labelled:
+            raise ExportError("finetune: a loss of labels where labels are not to be used")
+        if not any(weights):
+            raise ExportError("finetune: one of the losses labels, soft and hard must have a weight above 0")
+        for name, value, fits, allowed in (
+            ("steps", self.steps, self.steps >= 1, "at least 1"),
+            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("accumulate", self.accumulate, self.accumulate >= 1, "at least 1"),
+            ("lr", self.lr, 0 < self.lr < math.inf, "above 0 and finite"),
+            ("lr_weights", self.lr_weights, 0 < self.lr_weights < math.inf, "above 0 and finite"),
+            ("rank", self.rank, self.rank is None or self.rank >= 1, "at least 1"),
+            ("temperature", self.objective.temperature, 0 < self.objective.temperature < math.inf, "above 0 and finite"),
+            ("feature_share", self.feature_share, 0 <= self.feature_share <= 1, "0..1"),
+            ("stitch_steps", self.stitch_steps, self.stitch_steps >= 0, "at least 0"),
+            ("checks", self.checks, self.checks >= 1, "at least 1"),
+            ("held_out", self.held_out, 0 < self.held_out < 1, "above 0 and below 1"),
+            ("shift", self.shift, self.shift >= 0, "at least 0"),
+            ("drawn", self.drawn, self.drawn >= 1, "at least 1"),
+        ):
+            if not fits:
+                raise ExportError(f"finetune: {name} is {value}, allowed is {allowed}")
 
 
 @dataclass(frozen=True)
@@ -18,7 +86,8 @@ class ExportSettings:
     input_shape:    (channels, height, width), for anchors that do not know theirs or can be built for another
     classes:        class names in the anchors' order; default: those of the data, or the numbers
     stages, kernel, stride: of the rule sn-net
-    epochs, lr:     of fine-tuning
+    teacher:        an anchor by name, or a spec of another network; default: the strongest anchor
+    tuning:         how to fine-tune; its mode is `finetune`
     """
 
     anchors: tuple[str, ...]
@@ -26,7 +95,8 @@ class ExportSettings:
     out: Path
     val: str | None = None
     rule: Literal["restnet", "sn-net"] = "restnet"
-    finetune: Literal["none", "stitch"] = "stitch"
+    finetune: Literal["none", "stitch", "full", "lora"] = "stitch"
+    teacher: str | None = None
     samples: int = 100
     max_routes: int | None = None
     seed: int = 0
@@ -36,6 +106,5 @@ class ExportSettings:
     stages: tuple[int, ...] | None = None
     kernel: int = 2
     stride: int = 1
-    epochs: int = 5
-    lr: float = 3e-4
+    tuning: TuneSettings = field(default_factory=TuneSettings)
     progress: bool = True
