@@ -90,7 +90,7 @@ def _add_tuning(result: argparse.ArgumentParser) -> None:
         "--ignore-labels",
         action="store_true",
         default=None,
-        help="learn from the teacher alone, for images whose labels are missing or wrong",
+        help="use no label: for images without, or with wrong ones",
     )
     tune.add_argument(
         "--loss",

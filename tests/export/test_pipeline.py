@@ -20,7 +20,7 @@ from restnet_export.parity import check_routes
 from restnet_export.pipeline import export_bundle, strongest
 from restnet_export.routes import StitchedRoute
 from restnet_export.rules import LayerPlan
-from restnet_export.settings import ExportSettings
+from restnet_export.settings import ExportSettings, TuneSettings
 from restnet_export.similarity import measure_similarity
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compose import check_graphs
@@ -146,8 +146,7 @@ class Workshop:
             samples=40,
             preprocessing=GivenPreprocessing(GREY.mean, GREY.std),
             input_shape=(1, 8, 8),
-            epochs=6,
-            lr=1e-2,
+            tuning=TuneSettings(steps=30, batch_size=32),
             progress=False,
         )
         return replace(base, **changes)  # type: ignore[arg-type]
