@@ -1,4 +1,4 @@
-"""Weights that are tuned and judged together: a stitching layer, layers that meet in a route, or, in full tuning, everything."""
+"""Weights that are tuned and taken together: a stitching layer or, in full tuning, everything."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from .coordinates import LayerCoordinates
-from .guard import Score, accepted, scores_from, scores_state
-from .routes import StitchedRoute
 
 PATIENCE = 2
 """Checks in a row that bring nothing before the best weights come back and steps get half as long."""
@@ -23,7 +21,8 @@ MAX_NORM = 1.0
 class Group:
     """Coordinates of layers and weights of anchors with one optimiser, one step size, and the best values so far.
 
-    routes:  indices of the routes that are judged
+    routes:    indices of the routes that run through it, by which it is judged
+    improved:  something better than the start has been kept
     """
 
     def __init__(
@@ -34,9 +33,8 @@ class Group:
         self._sizes += [lr_weights * max(float(weight.detach().square().mean().sqrt()), LEAST_SCALE) for weight in self._weights]
         self._optimiser = self._new_optimiser()
         self._scale, self._strikes, self._rollbacks = 1.0, 0, 0
-        self.start: dict[int, Score] = {}
-        self.best: dict[int, Score] = {}
-        self._kept = self._values()
+        self.improved = False
+        self._kept = self.values()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -52,15 +50,6 @@ class Group:
     def done(self) -> bool:
         return self._rollbacks >= MAX_ROLLBACKS
 
-    @property
-    def improved(self) -> bool:
-        return self.best is not self.start
-
-    def begin(self, scores: Mapping[int, Score]) -> None:
-        """Where this group starts, and what it must not fall below."""
-        self.start = {route: scores[route] for route in self.routes}
-        self.best = self.start
-
     def step(self, share: float) -> None:
         """One step with the gradients that were gathered; `share` of the full step size (0..1) is the schedule's."""
         for layer in self.layers.values():
@@ -75,30 +64,40 @@ class Group:
         self._optimiser.zero_grad(set_to_none=True)
         self._push()
 
-    def judge(self, scores: Mapping[int, Score]) -> bool:
-        """Keep the present values if they are accepted; else count it, and go back to the best after `PATIENCE` times."""
-        now = {route: scores[route] for route in self.routes}
-        if accepted(self.start, self.best, now):
-            self.best, self._kept, self._strikes = now, self._values(), 0
-            return True
+    def keep(self) -> None:
+        """The present values are the best so far."""
+        self._kept, self._strikes, self.improved = self.values(), 0, True
+
+    def dismiss(self) -> None:
+        """The present values bring nothing: after `PATIENCE` times the best come back, and steps get half as long."""
         self._strikes += 1
         if self._strikes >= PATIENCE:
             self.restore()
             self._optimiser = self._new_optimiser()
             self._scale, self._strikes, self._rollbacks = self._scale / 2, 0, self._rollbacks + 1
-        return False
 
     def restore(self) -> None:
         """Put the best values in place."""
-        self._load(self._kept)
+        self.load(self._kept)
+
+    def blend(self) -> None:
+        """Put the mean of the best and the present values in place."""
+        self.load([(best + value) / 2 for best, value in zip(self._kept, self.values(), strict=True)])
+
+    def values(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    def load(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+        self._push()
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "values": self._values(),
+            "values": self.values(),
             "kept": self._kept,
             "optimiser": self._optimiser.state_dict(),
-            "start": scores_state(self.start),
-            "best": scores_state(self.best),
             "improved": self.improved,
             "scale": self._scale,
             "strikes": self._strikes,
@@ -106,42 +105,15 @@ class Group:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._load(state["values"])
+        self.load(state["values"])
         self._kept = [value.clone() for value in state["kept"]]
         self._optimiser.load_state_dict(dict(state["optimiser"]))
-        self.start = scores_from(state["start"])
-        self.best = scores_from(state["best"]) if state["improved"] else self.start
+        self.improved = state["improved"]
         self._scale, self._strikes, self._rollbacks = state["scale"], state["strikes"], state["rollbacks"]
 
     def _new_optimiser(self) -> torch.optim.Adam:
         return torch.optim.Adam([{"params": [parameter]} for parameter in self.parameters], betas=(0.9, 0.99))
 
-    def _values(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.parameters]
-
-    def _load(self, values: Sequence[Tensor]) -> None:
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, values, strict=True):
-                parameter.copy_(value)
-        self._push()
-
     def _push(self) -> None:
         for layer in self.layers.values():
             layer.push()
-
-
-def layers_that_meet(routes: Sequence[StitchedRoute]) -> list[tuple[list[str], list[int]]]:
-    """Layers that cannot be judged apart because a route holds several of them, each set with all routes that hold one.
-
-    Sets of layer names and indices of routes, in order of their first route; routes without a layer are in none.
-    """
-    groups: list[tuple[list[str], list[int]]] = []
-    for index, route in enumerate(routes):
-        if not route.layers:
-            continue
-        touched = [group for group in groups if set(group[0]) & set(route.layers)]
-        names = list(dict.fromkeys([name for group in touched for name in group[0]] + list(route.layers)))
-        members = [member for group in touched for member in group[1]] + [index]
-        merged = (names, members)
-        groups = [group for group in groups if group not in touched] + [merged]
-    return sorted(groups, key=lambda group: min(group[1]))

@@ -1,12 +1,14 @@
 """What keeps tuning safe: scores on images that are not tuned on, and the rule by which new weights are taken or dropped."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .groups import Group
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,14 @@ def holds(before: Score, after: Score) -> bool:
 def standard_error(before: Score, after: Score) -> float:
     """Of the difference of two accuracies on the same images.
 
-    From the images on which they differ, and never below that of one accuracy near 0 or 1 by Laplace's rule: where nothing has
+    From the images on which they differ, and never below that of one accuracy (by Laplace's rule) or one image: where nothing has
     changed sides yet, a single image would count as certain.
     """
     count = len(before.hits)
     changes = after.hits.double() - before.hits.double()
     paired = math.sqrt(max(float(changes.square().mean() - changes.mean().square()), 0.0) / count)
     share = (float(before.hits.sum()) + 1) / (count + 2)
-    return max(paired, math.sqrt(share * (1 - share) / count))
-
-
-def accepted(start: Mapping[int, Score], best: Mapping[int, Score], now: Mapping[int, Score]) -> bool:
-    """New weights are taken when every route holds against its start and their mean loss is the lowest so far."""
-    return not fallen(start, now) and mean_loss(now) < mean_loss(best)
+    return max(paired, math.sqrt(share * (1 - share) / count), 1 / count)
 
 
 def fallen(start: Mapping[int, Score], now: Mapping[int, Score]) -> list[int]:
@@ -61,16 +58,8 @@ def fallen(start: Mapping[int, Score], now: Mapping[int, Score]) -> list[int]:
     return [route for route, score in now.items() if not holds(start[route], score)]
 
 
-def mean_loss(scores: Mapping[int, Score]) -> float:
-    return sum(score.loss for score in scores.values()) / len(scores)
-
-
-def scores_state(scores: Mapping[int, Score]) -> dict[int, dict[str, Tensor]]:
-    return {route: score.state_dict() for route, score in scores.items()}
-
-
-def scores_from(state: Mapping[int, Mapping[str, Any]]) -> dict[int, Score]:
-    return {route: Score(item["losses"], item["hits"]) for route, item in state.items()}
+def mean_loss(scores: Mapping[int, Score], routes: Sequence[int]) -> float:
+    return sum(scores[route].loss for route in routes) / len(routes)
 
 
 class ScoreSum:
@@ -86,3 +75,78 @@ class ScoreSum:
 
     def score(self) -> Score:
         return Score(torch.cat(self._losses), torch.cat(self._hits))
+
+
+class Guard:
+    """What routes got at the start and at best, and which weights are taken.
+
+    start, best:  by index of the route
+    """
+
+    def __init__(self, measure: Callable[[Sequence[int]], dict[int, Score]]) -> None:
+        """measure: held-out scores of routes with the weights that are in place."""
+        self._measure = measure
+        self.start: dict[int, Score] = {}
+        self.best: dict[int, Score] = {}
+
+    def begin(self, routes: Sequence[int]) -> None:
+        self.start = self._measure(routes)
+        self.best = dict(self.start)
+
+    def judge(self, groups: Sequence[Group], blend: bool) -> list[int]:
+        """Keep the present values of groups that lower the mean loss of their routes and let none of them fall; dismiss the others.
+
+        Where some groups of a route are kept and others are not, the route is measured as it will be. blend: values that are not kept are
+        tried once more, half-way to the best. Returns the routes that have fallen with the values that were in place.
+        """
+        now = self._measure(sorted({route for group in groups for route in group.routes}))
+        found = fallen(self.start, now)
+        kept = self._take(groups, now)
+        for group in groups:
+            if group in kept:
+                continue
+            if blend:
+                tuned = group.values()
+                group.blend()
+                if self._take([group], self._measure(group.routes)):
+                    continue
+                group.load(tuned)
+            group.dismiss()
+        return found
+
+    def _take(self, groups: Sequence[Group], now: dict[int, Score]) -> list[Group]:
+        taken = [group for group in groups if mean_loss(self.best, group.routes) > mean_loss(now, group.routes)]
+        while taken:
+            composed = self._composed(groups, taken, now)
+            bad = set(fallen(self.start, composed))
+            if not bad:
+                self.best.update(composed)
+                break
+            taken = [group for group in taken if not bad.intersection(group.routes)]
+        for group in taken:
+            group.keep()
+        return taken
+
+    def _composed(self, groups: Sequence[Group], taken: Sequence[Group], now: dict[int, Score]) -> dict[int, Score]:
+        """Scores of the routes of `taken` when the other groups have their best values."""
+        left = [group for group in groups if group not in taken]
+        mixed = sorted({r for group in taken for r in group.routes} & {r for group in left for r in group.routes})
+        scores = {route: now[route] for group in taken for route in group.routes}
+        if mixed:
+            tuned = [group.values() for group in left]
+            for group in left:
+                group.restore()
+            scores.update(self._measure(mixed))
+            for group, values in zip(left, tuned, strict=True):
+                group.load(values)
+        return scores
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            name: {r: score.state_dict() for r, score in scores.items()} for name, scores in (("start", self.start), ("best", self.best))
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.start, self.best = (
+            {route: Score(item["losses"], item["hits"]) for route, item in state[name].items()} for name in ("start", "best")
+        )

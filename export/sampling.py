@@ -1,7 +1,7 @@
 """Which images and which routes a tuning step sees, from one random generator whose state can be saved."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -13,6 +13,8 @@ RouteSampling = Literal["random", "sandwich", "binned"]
 
 HELD_OUT_MOST = 512
 """More images than these are not held out: a check costs a pass of every route over them."""
+MAX_WEIGHT = 8.0
+"""How much more often than others a route is drawn at most."""
 
 
 class LabelledImages(Protocol):
@@ -55,15 +57,23 @@ class RouteSampler:
     Drawing is weighted: a route of weight 2 comes twice as often as one of weight 1.
     """
 
-    def __init__(self, macs: Sequence[int], kind: RouteSampling, count: int, generator: torch.Generator) -> None:
+    def __init__(self, macs: Mapping[int, int], kind: RouteSampling, count: int, generator: torch.Generator) -> None:
+        """macs: by index of the route."""
         self._kind, self._generator = kind, generator
         self._count = min(count, len(macs))
-        self._ordered = sorted(range(len(macs)), key=lambda index: (macs[index], index))
-        self._macs = list(macs)
-        self.weights = [1.0] * len(macs)
+        self._ordered = sorted(macs, key=lambda index: (macs[index], index))
+        self._macs = dict(macs)
+        self.weights = dict.fromkeys(self._ordered, 1.0)
+
+    def favour(self, route: int) -> None:
+        """Draw a route twice as often from now on."""
+        if route in self.weights:
+            self.weights[route] = min(2 * self.weights[route], MAX_WEIGHT)
 
     def draw(self) -> list[int]:
-        """Indices of routes, each once, in ascending order."""
+        """Indices of routes, each once, in ascending order; none where there are none."""
+        if not self._ordered:
+            return []
         if self._kind == "binned":
             return sorted({self._one_of(members) for members in self._bins()})
         chosen = {self._ordered[0], self._ordered[-1]} if self._kind == "sandwich" else set()
@@ -85,10 +95,10 @@ class RouteSampler:
         return members[int(torch.multinomial(weights, 1, generator=self._generator))]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": list(self.weights)}
+        return {"weights": dict(self.weights)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weights = list(state["weights"])
+        self.weights = dict(state["weights"])
 
 
 def split_of(count: int, held_out: float, generator: torch.Generator) -> tuple[list[int], list[int]]:

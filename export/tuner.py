@@ -16,8 +16,8 @@ from restnet_runtime.errors import ExportError
 from .augment import augmented
 from .coordinates import LayerCoordinates, spreads_of
 from .cuts import CutAnchor
-from .groups import Group, layers_that_meet
-from .guard import Score, ScoreSum, fallen
+from .groups import Group
+from .guard import Guard, Score, ScoreSum
 from .objectives import Objective, Target
 from .routes import StitchedRoute
 from .sampling import ImageOrder, LabelledImages, RouteSampler, batch_of, batches_of, split_of
@@ -31,8 +31,6 @@ SPREAD_IMAGES = 256
 """So many images tell how a layer's input and target vary."""
 LORA_RANK = 8
 """Of low-rank updates that were given no rank."""
-MAX_WEIGHT = 8.0
-"""How much more often than others a route is drawn at most when it has fallen below its start."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,9 @@ class Tuner:
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._held_out, tuned_on = split_of(len(data), settings.held_out, self._generator)
         self._images = ImageOrder(tuned_on, settings.batch_size, self._generator)
-        self._sampler = RouteSampler(macs, settings.sampling, settings.drawn, self._generator)
+        self._always, pool = ([], list(range(len(self._routes)))) if self._full else _always(self._routes)
+        self._sampler = RouteSampler({route: macs[route] for route in pool}, settings.sampling, settings.drawn, self._generator)
+        self._guard = Guard(self._scores)
         self._layers = layers
         self._blocks = [block for anchor in anchors.values() for block in anchor.blocks]
         self._groups = self._made_groups(tuned_on[:SPREAD_IMAGES])
@@ -114,7 +114,7 @@ class Tuner:
     def step(self) -> float:
         """Tune on the next batch, and judge the weights when it is time. Returns the mean loss of the routes that took part."""
         if self.steps_done == 0:
-            self._begin()
+            self._guard.begin(sorted({route for group in self._groups for route in group.routes}))
         losses = [loss for _ in range(self._settings.accumulate) for loss in self._gather()]
         share = self._share()
         for group in self._groups:
@@ -122,23 +122,23 @@ class Tuner:
                 group.step(share)
         self.steps_done += 1
         if self.steps_done in self._check_steps():
-            self._check()
+            self._judge()
         return sum(losses) / len(losses)
 
     def results(self) -> list[Tuned]:
         """What became of the routes so far, in their order; those that no group tunes are left out."""
-        found = {}
-        for group in self._groups:
-            for route in group.start:
-                before, after = group.start[route], group.best[route]
-                name = self._routes[route].name
-                found[route] = Tuned(name, before.accuracy, after.accuracy, before.loss, after.loss, group.improved)
-        return [found[route] for route in sorted(found)]
+        found = []
+        for route, before in self._guard.start.items():
+            after = self._guard.best[route]
+            improved = any(group.improved for group in self._groups if route in group.routes)
+            found.append(Tuned(self._routes[route].name, before.accuracy, after.accuracy, before.loss, after.loss, improved))
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, lists and dictionaries: `torch.load(weights_only=True)` reads it."""
         return {
             "steps_done": self.steps_done,
+            "guard": self._guard.state_dict(),
             "groups": [group.state_dict() for group in self._groups],
             "images": self._images.state_dict(),
             "routes": self._sampler.state_dict(),
@@ -150,27 +150,19 @@ class Tuner:
         self.steps_done = state["steps_done"]
         for group, saved in zip(self._groups, state["groups"], strict=True):
             group.load_state_dict(saved)
+        self._guard.load_state_dict(state["guard"])
         self._images.load_state_dict(state["images"])
         self._sampler.load_state_dict(state["routes"])
         self._generator.set_state(state["generator"])
-
-    def _begin(self) -> None:
-        scores = self._scores([route for group in self._groups for route in group.routes])
-        for group in self._groups:
-            group.begin(scores)
 
     def _check_steps(self) -> set[int]:
         """After which steps weights are judged: evenly spread, the last among them."""
         settings = self._settings
         return {math.ceil(settings.steps * (i + 1) / settings.checks) for i in range(settings.checks)}
 
-    def _check(self) -> None:
-        judged = [group for group in self._groups if not group.done]
-        scores = self._scores([route for group in judged for route in group.routes])
-        for group in judged:
-            group.judge(scores)
-            for route in fallen(group.start, {route: scores[route] for route in group.routes}):
-                self._sampler.weights[route] = min(2 * self._sampler.weights[route], MAX_WEIGHT)
+    def _judge(self) -> None:
+        for route in self._guard.judge([group for group in self._groups if not group.done], blend=self._full):
+            self._sampler.favour(route)
 
     def _share(self) -> float:
         """Of the step size, by the schedule: warm-up, then a half cosine down to 0."""
@@ -201,11 +193,12 @@ class Tuner:
         return losses
 
     def _chosen(self) -> list[int]:
-        """All stitched routes that are still tuned; in full tuning those drawn, and an anchor, each in its turn."""
-        if not self._full:
-            return [route for group in self._groups if not group.done for route in group.routes]
-        anchors = [index for index, route in enumerate(self._routes) if not route.layers]
+        """Every route with one layer and some of the others; in full tuning those drawn, and an anchor, each in its turn."""
         drawn = set(self._sampler.draw())
+        if not self._full:
+            tuned = {route for group in self._groups if not group.done for route in group.routes}
+            return sorted(tuned.intersection(drawn.union(self._always)))
+        anchors = [index for index, route in enumerate(self._routes) if not route.layers]
         if anchors and not drawn.intersection(anchors):
             drawn.add(anchors[self.steps_done % len(anchors)])
         return sorted(drawn)
@@ -245,9 +238,10 @@ class Tuner:
         batches = (batch_of(self._data, indices)[0] for indices in batches_of(spread_on, settings.batch_size))
         spreads = spreads_of(self._routes, self._layers, map(self._original.seen, batches))
         rank = LORA_RANK if settings.mode == "lora" and settings.rank is None else settings.rank
-        groups = layers_that_meet(self._routes)
+        used = list(dict.fromkeys(name for route in self._routes for name in route.layers))
+        groups = [([name], [index for index, route in enumerate(self._routes) if name in route.layers]) for name in used]
         if self._full:
-            groups = [([name for names, _ in groups for name in names], list(range(len(self._routes))))]
+            groups = [(used, list(range(len(self._routes))))]
         weights = {id(weight): weight for block in self._blocks for weight in block.parameters()}
         tuned = list(weights.values()) if self._full else []
         return [
@@ -260,6 +254,17 @@ class Tuner:
             )
             for names, routes in groups
         ]
+
+
+def _always(routes: Sequence[StitchedRoute]) -> tuple[list[int], list[int]]:
+    """Stitched routes that take part in every step, and the others: of the routes through a layer, those with the fewest layers do."""
+    fewest: dict[str, int] = {}
+    for route in routes:
+        for name in route.layers:
+            fewest[name] = min(fewest.get(name, len(route.layers)), len(route.layers))
+    stitched = [index for index, route in enumerate(routes) if route.layers]
+    first = [index for index in stitched if any(fewest[name] == len(routes[index].layers) for name in routes[index].layers)]
+    return first, [index for index in stitched if index not in first]
 
 
 def _copied(anchors: Mapping[str, CutAnchor]) -> dict[str, CutAnchor]:
