@@ -1,6 +1,7 @@
 """From anchors to a bundle: load, cut, compare, stitch, fit, tune, score, write."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -12,7 +13,7 @@ from restnet_runtime.errors import SpecError
 from restnet_runtime.manifest import Anchor as AnchorEntry
 from restnet_runtime.manifest import Provenance
 
-from .anchors import AnchorSpec, load_anchor
+from .anchors import Anchor, AnchorSpec, load_anchor
 from .checks import check_names, check_order, check_out, check_samples, class_names
 from .cuts import CutAnchor, cut_anchor
 from .data import Images, Samples, load_split
@@ -46,6 +47,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     check_samples(settings.samples, fitting)
     loaded = [load_anchor(AnchorSpec.parse(text), settings.input_shape) for text in settings.anchors]
     check_names(loaded)
+    teacher = None if settings.teacher is None else _given_teacher(settings.teacher, loaded)
     input_shape, preprocessing = agreed_input(loaded, settings.preprocessing)
     classes = class_names(loaded, input_shape, fitting, scoring, settings.classes)
     anchors = {anchor.name: cut_anchor(anchor) for anchor in loaded}
@@ -62,9 +64,18 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     routes = routes_of(anchors, plans)
     if settings.finetune != "none":
         few = Samples(_first(fitting.shuffled(settings.seed), TEACHER_IMAGES), preprocessing, input_shape)
-        name, teacher = _teacher(settings, anchors, few)
-        say(f"fine-tuning on {len(fitting)} images, taught by {name}")
-        finetune(anchors, layers, routes, teacher, Samples(fitting, preprocessing, input_shape), settings.tuning, say, settings.progress)
+        taught_by = teacher or strongest(anchors, few)
+        say(f"fine-tuning on {len(fitting)} images, taught by {taught_by if isinstance(taught_by, str) else taught_by.name}")
+        finetune(
+            anchors,
+            layers,
+            routes,
+            taught_by if isinstance(taught_by, str) else taught_by.module,
+            Samples(fitting, preprocessing, input_shape),
+            replace(settings.tuning, mode=settings.finetune, seed=settings.seed),
+            say,
+            settings.progress,
+        )
     accuracies = score_routes(routes, anchors, layers, Samples(scoring, preprocessing, input_shape).batches())
     say(f"scored {len(routes)} routes on {len(scoring)} images")
 
@@ -126,22 +137,16 @@ def _plan(settings: ExportSettings, anchors: Mapping[str, CutAnchor], similarity
     return split_shared(plans, {name: anchor.layouts for name, anchor in anchors.items()})
 
 
-def _teacher(settings: ExportSettings, anchors: Mapping[str, CutAnchor], samples: Samples) -> tuple[str, str | torch.nn.Module]:
-    """Name of the teacher, and the anchor or the network that teaches. Raises `SpecError` for another number of classes."""
-    given = settings.teacher
-    if given is None:
-        name = strongest(anchors, samples)
-        return name, name
-    if given in anchors:
-        return given, given
-    anchor = next(iter(anchors.values()))
-    loaded = load_anchor(AnchorSpec.parse(given), anchor.input_shape)
-    images = next(samples.batches(2))[0]
+def _given_teacher(text: str, anchors: Sequence[Anchor]) -> str | Anchor:
+    """The anchor of that name, or another network. Raises `SpecError` if that cannot be loaded or has another number of classes."""
+    if text in [anchor.name for anchor in anchors]:
+        return text
+    teacher = load_anchor(AnchorSpec.parse(text), anchors[0].input_shape)
     with torch.no_grad():
-        classes, own = (int(network(images).shape[1]) for network in (loaded.module, torch.nn.Sequential(*anchor.blocks)))
-    if classes != own:
-        raise SpecError(f"the teacher {given!r} tells {classes} classes apart, the anchors {own}")
-    return loaded.name, loaded.module
+        counts = [int(anchor.module(torch.zeros(1, *anchor.input_shape)).shape[1]) for anchor in (teacher, anchors[0])]
+    if counts[0] != counts[1]:
+        raise SpecError(f"the teacher {text!r} tells {counts[0]} classes apart, the anchors {counts[1]}")
+    return teacher
 
 
 def _macs(route: StitchedRoute, sources: Mapping[str, SegmentSource]) -> int:

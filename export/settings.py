@@ -87,7 +87,7 @@ class ExportSettings:
     classes:        class names in the anchors' order; default: those of the data, or the numbers
     stages, kernel, stride: of the rule sn-net
     teacher:        an anchor by name, or a spec of another network; default: the strongest anchor
-    tuning:         how to fine-tune; its mode is `finetune`
+    tuning:         how to fine-tune; `finetune` and `seed` stand in for its mode and seed
     """
 
     anchors: tuple[str, ...]

@@ -211,7 +211,15 @@ def prepared(data: str) -> tuple[np.ndarray, np.ndarray]:
     return ((x.astype(np.float32).transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25).astype(np.float32), y
 
 
-@pytest.mark.parametrize(("end", "changes"), [("large", RESTNET), ("vit", SN_NET)], ids=["restnet-stitch", "sn-net-none"])
+FULL = {"rule": "restnet", "finetune": "full"}
+LORA = {"rule": "restnet", "finetune": "lora"}
+
+
+@pytest.mark.parametrize(
+    ("end", "changes"),
+    [("large", RESTNET), ("vit", SN_NET), ("large", FULL), ("large", LORA)],
+    ids=["restnet-stitch", "sn-net-none", "restnet-full", "restnet-lora"],
+)
 def test_a_bundle_of_two_networks(make: Callable[..., Made], workshop: Workshop, end: str, changes: dict[str, str]) -> None:
     made = make("small", end, **changes)
     bundle, manifest = made.bundle, made.bundle.manifest
@@ -252,12 +260,36 @@ def test_anchors_in_the_bundle_are_the_networks_in_torch(make: Callable[..., Mad
     assert route.params == sum(parameter.numel() for parameter in module.parameters())
 
 
+def test_full_tuning_leaves_the_anchors_as_good_as_they_were(make: Callable[..., Made]) -> None:
+    made, kept = make("small", "large", **FULL), make("small", "large", **RESTNET)
+    x, _ = prepared(made.settings.val or "")
+    tuned, before = onnx_logits(made.bundle, x), onnx_logits(kept.bundle, x)
+    for name in ("small", "large"):
+        assert not np.array_equal(tuned[name], before[name])
+        was, now = kept.bundle.route(name).accuracy or 0, made.bundle.route(name).accuracy or 0
+        assert now > was - 0.06  # of 60 images
+
+
+@pytest.mark.parametrize("teacher", ["small", "network"])
+def test_a_teacher_may_be_given(workshop: Workshop, tmp_path: Path, teacher: str) -> None:
+    spec = f"other={workshop.spec('large')}" if teacher == "network" else teacher
+    said: list[str] = []
+    export_bundle(workshop.settings(tmp_path / "out", finetune="stitch", teacher=spec), said.append)
+    assert f"fine-tuning on 96 images, taught by {'other' if teacher == 'network' else 'small'}" in said
+
+
+def test_a_teacher_of_other_classes_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="tells 5 classes apart, the anchors 4"):
+        export_bundle(workshop.settings(tmp_path / "out", finetune="stitch", teacher=workshop.spec("five")), lambda _: None)
+
+
 def test_it_says_what_it_does(make: Callable[..., Made]) -> None:
     said = make("small", "large", **RESTNET).said
     assert said[:2] == ["anchor small: 4 blocks in stages of 2", "anchor large: 5 blocks in stages of 3"]
     assert any(line.startswith("rule restnet: ") for line in said)
     assert "least squares on 40 images" in said
-    assert "fine-tuning on 96 images, taught by large: 2 of 2 layers improved on held-out loss" in said
+    assert "fine-tuning on 96 images, taught by large" in said
+    assert any(line.startswith("fine-tuning, stitch: 2 of 2 routes improved on held-out images") for line in said)
     assert any(line.endswith("routes on 60 images") for line in said)
     assert any(line.startswith("exporting ") for line in said)
 
@@ -323,7 +355,7 @@ class TestRefusals:
             (("small", "large"), {"samples": 3}, SpecError, "--samples 3 must be at least 4"),
             (("small", "large"), {"data": "npz:nowhere.npz"}, SpecError, "nowhere.npz cannot be read"),
             (("small", "large"), {"rule": "sn-net", "kernel": 0}, RuleError, "kernel 0"),
-            (("small", "large"), {"finetune": "stitch", "lr": -1.0}, ExportError, "lr"),
+            (("small", "large"), {"finetune": "stitch", "teacher": "nobody"}, SpecError, "'nobody' cannot be read"),
         ],
     )
     def test_a_clear_error_and_no_new_bundle(
