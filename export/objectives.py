@@ -22,6 +22,8 @@ class Target:
     labels:    int64 (B,), or None where there are none
     teacher:   the teacher's logits (B, classes)
     features:  penultimate features of the anchor that the route ends in, shaped as the route's own
+
+    Losses are computed in float32, whatever these are in.
     """
 
     labels: Tensor | None
@@ -50,18 +52,19 @@ class Objective:
         """The loss as a scalar. Cross-entropy with labels is left out where there are none."""
         loss = self.of_logits(answer.logits, target).mean()
         if self.features:
-            loss = loss + self.features * feature_loss(answer.features, target.features)
+            loss = loss + self.features * feature_loss(answer.features.float(), target.features.float())
         return loss
 
     def of_logits(self, logits: Tensor, target: Target) -> Tensor:
         """The part that depends on the logits, image by image: (B,)."""
+        logits, teacher = logits.float(), target.teacher.float()
         loss = logits.new_zeros(len(logits))
         if self.labels and target.labels is not None:
             loss = loss + self.labels * functional.cross_entropy(logits, target.labels, reduction="none")
         if self.soft:
-            loss = loss + self.soft * soft_distillation(logits, target.teacher, self.temperature)
+            loss = loss + self.soft * soft_distillation(logits, teacher, self.temperature)
         if self.hard:
-            loss = loss + self.hard * functional.cross_entropy(logits, target.teacher.argmax(1), reduction="none")
+            loss = loss + self.hard * functional.cross_entropy(logits, teacher.argmax(1), reduction="none")
         return loss
 
 

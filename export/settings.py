@@ -28,6 +28,7 @@ class TuneSettings:
     flip, shift:      mirror half of the images; move them by up to so many pixels
     stitch_steps:     in full tuning, steps of `stitch` before; 0 for none
     labelled:         weights are judged by the labels; without, by agreement with the teacher
+    bf16:             run batches in bfloat16, which takes 0.6 of the time where the CPU has it
     sampling, drawn:  which routes, and how many, take part in a step of full tuning
     """
 
@@ -48,6 +49,7 @@ class TuneSettings:
     sampling: RouteSampling = "random"
     drawn: int = 2
     labelled: bool = True
+    bf16: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -179,18 +179,24 @@ class Tuner:
         """Gradients of one batch added to those there are; the losses of the routes that took part."""
         images, labels = batch_of(self._data, self._images.next())
         images = augmented(images, self._settings.flip, self._settings.shift, self._generator)
-        originals = self._original.seen(images)
-        taught = self._taught(images, originals)
+        with self._precision():
+            originals = self._original.seen(images)
+            taught = self._taught(images, originals)
         objective = self._objective()
         losses = []
         chosen = self._chosen()
         for index in chosen:
             route = self._routes[index]
-            answer = self._network.from_images(route, images) if self._full else self._network.from_front(route, originals)
+            with self._precision():
+                answer = self._network.from_images(route, images) if self._full else self._network.from_front(route, originals)
             loss = objective(answer, self._target(route, labels, taught, originals))
             (loss / self._settings.accumulate / (len(chosen) if self._full else 1)).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
         return losses
+
+    def _precision(self) -> torch.autocast:
+        """Of what runs for gradients; weights, losses and what is measured on held-out images are float32 always."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self._settings.bf16)
 
     def _chosen(self) -> list[int]:
         """Every route with one layer and some of the others; in full tuning those drawn, and an anchor, each in its turn."""

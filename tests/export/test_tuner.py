@@ -303,6 +303,16 @@ def test_labels_are_not_looked_at_where_they_are_ignored(made: Family) -> None:
     assert same(one.layer_state(), two.layer_state())
 
 
+def test_bfloat16_ends_about_where_float32_does(made: Family) -> None:
+    one, two = copy.deepcopy(made), copy.deepcopy(made)
+    exact, rough = one.tuned(), two.tuned(replace(QUICK, bf16=True))
+    assert not same(one.layer_state(), two.layer_state())
+    assert all(parameter.dtype == torch.float32 for layer in two.layers.values() for parameter in layer.parameters())
+    for a, b in zip(exact, rough, strict=True):
+        assert a.loss_before == b.loss_before  # what is measured is float32
+        assert b.loss_after == pytest.approx(a.loss_after, rel=0.1)
+
+
 def test_a_network_of_its_own_may_teach(made: Family) -> None:
     one, two = copy.deepcopy(made), copy.deepcopy(made)
     settings = replace(QUICK, objective=Objective(features=0.0))
