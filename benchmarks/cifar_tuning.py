@@ -13,7 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a mode made of the family. wall_s, cpu_s: of fitting, tuning, scoring and writing, less what the run without tuning took."""
+    """What a mode made of the family. wall_s, cpu_s: of the whole export, the writing of the bundle included."""
 
     mode: str
     points: list[Point]
@@ -75,7 +75,6 @@ def settings_for(args: argparse.Namespace, out: Path) -> ExportSettings:
         rule=args.rule,
         finetune="none",
         samples=args.samples,
-        max_routes=args.max_routes,
         seed=args.seed,
         preprocessing=GivenPreprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         input_shape=(3, 32, 32),
@@ -226,7 +225,6 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=(20, 56))
     parser.add_argument("--set", choices=("lossless", "jpeg"), default="lossless")
     parser.add_argument("--rule", default="both-ways")
-    parser.add_argument("--max-routes", type=int)
     parser.add_argument("--few", type=int, metavar="N", help="tune on so many images, without their labels")
     parser.add_argument("--samples", type=int, default=400, help="images behind least squares (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=TuneSettings.steps)
@@ -238,31 +236,22 @@ def main() -> None:
     base = settings_for(args, ROOT / "cifar" / "none")
     if args.few:
         base = replace(base, samples=min(args.samples, args.few))
-    before, wall, cpu = exported(base)
+    before, _, _ = exported(base)
     tunings = []
     for mode in args.modes:
-        after, mode_wall, mode_cpu = exported(replace(base, out=ROOT / "cifar" / mode, finetune=mode))
-        tunings.append(Tuning(mode, compared(before, after), mode_wall - wall, mode_cpu - cpu))
+        after, wall, cpu = exported(replace(base, out=ROOT / "cifar" / mode, finetune=mode))
+        tunings.append(Tuning(mode, compared(before, after), wall, cpu))
     images = before.manifest.provenance.scored_on
     result = Result(
-        f"{len(before.routes)} routes of {' '.join(base.anchors[0].split(':')[:1])} ResNets {' '.join(map(str, args.depths))}, "
+        f"{len(before.routes)} routes of ResNets {' '.join(map(str, args.depths))}, "
         f"{args.set}, rule {args.rule}, scored on {images} images",
         ("route", "MMACs", "line", "start", *(tuning.mode for tuning in tunings)),
     )
     for row in zip(*(tuning.points for tuning in tunings), strict=True):
-        point = row[0]
-        result.cells.append(
-            (
-                point.name,
-                f"{point.macs / 1e6:.1f}",
-                *(f"{100 * value:.1f}" for value in (point.line, point.start, *(p.accuracy for p in row))),
-            )
-        )
+        shares = (row[0].line, row[0].start, *(point.accuracy for point in row))
+        result.cells.append((row[0].name, f"{row[0].macs / 1e6:.1f}", *(f"{100 * share:.1f}" for share in shares)))
     for tuning in tunings:
-        result.rows += [
-            {"mode": tuning.mode, "route": p.name, "macs": p.macs, "line": p.line, "start": p.start, "accuracy": p.accuracy}
-            for p in tuning.points
-        ]
+        result.rows += [{"mode": tuning.mode, **asdict(point)} for point in tuning.points]
         result.floors += floors(tuning, images, bool(args.few))
         result.notes.append(f"{tuning.mode}: {tuning.wall_s / 60:.1f} minutes, {tuning.cpu_s / 60:.1f} of one processor")
     if args.picture:
