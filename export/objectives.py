@@ -43,7 +43,7 @@ class Objective:
     """
 
     labels: float = 0.0
-    soft: float = 1.0
+    soft: float = 0.1
     hard: float = 0.0
     features: float = 1.0
     temperature: float = 2.0
