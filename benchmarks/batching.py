@@ -1,38 +1,38 @@
 """Claim: requests that meet share a run where that pays, and are left alone where it does not (`--batching auto`).
 
-    python benchmarks/batching.py [--routes resnet18-50-32px/resnet50 ...] [--clients 1 2 4 8] [--seconds 0.8] [--json FILE]
+    python benchmarks/batching.py [--routes resnet18-50-32px/resnet50 ...] [--clients 1 2 4 8] [--seconds 0.8]
+                                  [--rounds 5] [--json FILE]
 
-Client threads ask for one image after the other, as fast as they are answered. Peers, in turns in one process over the same sessions: off
-(each client runs its own request), off with as many at once as there are cores (what `restnet-serve` does without batching), on, and
-auto after it has had time to learn. Outputs are compared with those of single runs throughout. Prints answers per second over those of
-`off`, and the 95th percentile of what a caller waits; medians of the rounds.
+Each route in a process of its own. Client threads ask for one image after the other, as fast as they are answered. Peers, in turns over
+the same session: off (each client runs its own request), off with as many at once as there are cores (what `restnet-serve` does without
+batching), on, and auto after it has had time to learn. Outputs are compared with those of single runs throughout. Prints answers per
+second over those of `off`, the median of the ratios of the rounds, and the 95th percentile of what a caller waits, the median of the
+rounds.
 """
 
-import argparse
-import json
+import statistics
 import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-from families import FAMILIES, ROOT, family
+from common import CACHE, Floor, Result, arguments, in_child, noise, publish
+from families import DIGITS, FAMILIES, family
 
 from restnet_runtime.batch_plan import BatchSettings
 from restnet_runtime.batching import Batcher
-from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
-from restnet_runtime.engine import SHIPPED_BUNDLE
 from restnet_runtime.executor import Executor
-from restnet_runtime.machine import describe_machine
 from restnet_runtime.profile import percentile
 from restnet_runtime.sessions import SessionSettings
-from restnet_runtime.tables import table
 from restnet_runtime.threads import usable_cores
 
 ROUTES = ("digits/cnn-s", "digits/cnn-l", "resnet18-50-32px/resnet18", "resnet18-50-32px/resnet50", "deit-ti-s/deit-tiny-patch16-224")
-LEARNING_ANSWERS = 400
+FLOOR = 0.95
+INPUTS = 13
+LEARNING_S, LEARNING_ANSWERS = 1.0, 400
 """What mode auto takes to learn with eight clients, rounded up."""
 
 
@@ -58,7 +58,7 @@ def drive(
     clients: int,
     seconds: float,
     least: int = 0,
-):
+) -> tuple[float, float]:
     """(answers per second, 95th percentile in ms) of so many clients, for so long and `least` answers at least.
 
     Ends the process where an answer is not its input's.
@@ -95,10 +95,24 @@ def drive(
     return len(every) / (time.perf_counter() - began), percentile(every, 0.95)
 
 
-def measure(executor: Executor, route: str, inputs: list[np.ndarray], clients: int, args: argparse.Namespace) -> dict[str, object]:
+def measure(name: str, route: str, threads: int, clients: list[int], seconds: float, rounds: int) -> list[dict[str, Any]]:
+    bundle = family(name)
+    executor = Executor(bundle, Compiler.for_bundle(bundle, CACHE), SessionSettings(threads))
+    executor.load(route)
+    inputs = np.split(noise(bundle, INPUTS), INPUTS)
     expected = [executor.run(x, route).logits for x in inputs]
     if len({logits.argmax() + round(float(logits.max()), 4) for logits in expected}) < len(inputs):
         raise SystemExit(f"{route} answers different inputs alike: nothing could be told from its outputs")
+    return [
+        {"family": name, "route": route, "threads": threads, **beside(executor, route, inputs, expected, count, seconds, rounds)}
+        for count in clients
+    ]
+
+
+def beside(
+    executor: Executor, route: str, inputs: list[np.ndarray], expected: list[np.ndarray], clients: int, seconds: float, rounds: int
+) -> dict[str, Any]:
+    """The peers in turns: who begins changes from round to round."""
     cores = usable_cores()
     peers = [
         Peer("off", executor, route, BatchSettings()),
@@ -106,21 +120,20 @@ def measure(executor: Executor, route: str, inputs: list[np.ndarray], clients: i
         Peer("on", executor, route, BatchSettings("on")),
         Peer("auto", executor, route, BatchSettings("auto")),
     ]
-    drive(peers[-1].run, inputs, expected, clients, 0.3, LEARNING_ANSWERS if clients > 1 else 1)
-    for number in range(args.rounds):
+    drive(peers[-1].run, inputs, expected, clients, LEARNING_S, LEARNING_ANSWERS if clients > 1 else 1)
+    for number in range(rounds):
         for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
-            rate, p95_ms = drive(peer.run, inputs, expected, clients, args.seconds)
+            rate, p95_ms = drive(peer.run, inputs, expected, clients, seconds)
             peer.rates.append(rate)
             peer.p95_ms.append(p95_ms)
-    off = percentile(peers[0].rates, 0.5)
+    off = peers[0].rates
     return {
-        "route": route,
         "clients": clients,
         "peers": {
             peer.name: {
-                "per_s": percentile(peer.rates, 0.5),
-                "ratio": percentile(peer.rates, 0.5) / off,
-                "p95_ms": percentile(peer.p95_ms, 0.5),
+                "per_s": statistics.median(peer.rates),
+                "ratio": statistics.median(rate / other for rate, other in zip(peer.rates, off, strict=True)),
+                "p95_ms": statistics.median(peer.p95_ms),
                 "mean_batch": counts.requests / counts.runs if (counts := peer.batcher.counts()).runs else 1.0,
             }
             for peer in peers
@@ -129,44 +142,51 @@ def measure(executor: Executor, route: str, inputs: list[np.ndarray], clients: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--routes", nargs="+", default=ROUTES, metavar="FAMILY/ROUTE", help=f"families: digits, {', '.join(FAMILIES)}")
+    parser = arguments(__doc__)
+    parser.add_argument("--routes", nargs="+", default=ROUTES, metavar="FAMILY/ROUTE", help=f"families: {DIGITS}, {', '.join(FAMILIES)}")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--threads", type=int, default=usable_cores(), help="of one run (default: the usable cores)")
-    parser.add_argument("--seconds", type=float, default=0.8, help="of each round of each peer")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=0.8, help="of each round of each peer (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    rows, bundles = [], dict[str, Bundle]()
+    started = time.monotonic()
+    rows: list[dict[str, Any]] = []
     for wanted in args.routes:
         name, _, route = wanted.partition("/")
-        if name not in bundles:
-            bundles[name] = open_bundle(SHIPPED_BUNDLE) if name == "digits" else family(name)
-        bundle = bundles[name]
-        executor = Executor(bundle, Compiler.for_bundle(bundle, ROOT / "cache"), SessionSettings(args.threads))
-        executor.load(route)
-        rng = np.random.default_rng(0)
-        inputs = [rng.standard_normal((1, *bundle.manifest.input.shape)).astype(np.float32) for _ in range(13)]
-        for clients in args.clients:
-            rows.append({"family": name, "threads": args.threads, **measure(executor, route, inputs, clients, args)})
-            peers = rows[-1]["peers"]
-            print(f"{wanted}, {clients} clients: " + ", ".join(f"{peer} {got['ratio']:.2f}" for peer, got in peers.items()), flush=True)
-        executor.close()
-    cells = (
-        (
-            row["route"],
-            str(row["clients"]),
-            f"{row['peers']['off']['per_s']:.0f}/s",
-            *(f"{got['ratio']:.2f}" for peer, got in row["peers"].items() if peer != "off"),
-            *(f"{got['p95_ms']:.3g} ms" for got in row["peers"].values()),
-            f"{row['peers']['auto']['mean_batch']:.1f}",
-        )
-        for row in rows
-    )
+        family(name)  # made here, if need be, and not where it is measured
+        rows += in_child(measure, name, route, args.threads, args.clients, args.seconds, args.rounds)
     names = list(rows[0]["peers"])
-    print(table(("route", "clients", "off", *(f"{n} / off" for n in names[1:]), *(f"{n}, p95" for n in names), "auto: mean batch"), cells))
-    if args.json:
-        args.json.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")
+    result = Result(
+        "Requests that meet: answers per second with batching over those without",
+        ("route", "clients", "off", *(f"{peer} / off" for peer in names[1:]), *(f"{peer}, p95" for peer in names), "auto: mean batch"),
+        rows=rows,
+    )
+    for row in rows:
+        peers = row["peers"]
+        ratios = (f"{got['ratio']:.2f}" for peer, got in peers.items() if peer != "off")
+        waits = (f"{got['p95_ms']:.3g} ms" for got in peers.values())
+        result.cells.append(
+            (
+                f"{row['family']}/{row['route']}",
+                str(row["clients"]),
+                f"{peers['off']['per_s']:.0f}/s",
+                *ratios,
+                *waits,
+                f"{peers['auto']['mean_batch']:.1f}",
+            )
+        )
+    ordered = sorted(rows, key=lambda row: row["peers"]["auto"]["ratio"])
+    worst, ratio, best = ordered[0], ordered[0]["peers"]["auto"]["ratio"], ordered[-1]["peers"]["auto"]["ratio"]
+    result.floors.append(
+        Floor(
+            "answers per second, `--batching auto`",
+            "batching off",
+            f">= {FLOOR}x, each",
+            f"worst {ratio:.2f} ({worst['route']}, {worst['clients']} clients), best {best:.2f}",
+            ratio >= FLOOR,
+        )
+    )
+    publish(result, args, started)
 
 
 if __name__ == "__main__":

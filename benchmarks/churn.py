@@ -16,11 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from common import Floor, Result, arguments, compile_all, in_child, load_all, noise, publish
-from families import FAMILIES, family
+from families import DIGITS, FAMILIES, family
 
-from restnet_runtime.engine import SHIPPED_BUNDLE
-
-DIGITS = "digits"
 FLOOR_SWITCHES = 1000
 GROWTH_FLOOR_BYTES = 2e6
 SAMPLES = 20
@@ -98,7 +95,7 @@ def main() -> None:
         ("bundle", "routes", "answers", "failed", "wrong", "PSS first", "PSS last", "slope per 1,000 switches", "seconds"),
     )
     for name in args.bundle:
-        path = SHIPPED_BUNDLE if name == DIGITS else family(name).path
+        path = family(name).path
         in_child(compile_all, path)
         row = in_child(churn, path, args.threads, args.switches, args.clients)
         result.rows.append(row)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, child processes, timing in turns, and the result that `render.py` reads.
+"""What the benchmarks share: arguments, child processes, noise and neighbours, and the result that `render.py` reads.
 
 Nothing heavy is imported before it is needed, because some of them time a process from its start.
 """
@@ -8,14 +8,17 @@ import json
 import multiprocessing
 import shlex
 import shutil
-import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from restnet_runtime.noise import noise as noise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +32,7 @@ CACHE = ROOT / "cache"
 RESULTS = ROOT / "results"
 TOLERANCE = 1e-4
 """Largest difference of two outputs that is taken for the same, relative to the largest logit: what reordering float32 sums may do."""
-REST_S = 0.03
-"""Between two programs that take turns, so that the threads of one sleep before the other is timed."""
-_SLOW_MS = 100
+_COUNT = "import time; end = time.time() + 300\nwhile time.time() < end: sum(range(10000))"
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,18 @@ class Child:
         self.process.join()
 
 
+@contextmanager
+def neighbours(count: int, apart: bool = False) -> Iterator[None]:
+    """So many processes beside this one that only count. apart: each in a session of its own, as another user's would be."""
+    running = [subprocess.Popen([sys.executable, "-c", _COUNT], start_new_session=apart) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
 def in_child(function: Callable[..., Any], *args: object) -> Any:
     """`function(*args)` in a process of its own."""
     with Child(_answer, function, args) as child:
@@ -171,13 +184,6 @@ def compile_all(path: Path, cache: Path = CACHE) -> None:
         compiler.compile(route)
 
 
-def noise(bundle: "Bundle", batch: int = 1) -> "np.ndarray":
-    """Inputs (batch, C, H, W) float32 that every program gets alike."""
-    import numpy as np
-
-    return np.random.default_rng(0).standard_normal((batch, *bundle.manifest.input.shape)).astype(np.float32)
-
-
 def check_same(what: str, found: "np.ndarray", expected: "np.ndarray") -> float:
     """The largest difference over the largest logit; exits when that is more than `TOLERANCE`: what differs is not worth timing."""
     difference = float(abs(found - expected).max() / abs(expected).max())
@@ -194,48 +200,10 @@ def chosen_routes(bundle: "Bundle", stitched: int) -> list[str]:
     return [*anchors, *(others[int((index + 0.5) * step)] for index in range(stitched))]
 
 
-def take_turns(programs: Sequence[Callable[[], object]], seconds: float, rounds: tuple[int, int] = (5, 60)) -> list[list[list[float]]]:
-    """Milliseconds by program, round and run.
-
-    In each round every program runs four times in a row, after a rest and one run that does not count (slow programs: twice, and
-    both count); who begins changes from round to round. As many rounds as fit into `seconds`, within the bounds `rounds`.
-    """
-    times: list[list[list[float]]] = [[] for _ in programs]
-    end = time.monotonic() + seconds
-    for index in range(rounds[1]):
-        if index >= rounds[0] and time.monotonic() > end:
-            break
-        for turn in range(len(programs)):
-            which = (turn + index) % len(programs)
-            time.sleep(REST_S)
-            first = timed_ms(programs[which])
-            slow = first > _SLOW_MS
-            times[which].append([first, timed_ms(programs[which])] if slow else [timed_ms(programs[which]) for _ in range(4)])
-    return times
-
-
 def timed_ms(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return (time.perf_counter() - started) * 1e3
-
-
-def median_ms(times: list[list[float]]) -> float:
-    """Over all rounds and runs."""
-    return statistics.median(taken for runs in times for taken in runs)
-
-
-def median_ratio(ours: list[list[float]], theirs: list[list[float]]) -> float:
-    """The median over rounds of: the median of our runs of the round over that of theirs."""
-    return statistics.median(statistics.median(mine) / statistics.median(other) for mine, other in zip(ours, theirs, strict=True))
-
-
-def paired_ratio(ours: list[list[float]], theirs: list[list[float]]) -> float:
-    """The median over rounds of: our quickest run of the round over theirs.
-
-    A neighbour's work only ever adds time, and what lasts longer than a round adds it to both sides.
-    """
-    return statistics.median(min(mine) / min(other) for mine, other in zip(ours, theirs, strict=True))
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -7,7 +7,6 @@ bundle, where nothing hides behind arithmetic. `Engine.run`, which also chooses 
 Each figure is the median over rounds of the difference of two means over 200 calls.
 """
 
-import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -31,7 +30,6 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     args = parser.parse_args()
-    logging.disable(logging.WARNING)  # the engine says that no route is loaded yet
     started = time.monotonic()
     with Engine.open(cache_root=CACHE, threads=1) as engine:
         engine.loader.join()

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import (
-    REST_S,
     ROOT,
     Child,
     Result,
@@ -36,14 +35,14 @@ from common import (
     compile_all,
     in_child,
     load_all,
-    median_ms,
     noise,
-    paired_ratio,
     plain_file,
     publish,
     timed_ms,
 )
 from families import FAMILIES, QUICK, family
+
+from restnet_runtime.turns import REST_S, median_and_p95, quickest_ratio
 
 if TYPE_CHECKING:
     import numpy as np
@@ -265,9 +264,9 @@ def measure(bundle: "Bundle", kinds: list[str], threads: int, rounds: int, switc
                 first[kind].append(child.ask("first", before, after))
     for row in rows:
         mine, base = times[row["peer"]], times[kinds[0]]
-        row["route_ms"] = {name: median_ms(mine[name]) for name in names}
+        row["route_ms"] = {name: median_and_p95(mine[name])[0] for name in names}
         row["latency_ms"] = statistics.median(row["route_ms"].values())
-        row["latency_ratio"] = statistics.median(paired_ratio(mine[name], base[name]) for name in names)
+        row["latency_ratio"] = statistics.median(quickest_ratio(mine[name], base[name]) for name in names)
         row["first_ms"] = statistics.median(first[row["peer"]])
         row["first_max_ms"] = max(first[row["peer"]])
     return rows

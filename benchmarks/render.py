@@ -17,6 +17,7 @@ ORDER = (
     "switching",
     "peers",
     "churn",
+    "batching",
     "startup",
     "small_memory",
     "compile_time",

@@ -4,9 +4,9 @@
 
 Ours is `Executor.run` with every route of the family loaded; the plain session has ONNX Runtime's defaults, level ALL, and as
 many threads. Both in one process, which is a new one for each family and number of threads; outputs are compared first. They
-take turns: a rest, one run that does not count, four that do (runs above 100 ms: two, both count). The ratio is the median over
-rounds of our median of the round over theirs; beside it the same of the quickest run of each round, which scatters least on a
-busy machine.
+take turns (`restnet_runtime/turns.py`): a rest, runs that do not count, five that do (above 100 ms: two, both count). The ratio
+is the median over rounds of our median of the round over theirs; beside it the same of the quickest run of each round, which
+scatters least on a busy machine.
 """
 
 import statistics
@@ -23,22 +23,20 @@ from common import (
     compile_all,
     in_child,
     load_all,
-    median_ms,
-    median_ratio,
     noise,
-    paired_ratio,
     publish,
-    take_turns,
 )
 from families import FAMILIES, QUICK, family
 
 FLOOR = 1.02
 STITCHED = 2
+MOST_RUNS = 300
 
 
 def measure(path: Path, threads: int, batches: list[int], seconds: float) -> list[dict[str, Any]]:
     from restnet_runtime.bundle import open_bundle
     from restnet_runtime.sessions import SessionSettings, plain_session
+    from restnet_runtime.turns import median_and_p95, take_turns
 
     bundle = open_bundle(path)
     executor = load_all(bundle, threads)
@@ -48,18 +46,18 @@ def measure(path: Path, threads: int, batches: list[int], seconds: float) -> lis
         for batch in batches:
             x = noise(bundle, batch)
             difference = check_same(name, executor.run(x, name).logits, plain.run(["y"], {"x": x})[0])
-            ours, theirs = take_turns([lambda: executor.run(x, name), lambda: plain.run(["y"], {"x": x})], seconds)  # noqa: B023
+            turns = take_turns(lambda: executor.run(x, name), lambda: plain.run(["y"], {"x": x}), MOST_RUNS, max_s=seconds)  # noqa: B023
             rows.append(
                 {
                     "family": path.name,
                     "route": name,
                     "threads": threads,
                     "batch": batch,
-                    "latency_ms": median_ms(ours),
-                    "plain_latency_ms": median_ms(theirs),
-                    "ratio": median_ratio(ours, theirs),
-                    "quickest_ratio": paired_ratio(ours, theirs),
-                    "rounds": len(ours),
+                    "latency_ms": median_and_p95(turns.ours_ms)[0],
+                    "plain_latency_ms": median_and_p95(turns.theirs_ms)[0],
+                    "ratio": turns.ratio,
+                    "quickest_ratio": turns.quickest_ratio,
+                    "rounds": len(turns.ours_ms),
                     "loaded": len(executor.loaded),
                     "difference": difference,
                 }

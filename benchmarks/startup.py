@@ -5,20 +5,20 @@
 Each start is a new process, ours and plain in turns; medians. Ours: `Engine` opened and started, all routes loaded (measured at an
 earlier start). Plain: numpy and onnxruntime imported, an ONNX Runtime session of each anchor loaded from its own file. In the column
 "and run" every session has run once as well. Both from the start of the process, and from the moment when the imports are done.
+Both find Python's bytecode of everything that they import, as after an installation by pip, whatever PYTHONDONTWRITEBYTECODE says.
 """
 
+import os
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from common import CACHE, Floor, Result, arguments, plain_file, publish
-from families import FAMILIES, family
+from common import CACHE, ROOT, Floor, Result, arguments, plain_file, publish
+from families import DIGITS, FAMILIES, family
 
-from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.bundle import Bundle
 
-DIGITS, DIGITS_PATH = "digits", Path(__file__).resolve().parent.parent / "restnet_runtime" / "bundles" / "digits"
 DIGITS_FLOOR_S = 1.0
 
 OURS = """
@@ -56,8 +56,10 @@ print(time.monotonic())
 
 def start(code: str, *args: str) -> list[float]:
     """Seconds from the start of a process to each moment that it prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(ROOT / "bytecode")
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"the started process ended with {done.returncode}: {done.stderr}")
     return [float(line) - began for line in done.stdout.split()]
@@ -66,7 +68,7 @@ def start(code: str, *args: str) -> list[float]:
 def measure(name: str, bundle: Bundle, threads: int, repeats: int) -> dict[str, object]:
     files = [str(plain_file(bundle, anchor.name)) for anchor in bundle.manifest.anchors]
     ours, plain = [], []
-    start(OURS, str(bundle.path), str(CACHE), str(threads))  # compiles and profiles what is missing, and fills the page cache
+    start(OURS, str(bundle.path), str(CACHE), str(threads))  # what is missing is compiled and profiled; fills the page cache
     start(PLAIN, str(threads), *files)
     for _ in range(repeats):
         ours.append(start(OURS, str(bundle.path), str(CACHE), str(threads)))
@@ -100,7 +102,7 @@ def main() -> None:
         ("bundle", "program", "imports done", "first route", "all ready", "after imports", "and run"),
     )
     for name in args.bundle:
-        bundle = open_bundle(DIGITS_PATH) if name == DIGITS else family(name)
+        bundle = family(name)
         row = measure(name, bundle, args.threads, args.repeats)
         result.rows.append(row)
 

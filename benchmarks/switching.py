@@ -22,18 +22,16 @@ from common import (
     compile_all,
     in_child,
     load_all,
-    median_ms,
     noise,
-    paired_ratio,
     plain_file,
     publish,
     quantile,
-    take_turns,
     timed_ms,
 )
 from families import FAMILIES, QUICK, family
 
 FIRST_FLOOR, FIRST_P99_FLOOR, RELOAD_FLOOR = 1.2, 1.5, 50
+MOST_RUNS = 300
 LATER_RUNS = 4
 
 
@@ -71,6 +69,7 @@ def reload_and_eager(path: Path, threads: int, seconds: float) -> list[dict[str,
     from eager import StitchedNetwork
 
     from restnet_runtime.bundle import open_bundle
+    from restnet_runtime.turns import median_and_p95, take_turns
 
     bundle = open_bundle(path)
     executor, x = load_all(bundle, threads), noise(bundle)
@@ -85,15 +84,15 @@ def reload_and_eager(path: Path, threads: int, seconds: float) -> list[dict[str,
         stitch_id = bundle.routes.index(bundle.route(name))
         with torch.inference_mode():
             check_same(f"{name} in eager", network(tensor, stitch_id).numpy(), executor.run(x, name).logits)
-            ours, eager = take_turns([lambda: executor.run(x, name), lambda: network(tensor, stitch_id)], seconds)  # noqa: B023
+            turns = take_turns(lambda: executor.run(x, name), lambda: network(tensor, stitch_id), MOST_RUNS, max_s=seconds)  # noqa: B023
         rows.append(
             {
                 "family": path.name,
                 "route": name,
                 "load_ms": statistics.median(loads),
-                "latency_ms": median_ms(ours),
-                "eager_ms": median_ms(eager),
-                "eager_ratio": paired_ratio(ours, eager),
+                "latency_ms": median_and_p95(turns.ours_ms)[0],
+                "eager_ms": median_and_p95(turns.theirs_ms)[0],
+                "eager_ratio": turns.quickest_ratio,
             }
         )
     return rows

@@ -7,17 +7,16 @@ Sessions of one compiled route take turns with a plain session; prints each medi
 many processes beside it that only count.
 """
 
-import subprocess
-import sys
 import time
 
 import onnxruntime as ort
-from common import CACHE, REST_S, Result, arguments, check_same, noise, publish
+from common import CACHE, Result, arguments, check_same, neighbours, noise, publish, timed_ms
 from families import FAMILIES, family
 
 from restnet_runtime.compile import Compiler
 from restnet_runtime.profile import percentile
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session, share_arena
+from restnet_runtime.turns import REST_S
 
 WAITING = {
     "spin in a run": {"session.force_spinning_stop": "1"},
@@ -26,7 +25,6 @@ WAITING = {
     "never spin": {"session.intra_op.allow_spinning": "0"},
     "default": {},
 }
-BUSY = "import time; end = time.time() + 300\nwhile time.time() < end: sum(range(10000))"
 
 
 def session(graph: str, threads: int, entries: dict[str, str]) -> ort.InferenceSession:
@@ -60,18 +58,12 @@ def main() -> None:
     for name, candidate in sessions.items():
         check_same(name, infer(candidate, x), expected)
     times: dict[str, list[float]] = {name: [] for name in sessions}
-    neighbours = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(args.busy)]
-    for _ in range(args.rounds):
-        for name, candidate in sessions.items():
-            time.sleep(REST_S)
-            infer(candidate, x)
-            for _ in range(4):
-                started = time.perf_counter()
+    with neighbours(args.busy):
+        for _ in range(args.rounds):
+            for name, candidate in sessions.items():
+                time.sleep(REST_S)
                 infer(candidate, x)
-                times[name].append((time.perf_counter() - started) * 1e3)
-    for neighbour in neighbours:
-        neighbour.kill()
-        neighbour.wait()
+                times[name] += [timed_ms(lambda: infer(candidate, x)) for _ in range(4)]  # noqa: B023
     plain = percentile(times["plain"], 0.5)
     medians = {name: percentile(values, 0.5) for name, values in times.items()}
     result = Result(

@@ -14,10 +14,10 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from restnet_runtime.errors import SpecError
+from restnet_runtime.fields import FieldError, check
 from restnet_runtime.manifest import Name, Preprocessing
 
 from .checkpoints import fit_state, read_state
@@ -69,8 +69,8 @@ class AnchorSpec:
         default = re.sub(r"[^A-Za-z0-9.+-]+", "-", factory or target).strip("-.+")
         name = matched["name"] or default
         try:
-            TypeAdapter(Name).validate_python(name)
-        except ValidationError as error:
+            check(Name, name)
+        except FieldError as error:
             raise SpecError(
                 f"anchor {text!r} cannot be called {name!r}: a name has letters, digits and . _ ~ + -, at most 100; put ANCHOR= in front"
             ) from error

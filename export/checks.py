@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from restnet_runtime.errors import ExportError, SpecError
+from restnet_runtime.fields import FieldError, check
 from restnet_runtime.manifest import Name
 
 from .anchors import Anchor
@@ -22,8 +22,8 @@ def check_out(out: Path) -> None:
     """Better to learn now than after an hour of tuning that there can be no bundle. Raises `ExportError` and changes nothing."""
     name = out.resolve().name  # a bundle is called as its directory
     try:
-        TypeAdapter(Name).validate_python(name)
-    except ValidationError as error:
+        check(Name, name)
+    except FieldError as error:
         raise ExportError(
             f"a bundle cannot be called {name!r}: a name has letters, digits and . _ ~ + -, starts with a letter or digit, at most 100"
         ) from error

@@ -70,6 +70,9 @@ def parser() -> argparse.ArgumentParser:
         "--classes", type=Path, metavar="FILE", help="class names, a line each, in the anchors' order; an imagefolder is read in this order"
     )
     result.add_argument("--seed", type=int, default=0)
+    result.add_argument(
+        "--latency", action="store_true", help="measure every route on this machine; the report then shows accuracy over latency as well"
+    )
     result.add_argument("--quiet", action="store_true", help="print errors only")
     return result
 
@@ -140,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 preprocessing=GivenPreprocessing(mean, std, args.resize, args.interpolation, _crop_pct(args.crop_pct)),
                 input_shape=input_shape,
                 classes=_classes(args.classes),
+                latency=args.latency,
                 progress=not args.quiet,
                 **_of_choices(args),
             ),

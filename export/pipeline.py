@@ -1,8 +1,10 @@
 """From anchors to a bundle: load, cut, compare, stitch, fit, tune, score, write."""
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,18 +19,20 @@ from .anchors import Anchor, AnchorSpec, load_anchor
 from .checks import check_names, check_order, check_out, check_samples, class_names
 from .cuts import CutAnchor, cut_anchor
 from .data import Images, Samples, load_split
+from .figures import RouteResult
 from .finetune import finetune
 from .fitting import fit_layers
 from .inputs import agreed_input
+from .latency import measure_latencies
 from .parity import check_routes
-from .report import render_report
-from .routes import StitchedRoute, block_name, routes_of
+from .report import Report, render_report
+from .routes import block_name, joined_cuts, routes_of
 from .rules import AnchorShape, LayerPlan, restnet, sn_net, split_shared
 from .scoring import score_routes
 from .settings import ExportSettings
 from .similarity import Similarity, measure_similarity
 from .sources import segment_sources
-from .writer import BundleSource, RouteSource, SegmentSource, write_bundle
+from .writer import BundleSource, RouteSource, write_bundle
 
 TEACHER_IMAGES = 512
 """So many images tell which anchor teaches."""
@@ -79,42 +83,56 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     accuracies = score_routes(routes, anchors, layers, Samples(scoring, preprocessing, input_shape).batches())
     say(f"scored {len(routes)} routes on {len(scoring)} images")
 
-    segments = segment_sources(routes, anchors, layers, accuracies, settings.max_routes, say)
-    kept, sources = segments
+    kept, sources = segment_sources(routes, anchors, layers, accuracies, settings.max_routes, say)
     accuracy = dict(zip((route.name for route in routes), accuracies, strict=True))
-    report = render_report(
-        [(route.name, _macs(route, sources), accuracy[route.name], not route.layers) for route in kept],
+    versions = {package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")}
+    source = BundleSource(
+        name=settings.out.resolve().name,
+        classes=classes,
+        input_shape=input_shape,
+        preprocessing=preprocessing,
+        anchors=tuple(
+            AnchorEntry(
+                name=anchor.name,
+                source=anchor.source[:400],  # what the manifest takes; paths may be longer
+                segments=tuple(block_name(anchor.name, block) for block in range(len(anchor.blocks))),
+            )
+            for anchor in anchors.values()
+        ),
+        segments=tuple(sources.values()),
+        routes=tuple(RouteSource(route.name, route.segments(), accuracy[route.name]) for route in kept),
+        provenance=Provenance(
+            tool=f"restnet-export {__version__}",
+            rule=settings.rule,
+            finetune=settings.finetune,
+            seed=settings.seed,
+            fitted_on=len(samples.images),
+            scored_on=len(scoring),
+            versions=versions,
+        ),
+    )
+    latencies = _latencies(source, settings.out, say) if settings.latency else {}
+    report = Report(
+        [
+            RouteResult(
+                route.name,
+                sum(sources[name].macs for name in route.segments()),
+                sum(sources[name].params for name in route.segments()),
+                accuracy[route.name],
+                not route.layers,
+                latency_ms=latencies.get(route.name),
+            )
+            for route in kept
+        ],
         similarity,
-        {name: [_cut_label(block, cut.module) for block, cut in enumerate(anchor.cuts)] for name, anchor in anchors.items()},
+        {name: [f"{block} {cut.module}" for block, cut in enumerate(anchor.cuts)] for name, anchor in anchors.items()},
+        joined_cuts(kept),
+        {"command": "restnet-export", "version": __version__, **settings.told(), "versions": versions},
+        len(scoring),
     )
     probe = next(samples.batches(3))[0]
     return write_bundle(
-        BundleSource(
-            name=settings.out.resolve().name,
-            classes=classes,
-            input_shape=input_shape,
-            preprocessing=preprocessing,
-            anchors=tuple(
-                AnchorEntry(
-                    name=anchor.name,
-                    source=anchor.source[:400],  # what the manifest takes; paths may be longer
-                    segments=tuple(block_name(anchor.name, block) for block in range(len(anchor.blocks))),
-                )
-                for anchor in anchors.values()
-            ),
-            segments=tuple(sources.values()),
-            routes=tuple(RouteSource(route.name, route.segments(), accuracy[route.name]) for route in kept),
-            provenance=Provenance(
-                tool=f"restnet-export {__version__}",
-                rule=settings.rule,
-                finetune=settings.finetune,
-                seed=settings.seed,
-                fitted_on=len(samples.images),
-                scored_on=len(scoring),
-                versions={package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")},
-            ),
-            reports=report,
-        ),
+        replace(source, reports=render_report(report)),
         settings.out,
         check=lambda bundle: check_routes(bundle, kept, anchors, layers, probe),
     )
@@ -149,9 +167,9 @@ def _given_teacher(text: str, anchors: Sequence[Anchor]) -> str | Anchor:
     return teacher
 
 
-def _macs(route: StitchedRoute, sources: Mapping[str, SegmentSource]) -> int:
-    return sum(sources[name].macs for name in route.segments())
-
-
-def _cut_label(block: int, module: str) -> str:
-    return f"{block} {module}"
+def _latencies(source: BundleSource, out: Path, say: Callable[[str], None]) -> dict[str, float]:
+    """Of each route, on a bundle without a report that lies beside the one to come for so long."""
+    with tempfile.TemporaryDirectory(prefix=f".{source.name}.", dir=out.resolve().parent) as scratch:
+        found = measure_latencies(write_bundle(source, Path(scratch) / source.name), [route.name for route in source.routes])
+    say(f"measured {len(found)} routes: {min(found.values()):.2f} to {max(found.values()):.2f} ms")
+    return found

@@ -1,9 +1,11 @@
-"""Pictures and a page for people: which cuts are alike, and what the routes cost and score."""
+"""A page for people: what the routes cost and score, why these cuts were joined, how tuning went, and how to repeat it."""
 
+import base64
 import html
-import io
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,106 +13,150 @@ from numpy.typing import NDArray
 from restnet_runtime.routes import pareto_front
 from restnet_runtime.units import format_macs
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-RoutePoint = tuple[str, int, float, bool]
-"""Name, MACs, accuracy (0..1), whether it is an anchor."""
+from .figures import Curve, RouteResult, png, routes_figure, similarity_figure, tuning_figure
 
 
-def render_report(
-    routes: Sequence[RoutePoint],
-    similarity: Mapping[tuple[str, str], NDArray[np.float64]],
-    cuts: Mapping[str, Sequence[str]],
-) -> dict[str, bytes]:
-    """The report's files by path in the bundle: `report/routes.png`, `report/similarity.png`, `report/report.html`.
+@dataclass(frozen=True)
+class Report:
+    """What is told about an export.
 
-    similarity: CKA [cut of the first, cut of the second] by pair of anchors. cuts: names of each anchor's cuts.
+    similarity:  CKA [cut of the first, cut of the second] by pair of anchors; may be empty
+    cuts:        names of each anchor's cuts
+    joined:      cuts that stitching layers join, (cut of the front, cut of the end) by (front, end)
+    curves:      of tuning, with what they show in `curve_value`; may be empty
+    settings:    all that is needed to repeat the run, JSON values by name
+    scored_on:   number of images behind the accuracies
     """
+
+    routes: Sequence[RouteResult]
+    similarity: Mapping[tuple[str, str], NDArray[np.float64]]
+    cuts: Mapping[str, Sequence[str]]
+    joined: Mapping[tuple[str, str], Collection[tuple[int, int]]]
+    settings: Mapping[str, object]
+    scored_on: int
+    curves: Sequence[Curve] = ()
+    curve_value: str = "held-out loss"
+
+
+def render_report(report: Report) -> dict[str, bytes]:
+    """The report's files by path in the bundle: the pictures, `report/report.html`, which holds them too, and `report/settings.json`."""
+    pictures = {"routes.png": ("Accuracy over cost", png(routes_figure(report.routes)))}
+    if all(route.latency_ms is not None for route in report.routes):
+        pictures["latency.png"] = ("Accuracy over latency", png(routes_figure(report.routes, latency=True)))
+    if report.similarity:
+        pictures["similarity.png"] = ("Similarity of the cuts", png(similarity_figure(report.similarity, report.cuts, report.joined)))
+    if report.curves:
+        pictures["tuning.png"] = ("Tuning", png(tuning_figure(report.curves, report.curve_value)))
     return {
-        "report/routes.png": _png(routes_figure(routes)),
-        "report/similarity.png": _png(similarity_figure(similarity, cuts)),
-        "report/report.html": _page(routes).encode(),
+        **{f"report/{name}": picture for name, (_, picture) in pictures.items()},
+        "report/settings.json": (json.dumps(report.settings, indent=2) + "\n").encode(),
+        "report/report.html": _page(report, pictures).encode(),
     }
 
 
-def routes_figure(routes: Sequence[RoutePoint]) -> "Figure":
-    """Accuracy over cost: anchors, stitched routes, the Pareto front, and the straight line between the anchors."""
-    from matplotlib.figure import Figure
-
-    front = pareto_front((macs, accuracy) for _, macs, accuracy, _ in routes)
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    scale, unit = (1e9, "G") if max(point[1] for point in routes) >= 1e9 else (1e6, "M")
-    points = [(macs / scale, 100 * accuracy, anchor, on) for (_, macs, accuracy, anchor), on in zip(routes, front, strict=True)]
-    anchors = sorted((cost, percent) for cost, percent, anchor, _ in points if anchor)
-    best = sorted((cost, percent) for cost, percent, _, on in points if on)
-    dominated = [(cost, percent) for cost, percent, anchor, on in points if not anchor and not on]
-    stitched = [(cost, percent) for cost, percent, anchor, on in points if not anchor and on]
-    axes.plot(*_columns(anchors), color="0.7", linestyle="--", linewidth=1, label="straight line between the anchors")
-    axes.step(*_columns(best), where="post", color="tab:blue", linewidth=1, label="Pareto front")
-    for xy, color, marker, size, label in (
-        (dominated, "0.6", "o", 22, "stitched, dominated"),
-        (stitched, "tab:blue", "o", 30, "stitched, on the front"),
-        (anchors, "tab:orange", "*", 140, "anchors"),
-    ):
-        if xy:
-            x, y = _columns(xy)
-            axes.scatter(x, y, s=size, color=color, marker=marker, zorder=4 if marker == "*" else 3, label=label)
-    for name, macs, accuracy, anchor in routes:
-        if anchor:
-            axes.annotate(name, (macs / scale, 100 * accuracy), xytext=(6, -12), textcoords="offset points", fontsize=8)
-    axes.set_xlabel(f"cost, {unit}MACs per image")
-    axes.set_ylabel("top-1 accuracy on held-out images, %")
-    axes.margins(x=0.12, y=0.1)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
-    return figure
+def above_line(route: RouteResult, anchors: Sequence[RouteResult]) -> float | None:
+    """Accuracy above the straight line between the anchors next to it in cost, in points of a hundred; None for an anchor and outside."""
+    if route.anchor:
+        return None
+    ordered = sorted(anchors, key=lambda anchor: anchor.macs)
+    if not ordered or not ordered[0].macs <= route.macs <= ordered[-1].macs:
+        return None
+    line = np.interp(route.macs, [anchor.macs for anchor in ordered], [anchor.accuracy for anchor in ordered])
+    return 100 * (route.accuracy - float(line))
 
 
-def similarity_figure(similarity: Mapping[tuple[str, str], NDArray[np.float64]], cuts: Mapping[str, Sequence[str]]) -> "Figure":
-    """CKA between the cuts of neighbouring anchors, one heat map per pair."""
-    from matplotlib.figure import Figure
+_STYLE = """
+:root{color-scheme:light dark}
+body{font:15px/1.5 system-ui,sans-serif;max-width:64em;margin:2em auto;padding:0 1em}
+img{max-width:100%;background:#fff}
+table{border-collapse:collapse;width:100%}
+td,th{white-space:nowrap;padding:.2em .8em;text-align:right;border-bottom:1px solid #8884}
+td:first-child,th:first-child{text-align:left}
+th button{font:inherit;font-weight:bold;background:none;border:0;padding:0;color:inherit;cursor:pointer}
+th[aria-sort=ascending] button::after{content:" \\25B2"}
+th[aria-sort=descending] button::after{content:" \\25BC"}
+tr.anchor{font-weight:bold}
+tr.dominated{opacity:.65}
+pre{overflow:auto;padding:1em;background:#8882}
+"""
+_SORT = """
+for (const button of document.querySelectorAll("th button")) button.onclick = () => {
+  const head = button.parentElement, body = head.closest("table").tBodies[0];
+  const up = head.getAttribute("aria-sort") !== "ascending";
+  for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const key = row => { const text = row.cells[head.cellIndex].dataset.value; return text === "" ? null : isNaN(text) ? text : +text; };
+  [...body.rows].sort((a, b) => {
+    const x = key(a), y = key(b);
+    if (x === null || y === null) return (x === null) - (y === null);
+    return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1);
+  }).forEach(row => body.append(row));
+};
+"""
 
-    largest = max(max(values.shape) for values in similarity.values())
-    side = min(12.0, 3.0 + 0.3 * largest)
-    figure = Figure(figsize=(side * len(similarity) + 1, side), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(similarity), squeeze=False)[0]
-    for axes, ((rows, columns), values) in zip(panels, similarity.items(), strict=True):
-        image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        axes.set_xticks(range(len(cuts[columns])), cuts[columns], rotation=90, fontsize=7)
-        axes.set_yticks(range(len(cuts[rows])), cuts[rows], fontsize=7)
-        axes.set_xlabel(f"cuts of {columns}")
-        axes.set_ylabel(f"cuts of {rows}")
-        figure.colorbar(image, ax=axes, label="CKA (linear, debiased)")
-    return figure
 
-
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})  # the same picture is the same file
-    return buffer.getvalue()
-
-
-def _page(routes: Sequence[RoutePoint]) -> str:
-    front = pareto_front((macs, accuracy) for _, macs, accuracy, _ in routes)
-    rows = "\n".join(
-        f"<tr><td>{html.escape(name)}</td><td>{format_macs(macs)}</td><td>{accuracy:.2%}</td><td>{'yes' if on else ''}</td></tr>"
-        for (name, macs, accuracy, _), on in sorted(zip(routes, front, strict=True), key=lambda item: item[0][1])
+def _page(report: Report, pictures: Mapping[str, tuple[str, bytes]]) -> str:
+    shown = "\n".join(
+        f'<h2>{title}</h2>\n<img alt="{title.lower()}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+        for title, picture in pictures.values()
     )
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Routes</title>
-<style>body{{font-family:sans-serif;max-width:60em;margin:2em auto}}td,th{{padding:.2em 1em;text-align:left}}img{{max-width:100%}}</style>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>Routes</title>
+<style>{_STYLE}</style>
 <h1>Routes</h1>
-<img src="routes.png" alt="accuracy over cost">
-<table><tr><th>route</th><th>cost</th><th>accuracy</th><th>on the front</th></tr>
-{rows}
-</table>
-<h1>Similarity of the cuts</h1>
-<img src="similarity.png" alt="similarity of the cuts">
+<p>{html.escape(_summary(report))}</p>
+{shown}
+<h2>All routes</h2>
+{_table(report.routes)}
+<h2>How to repeat it</h2>
+<pre>{html.escape(json.dumps(report.settings, indent=2))}</pre>
+<script>{_SORT}</script>
 </html>
 """
+
+
+def _summary(report: Report) -> str:
+    routes = report.routes
+    front = pareto_front((route.macs, route.accuracy) for route in routes)
+    between = sum(on and not route.anchor for route, on in zip(routes, front, strict=True))
+    error = max(math.sqrt(route.accuracy * (1 - route.accuracy) / max(report.scored_on, 1)) for route in routes)
+    return (
+        f"{len(routes)} routes, {sum(route.anchor for route in routes)} of them anchors; "
+        f"{between} stitched routes are on the Pareto front. "
+        f"Accuracies are top-1 on {report.scored_on} held-out images: their standard error is up to {100 * error:.1f} points."
+    )
+
+
+def _table(routes: Sequence[RouteResult]) -> str:
+    """Every route by cost; a column that no route has is left out. Cells carry the value they are sorted by."""
+    anchors = [route for route in routes if route.anchor]
+    front = pareto_front((route.macs, route.accuracy) for route in routes)
+    on_front = {route.name: on for route, on in zip(routes, front, strict=True)}
+    columns: list[tuple[str, list[tuple[str, object]]]] = [
+        ("route", [(route.name, route.name) for route in routes]),
+        ("cost", [(format_macs(route.macs), route.macs) for route in routes]),
+        ("parameters", [(f"{route.params:,}", route.params) for route in routes]),
+        ("accuracy", [(f"{route.accuracy:.2%}", route.accuracy) for route in routes]),
+        ("before tuning", [_percent(route.untuned) for route in routes]),
+        ("above the line", [_points(above_line(route, anchors)) for route in routes]),
+        ("latency", [("", "") if route.latency_ms is None else (f"{route.latency_ms:.2f} ms", route.latency_ms) for route in routes]),
+        ("on the front", [("yes", 1) if on_front[route.name] else ("", 0) for route in routes]),
+    ]
+    filled = [(name, cells) for name, cells in columns if any(text for text, _ in cells)]
+    head = "".join(f'<th scope="col"><button type="button">{name}</button></th>' for name, _ in filled)
+    rows = []
+    for index in sorted(range(len(routes)), key=lambda index: (routes[index].macs, routes[index].name)):
+        kind = "anchor" if routes[index].anchor else "" if on_front[routes[index].name] else "dominated"
+        cells = "".join(
+            f'<td data-value="{html.escape(str(value))}">{html.escape(text)}</td>' for text, value in (cells[index] for _, cells in filled)
+        )
+        rows.append(f'<tr class="{kind}">{cells}</tr>')
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody>\n</table>"
+
+
+def _percent(accuracy: float | None) -> tuple[str, object]:
+    return ("", "") if accuracy is None else (f"{accuracy:.2%}", accuracy)
+
+
+def _points(points: float | None) -> tuple[str, object]:
+    return ("", "") if points is None else (f"{points:+.1f}", points)

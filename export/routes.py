@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
@@ -55,3 +56,12 @@ def routes_of(anchors: Mapping[str, CutAnchor], plans: Sequence[LayerPlan]) -> l
     for plan in plans:
         parts += [((Part(plan.front, 0, j), Part(plan.end, k, blocks[plan.end] - 1)), (plan.name,)) for j, k in plan.pairs]
     return [StitchedRoute(route_name(part, blocks), part, layers) for part, layers in parts]
+
+
+def joined_cuts(routes: Sequence[StitchedRoute]) -> dict[tuple[str, str], set[tuple[int, int]]]:
+    """Where the routes cross: (cut of the front, cut of the end) by (front, end)."""
+    found: dict[tuple[str, str], set[tuple[int, int]]] = {}
+    for route in routes:
+        for front, end in pairwise(route.parts):
+            found.setdefault((front.anchor, end.anchor), set()).add((front.last, end.first - 1))
+    return found

@@ -1,7 +1,7 @@
 """What an export was asked for."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -90,6 +90,7 @@ class ExportSettings:
     stages, kernel, stride: of the rule sn-net
     teacher:        an anchor by name, or a spec of another network; default: the strongest anchor
     tuning:         how to fine-tune; `finetune` and `seed` stand in for its mode and seed
+    latency:        measure every route on this machine, for the report
     """
 
     anchors: tuple[str, ...]
@@ -109,4 +110,19 @@ class ExportSettings:
     kernel: int = 2
     stride: int = 1
     tuning: TuneSettings = field(default_factory=TuneSettings)
+    latency: bool = False
     progress: bool = True
+
+    def told(self) -> dict[str, object]:
+        """As JSON values by name, for whoever wants to repeat the run."""
+
+        def plain(value: object) -> object:
+            return {name: plain(part) for name, part in vars(value).items()} if is_dataclass(value) else _json(value)
+
+        return {name: plain(value) for name, value in vars(self).items() if name != "progress"}
+
+
+def _json(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_json(part) for part in value]
+    return str(value) if isinstance(value, Path) else value

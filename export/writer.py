@@ -10,18 +10,18 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from pydantic import ValidationError
 
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compose import INLINE_BELOW_BYTES, check_graphs, external_extent
 from restnet_runtime.errors import BundleError, ExportError
+from restnet_runtime.fields import FieldError, read
 from restnet_runtime.files import file_sha256
 from restnet_runtime.manifest import (
     FORMAT,
@@ -50,7 +50,7 @@ class SegmentSource:
     """
 
     name: str
-    kind: str
+    kind: Literal["block", "stitch"]
     anchor: str | None
     module: str
     input_shape: tuple[int, ...]
@@ -103,10 +103,8 @@ def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle]
         if check is not None:
             check(written)
         _replace(scratch, target)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(step) for step in first["loc"])
-        raise ExportError(f"the bundle {source.name!r} cannot be written: {error.title} {where}: {first['msg']}") from error
+    except FieldError as error:
+        raise ExportError(f"the bundle {source.name!r} cannot be written: {error.where}: {error.message}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return open_bundle(target)
@@ -136,18 +134,16 @@ def _write(source: BundleSource, root: Path) -> None:
             (root / path).write_bytes(model.SerializeToString(deterministic=True))
             extents[part.name] = {external_extent(tensor) for tensor in model.graph.initializer} - {(0, 0)}
             segments.append(
-                Segment.model_validate(
-                    {
-                        "name": part.name,
-                        "kind": part.kind,
-                        "anchor": part.anchor,
-                        "module": part.module,
-                        "input_shape": part.input_shape,
-                        "output_shape": part.output_shape,
-                        "macs": part.macs,
-                        "params": part.params,
-                        "graphs": {part.precision: Graph(file=path, weight_bytes=_bytes(extents[part.name]))},
-                    }
+                Segment(
+                    name=part.name,
+                    kind=part.kind,
+                    anchor=part.anchor,
+                    module=part.module,
+                    input_shape=part.input_shape,
+                    output_shape=part.output_shape,
+                    macs=part.macs,
+                    params=part.params,
+                    graphs={part.precision: Graph(file=path, weight_bytes=_bytes(extents[part.name]))},
                 )
             )
     for path, data in source.reports.items():
@@ -171,7 +167,9 @@ def _write(source: BundleSource, root: Path) -> None:
         },
         provenance=source.provenance,
     )
-    (root / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1, exclude_defaults=False) + "\n")
+    text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+    read(Manifest, json.loads(text))
+    (root / MANIFEST_FILE).write_text(text, encoding="utf-8")
     for written in root.rglob("*"):
         _sync(written)
     _sync(root)

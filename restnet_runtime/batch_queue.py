@@ -4,8 +4,11 @@ Batches are run one at a time, or as many as the cores carry. A request for whic
 is run at once. Of the others, who finds a run free leads it; who finds none waits, and whoever ends a run makes room for the next
 leader: first come, first served, with all that wait for the same. A leader waits a moment for company that is on its way where
 the plan says so, but never while others wait.
+
+In mode auto a request is asked about first (`apart`): for which nothing is to be gained together, that one does not come here at all.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from restnet_runtime.batch_apart import Apart
 from restnet_runtime.batch_plan import BatchSettings, Plan, plan
 from restnet_runtime.batch_trials import BatchTrials
 
@@ -22,6 +26,8 @@ Key = tuple[str, float | None, tuple[int, ...], str]
 
 SINGLE_EVERY = 16
 """Of so many batches in a row one is of a single request: only that can be compared with the route's profile."""
+_FADE = 63 / 64
+"""A peak of company counts for so much less with every request."""
 
 
 class Event(Protocol):
@@ -36,7 +42,7 @@ class Request:
     """One caller.
 
     wake:       called when it leads `group`, or has its outcome
-    attending:  it was counted as coming before
+    attending:  as what it was counted among the coming before, and will be again; `None` if it was not
     outcome:    whatever its owner makes of the run; `None` before
     gone:       it has left
     """
@@ -45,7 +51,7 @@ class Request:
     key: Key
     arrived_s: float
     wake: Callable[[], None]
-    attending: bool = False
+    attending: object = None
     group: "Group | None" = None
     outcome: Any = None
     gone: bool = False
@@ -79,11 +85,12 @@ class Group:
 
 
 class BatchQueue:
-    """Not thread safe: its owner holds one lock for all of it.
+    """Not thread safe but for `beside`, `coming` and `apart`: its owner holds one lock for all the others.
 
     runs:        how many batches may run at once now
     single_ms:   profiled milliseconds of a single run of a route, `None` if unknown
     make_event:  of new `Event`s
+    room:        how many inputs a run of a route may have now
     """
 
     def __init__(
@@ -92,22 +99,43 @@ class BatchQueue:
         runs: Callable[[], int],
         single_ms: Callable[[str], float | None],
         make_event: Callable[[], Event],
+        room: Callable[[str], int] = lambda _: sys.maxsize,
     ) -> None:
         self._settings, self._at_once, self._single_ms, self._make_event = settings, runs, single_ms, make_event
+        self._room = room
         self._closed = False
-        self.coming = 0
+        self.coming: set[object] = set()
         """Requests that are here without a route yet, or any more."""
+        self.beside = Apart()
+        """Requests that run without this queue."""
         self._company: dict[Key, int] = {}
         self._running = self._gated = 0
         self._busy_since_s = 0.0
         self._waiting: list[Request] = []
         self._open: dict[Key, Group] = {}  # their leaders wait for company
         self._trials: dict[tuple[str, int], BatchTrials] = {}
+        self._peaks: dict[str, float] = {}  # of company, by route; two threads that set one at once may lose one
         self.requests = self.shared = self.runs = self._turns = 0
 
     @property
     def idle(self) -> bool:
-        return not (self._running or self._waiting)
+        return not (self._running or self._waiting or self.beside.running)
+
+    def apart(self, key: Key, attending: object = None) -> tuple[bool, BatchTrials | None]:
+        """Whether a single request of that key, which is not here yet, had better run by itself; and what is told of it then."""
+        company = 1 + self._others(key) - (attending in self.coming)
+        if company <= 1:
+            return True, None
+        trials = self._trials_of(key[0], company)
+        if trials.alone:
+            return True, trials
+        return plan(trials.measured, key[1], min(company, self._room(key[0])), self._settings).size == 1, trials
+
+    def look(self) -> None:
+        """Count what ran apart since, and learn from it."""
+        ended = self.beside.take()
+        self.requests += ended
+        self.runs += ended
 
     def close(self) -> None:
         """Nobody waits for company any more."""
@@ -116,7 +144,7 @@ class BatchQueue:
 
     def enter(self, request: Request, now_s: float) -> None:
         """Join a group that waits for company, lead a run of one's own, or wait for one."""
-        self.coming -= request.attending
+        self.coming.discard(request.attending)
         self._company[request.key] = self._company.get(request.key, 0) + 1
         group = self._open.get(request.key)
         if group is not None and request.single:
@@ -148,22 +176,24 @@ class BatchQueue:
         self._company[request.key] -= 1
         if not self._company[request.key]:
             del self._company[request.key]
-        self.coming += request.attending
+        if request.attending is not None:
+            self.coming.add(request.attending)
 
     def _form(self, leader: Request, now_s: float) -> bool:
         """Give `leader` a run, with those who wait for the same; whether one could be had."""
-        company = self._company[leader.key] + self.coming if leader.single else 1
+        company = self._others(leader.key) if leader.single else 1
         mates: list[Request] = []
         planned, trials = Plan(), None
         if company > 1:
-            trials = self._trials_of(leader.key[0], min(company, self._settings.max_batch))
+            trials = self._trials_of(leader.key[0], company)
             mates = [other for other in self._waiting if other is not leader and other.key == leader.key and other.single]
             waited_ms = (now_s - leader.arrived_s) * 1e3
-            planned = plan(trials.measured, leader.key[1], company, self._settings, gathered=1 + len(mates), waited_ms=waited_ms)
+            most = min(company, self._room(leader.key[0]))
+            planned = plan(trials.measured, leader.key[1], most, self._settings, gathered=min(most, 1 + len(mates)), waited_ms=waited_ms)
         gated = planned.size > 1
         if gated and self._gated >= self._at_once():
             return False
-        group = leader.group = Group([leader], planned, trials, gated, beside=self._running > 0)
+        group = leader.group = Group([leader], planned, trials, gated, beside=self._running + self.beside.running > 0)
         self._turns += gated
         if gated and self._turns % SINGLE_EVERY == 0:
             group.out_of_turn = True
@@ -183,12 +213,16 @@ class BatchQueue:
         leader.wake()
         return True
 
-    def _trials_of(self, route: str, most: int) -> BatchTrials:
-        """By power of two of the company: what pays with eight does not have to with two."""
-        most = 2 ** (most.bit_length() - 1)
-        if (route, most) not in self._trials:
-            self._trials[route, most] = BatchTrials(most, self._single_ms(route))
-        return self._trials[route, most]
+    def _others(self, key: Key) -> int:
+        """Requests in flight that may share a run of that key, or come to."""
+        return self._company.get(key, 0) + self.beside.company(key) + len(self.coming)
+
+    def _trials_of(self, route: str, company: int) -> BatchTrials:
+        """By power of two of the company, of late at its peak: what pays with eight does not have to with two."""
+        peak = self._peaks[route] = max(company, _FADE * self._peaks.get(route, 0.0))
+        most = 2 ** (min(round(peak), self._settings.max_batch).bit_length() - 1)
+        known = self._trials.get((route, most))
+        return known or self._trials.setdefault((route, most), BatchTrials(most, self._single_ms(route)))
 
     def _hurry(self) -> None:
         for group in list(self._open.values()):

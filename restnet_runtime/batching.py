@@ -3,6 +3,7 @@
 There is no thread here and no queue of anything but blocked callers: one of them runs the batch for all.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from restnet_runtime.batch_plan import BatchSettings
-from restnet_runtime.batch_queue import BatchQueue, Input, Request
+from restnet_runtime.batch_queue import BatchQueue, Input, Key, Request
+from restnet_runtime.batch_trials import BatchTrials
 from restnet_runtime.errors import RestnetError
 from restnet_runtime.executor import Answer
 from restnet_runtime.profile import RouteProfile
@@ -65,6 +67,7 @@ class Batcher:
 
     runs:   how many batches may run at once now; quick, asked with a lock held
     clock:  seconds that never step back
+    room:   how many inputs a run of a route may have now, at least 1; as quick as `runs`
     """
 
     def __init__(
@@ -73,11 +76,12 @@ class Batcher:
         settings: BatchSettings | None = None,
         runs: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.perf_counter,
+        room: Callable[[str], int] = lambda _: sys.maxsize,
     ) -> None:
         self.settings = settings or BatchSettings()
         self._executor, self._clock = executor, clock
         self._lock = threading.Lock()  # guards the next two; nothing is run and nobody waited for while it is held
-        self._queue = BatchQueue(self.settings, runs, self._single_ms, threading.Event)
+        self._queue = BatchQueue(self.settings, runs, self._single_ms, threading.Event, room)
         self._closed = False
         self._short: dict[str, bool] = {}
         self._left = threading.Condition(self._lock)
@@ -96,16 +100,16 @@ class Batcher:
         if self.settings.mode == "off":
             yield self.run
             return
-        with self._lock:
-            self._queue.coming += 1
+        token = object()
+        self._queue.coming.add(token)
         try:
-            yield partial(self._run, attending=True)
+            yield partial(self._run, attending=token)
         finally:
-            with self._lock:
-                self._queue.coming -= 1
+            self._queue.coming.discard(token)
 
     def counts(self) -> BatchCounts:
         with self._lock:
+            self._queue.look()
             return BatchCounts(self._queue.requests, self._queue.shared, self._queue.runs)
 
     def close(self) -> None:
@@ -115,15 +119,48 @@ class Batcher:
             self._queue.close()
             self._left.wait_for(lambda: self._queue.idle)
 
-    def _run(self, x: Input, route: str, limit_ms: float | None, attending: bool = False) -> Batched:
-        if self.settings.mode == "auto" and self._too_short(route):
-            return Batched(self._executor.run(x, route))
+    def _run(self, x: Input, route: str, limit_ms: float | None, attending: object = None) -> Batched:
+        key = (route, limit_ms, x.shape[1:], x.dtype.str)
+        if self.settings.mode == "auto":
+            if self._too_short(route):
+                return Batched(self._executor.run(x, route))
+            if len(x) == 1:
+                apart, trials = self._queue.apart(key, attending)
+                if apart:
+                    return self._run_apart(x, key, trials, attending)
+        return self._run_queued(x, key, attending)
+
+    def _run_apart(self, x: Input, key: Key, trials: BatchTrials | None, attending: object) -> Batched:
+        """Run x by itself and at once. No lock is waited for here."""
+        queue, failed = self._queue, True
+        queue.coming.discard(attending)
+        run = queue.beside.begin(key, trials, self._clock())
+        try:
+            if self._closed:  # looked at only now: whoever closes looks for runs after that
+                raise _stopped()
+            answer = self._executor.run(x, key[0])
+            failed = False
+        finally:
+            queue.beside.end(run, self._clock(), failed)
+            if attending is not None:
+                queue.coming.add(attending)
+            if self._closed:
+                with self._lock:
+                    self._left.notify_all()
+            elif queue.beside.due and self._lock.acquire(blocking=False):
+                try:
+                    queue.look()
+                finally:
+                    self._lock.release()
+        return Batched(answer)
+
+    def _run_queued(self, x: Input, key: Key, attending: object) -> Batched:
         woken = threading.Lock()  # taken twice: a tenth of the cost of an event
         woken.acquire()
-        request = Request(x, (route, limit_ms, x.shape[1:], x.dtype.str), self._clock(), woken.release, attending)
+        request = Request(x, key, self._clock(), woken.release, attending)
         with self._lock:
             if self._closed:
-                raise RestnetError("no more requests are run: the engine has been stopped")
+                raise _stopped()
             self._queue.enter(request, request.arrived_s)
         try:
             woken.acquire()
@@ -170,6 +207,10 @@ class Batcher:
     def _single_ms(self, route: str) -> float | None:
         profile = self._executor.profile(route)
         return None if profile is None else profile.latency_ms
+
+
+def _stopped() -> RestnetError:
+    return RestnetError("no more requests are run: the engine has been stopped")
 
 
 def _own(error: Exception) -> Exception:

@@ -3,21 +3,20 @@
 import time
 from dataclasses import asdict, dataclass, replace
 
-import numpy as np
-
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import Bundle
 from restnet_runtime.engine import Engine
 from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Executor, preparation_order
 from restnet_runtime.loader import Loader
 from restnet_runtime.machine import describe_machine
 from restnet_runtime.memory import footprint
+from restnet_runtime.noise import noise
 from restnet_runtime.policy import Candidate, Decision, History, decide
 from restnet_runtime.profile import percentile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
 from restnet_runtime.tables import table
+from restnet_runtime.threads import describe_threads
 from restnet_runtime.units import format_bytes, format_macs, format_ms
 
 
@@ -25,6 +24,7 @@ from restnet_runtime.units import format_bytes, format_macs, format_ms
 class RouteFigures:
     """One route on this device; latencies of one request at batch 1.
 
+    threads:                 of one request: a small route runs on one
     predicted_ms:            from the profile that the policy uses
     median_ms, p95_ms:       measured now, interleaved with the other routes shown
     predicted_memory_bytes:  PSS of this process with this route alone, as the policy predicts it
@@ -36,6 +36,7 @@ class RouteFigures:
     name: str
     macs: int
     accuracy: float | None
+    threads: int
     predicted_ms: float
     median_ms: float
     p95_ms: float
@@ -51,6 +52,7 @@ class Benchmark:
     failed:     routes that cannot be loaded here, and why
     pss_bytes:  of this process with all routes resident
     switch_ms:  median of replacing the current route
+    threads:    the most that one of the three runs on
     load_ms:    median of making a route resident from a warm compiled cache: what a reload on the request path would cost;
                 `None` for a bundle of one route, which cannot be released
     """
@@ -76,7 +78,7 @@ class Benchmark:
         return asdict(self)
 
 
-def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Benchmark:
+def run_benchmark(engine: Engine, budget: Budget, runs: int) -> Benchmark:
     """Load every route, choose under `budget` as the policy does, and measure the choice beside its neighbours on the front.
 
     Raises `CompileError` when not one route can be loaded.
@@ -114,7 +116,7 @@ def run_benchmark(engine: Engine, budget: Budget, threads: int, runs: int) -> Be
         pss_bytes=pss_bytes,
         switch_ms=switch_ms,
         load_ms=percentile(load_ms, 0.5) if load_ms else None,
-        threads=threads,
+        threads=max(one.threads for one in figures.values()),
         machine=describe_machine(),
     )
 
@@ -123,11 +125,6 @@ def choose(executor: Executor, budget: Budget) -> Decision:
     """What the policy says under `budget` alone, of the routes that are loaded: neither history nor the device's state count."""
     routes = [route for route in executor.bundle.routes if route.name in executor.loaded]
     return decide(Reading(), budget, [Candidate(route, executor.profile(route.name)) for route in routes], History(), now_s=0.0)
-
-
-def noise(bundle: Bundle) -> np.ndarray:
-    """One input (1, C, H, W) float32: timing does not depend on what an image shows."""
-    return np.random.default_rng(0).standard_normal((1, *bundle.manifest.input.shape)).astype(np.float32)
 
 
 def neighbours(chosen: Route, routes: list[Route]) -> tuple[Route | None, Route | None]:
@@ -142,7 +139,7 @@ def render(benchmark: Benchmark) -> str:
     """The benchmark for a terminal."""
     shown = [figures for figures in (benchmark.cheaper, benchmark.chosen, benchmark.dearer) if figures is not None]
     lines = [
-        f"bundle {benchmark.bundle}, budget {benchmark.budget}, {benchmark.threads} threads",
+        f"bundle {benchmark.bundle}, budget {benchmark.budget}, {describe_threads(figures.threads for figures in shown)}",
         f"route  {benchmark.chosen.name}: {benchmark.reason}",
         "",
         table(
@@ -191,6 +188,7 @@ def _measure(executor: Executor, shown: dict[str, Route], runs: int) -> dict[str
             name=route.name,
             macs=route.macs,
             accuracy=route.accuracy,
+            threads=profile.threads,
             predicted_ms=profile.latency_ms,
             median_ms=percentile(times[role], 0.5),
             p95_ms=percentile(times[role], 0.95),

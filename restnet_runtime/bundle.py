@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from restnet_runtime.errors import BundleError
+from restnet_runtime.fields import FieldError, read
 from restnet_runtime.files import check_file, read_file
 from restnet_runtime.manifest import FORMAT, MANIFEST_FILE, VERSION, WEIGHTS_FILE, Manifest, RouteEntry, Segment
 from restnet_runtime.routes import Route, pareto_front
 
+SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "digits"
+"""The bundle that comes with the package: scikit-learn's digits, 8x8, light ink on dark."""
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_GRAPH_BYTES = 8 * 2**20
 """Parsing takes up to some hundred times the bytes of a hostile file: these bound it on a small device."""
@@ -100,13 +101,11 @@ def _parse_manifest(raw: bytes) -> Manifest:
         hint = "; a newer restnet-runtime may" if type(version) is int and version > VERSION else ""
         raise BundleError(MANIFEST_FILE, f"has version {_shown.repr(version)}, this reader understands {VERSION}{hint}")
     try:
-        # As JSON, so that lists are read as tuples and nothing is coerced from the wrong type.
-        return Manifest.model_validate_json(raw, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(step) for step in first["loc"])[:200] or "the whole"
+        return read(Manifest, document)
+    except FieldError as error:
+        where = error.where[:200]
         where = where if where.isprintable() else ascii(where)
-        raise BundleError(MANIFEST_FILE, f"{where}: {first['msg']} (got {_shown.repr(first['input'])})") from error
+        raise BundleError(MANIFEST_FILE, f"{where}: {error.message} (got {_shown.repr(error.found)})") from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,20 +16,20 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from restnet_runtime.cache_writer import CacheWriter
-from restnet_runtime.catalog import FILE, LINKED, Catalog, CompiledRoute, DamagedCacheError
+from restnet_runtime.catalog import FILE, LEVELS, LINKED, Catalog, CompiledRoute, DamagedCacheError, Shortage
 from restnet_runtime.checksum import file_checksum
-from restnet_runtime.mapping import write_atomically
+from restnet_runtime.replacement import write_atomically
 from restnet_runtime.shelf import IN_USE, SCRATCH, Shelf
 
-__all__ = ["Cache", "CompiledRoute", "DamagedCacheError", "LockedCache", "write_atomically"]
+__all__ = ["Cache", "CompiledRoute", "DamagedCacheError", "LockedCache"]
 
 _DAMAGE = (DamagedCacheError, OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
@@ -48,6 +48,7 @@ class Cache:
         weakref.finalize(self, os.close, self.shelf.claim(digest))
         self.shelf.make_room()
         self._intact: set[tuple[str, int]] = set()
+        self._checking = threading.Lock()  # or two threads would read what their routes share twice
         self._read_as: tuple[tuple[int, int, int], Catalog] | None = None
 
     def get(self, name: str) -> CompiledRoute | None:
@@ -111,6 +112,10 @@ class Cache:
 
     def _verify(self, file: str, extents: list[tuple[int, int, int, str]]) -> None:
         """Check (offset, address, length, checksum) in a file, each once in this process."""
+        with self._checking:
+            self._check(file, extents)
+
+    def _check(self, file: str, extents: list[tuple[int, int, int, str]]) -> None:
         unknown = [extent for extent in extents if (file, extent[1]) not in self._intact]
         if not unknown:
             return
@@ -135,6 +140,18 @@ class LockedCache:
             self.drop()
             return None
 
+    def mark(self, name: str, shortage: Shortage) -> bool:
+        """Remember why a route is at a lesser level. Returns whether that is on disk: not if the route is at the best level by now."""
+        try:
+            catalog = self._cache._read(anew=True)
+            if catalog is None or name not in catalog.routes or catalog.routes[name]["level"] == LEVELS[0]:
+                return False
+            catalog.mark(name, shortage)
+            write_atomically(self._cache.path / FILE, catalog.dump(self._cache.key), sync=False)
+        except _DAMAGE:
+            return False
+        return True
+
     def drop(self) -> None:
         """Forget everything. Files that sessions have mapped stay valid for them: they are unlinked, not truncated."""
         for path in self._cache.path.iterdir():
@@ -149,7 +166,7 @@ class LockedCache:
         """A directory on the same file system, removed afterwards; so is what a killed process left in its own."""
         for left in self._cache.path.glob(SCRATCH):
             shutil.rmtree(left, ignore_errors=True)
-        path = self._cache.path / f"tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        path = self._cache.path / f"tmp-{os.getpid()}-{os.urandom(4).hex()}"
         path.mkdir()
         try:
             yield path
@@ -163,7 +180,7 @@ class LockedCache:
         bundle_weights: the file to share tensors with, if there is one
         """
         cache = self._cache
-        catalog = cache._read(anew=True) or Catalog(weights=f"weights-{secrets.token_hex(8)}.bin")
+        catalog = cache._read(anew=True) or Catalog(weights=f"weights-{os.urandom(8).hex()}.bin")
         self._sweep(catalog)
         writer = CacheWriter(cache.path, cache.key, catalog, cache._intact, cache.shelf.make_room, bundle_weights)
         try:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from restnet_runtime.catalog import FILE, LEVELS, LINKED, Catalog, CompiledRoute, DamagedCacheError, Packed
 from restnet_runtime.checksum import checksum, file_checksum
 from restnet_runtime.errors import RoomError
-from restnet_runtime.mapping import write_atomically
+from restnet_runtime.replacement import write_atomically
 from restnet_runtime.units import format_bytes
 
 _SMALL_ALIGN = 64
@@ -114,7 +113,7 @@ class CacheWriter:
         Nothing is synced: what a power failure leaves unwritten is found by its checksum, and a cache can be made again.
         """
         self._reserve(len(graph))
-        file = f"route-{hashlib.sha256(name.encode()).hexdigest()[:16]}-{secrets.token_hex(4)}.onnx"
+        file = f"route-{hashlib.sha256(name.encode()).hexdigest()[:16]}-{os.urandom(4).hex()}.onnx"
         write_atomically(self._path / file, graph, sync=False)
         self._catalog.add(name, file, hashlib.sha256(graph).hexdigest(), self._used, touched, level)
         write_atomically(self._path / FILE, self._catalog.dump(self._key), sync=False)
@@ -168,7 +167,7 @@ class CacheWriter:
 
 def _link(source: Path, path: Path) -> str | None:
     """A hard link to the bundle's weights beside the graphs: ONNX Runtime takes no weights from outside, nor a symbolic link there."""
-    name = f"bundle-{secrets.token_hex(8)}.bin"
+    name = f"bundle-{os.urandom(8).hex()}.bin"
     try:
         if not source.stat().st_size:
             return None

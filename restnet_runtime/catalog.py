@@ -31,10 +31,22 @@ class DamagedCacheError(Exception):
 
 
 @dataclass(frozen=True)
+class Shortage:
+    """Why a route was compiled to a lesser level than was asked for, where that was for want of room.
+
+    tries: how often it has been tried again since
+    """
+
+    reason: str
+    tries: int = 0
+
+
+@dataclass(frozen=True)
 class CompiledRoute:
     """One compiled route on disk.
 
     level:    how its weights are kept, one of `LEVELS`
+    shortage: why it is not a better one, where there was no room for it
     extents:  (address, length, checksum) of everything that its graph refers to
     touched:  (address, length) of what a session reads when it runs (a raw tensor with a packed twin is read at load only)
     weights:  the shared weights file
@@ -49,6 +61,7 @@ class CompiledRoute:
     level: CompiledLevel
     weights: Path
     linked: Path | None
+    shortage: Shortage | None = None
 
     def located(self, extents: Iterable[tuple[int, int]]) -> dict[Path, list[tuple[int, int]]]:
         """(address, length) as (offset, length) by the file that they lie in."""
@@ -98,6 +111,7 @@ class Catalog:
             level=entry["level"],
             weights=path / self.weights,
             linked=None if self.linked is None else path / self.linked,
+            shortage=_shortage(entry.get("shortage")),
         )
 
     def add(self, name: str, graph: str, graph_sha256: str, extents: Iterable[int], touched: Iterable[int], level: str) -> None:
@@ -109,6 +123,10 @@ class Catalog:
             "touched": sorted(touched),
             "level": level,
         }
+
+    def mark(self, name: str, shortage: Shortage) -> None:
+        """Enter why a route is at a lesser level, until it is added anew."""
+        self.routes[name]["shortage"] = [shortage.reason, shortage.tries]
 
     def files(self) -> set[str]:
         """Names of the files that it refers to."""
@@ -152,9 +170,16 @@ class Catalog:
 
 
 def _plain_name(name: object) -> str:
-    if not isinstance(name, str) or not name or Path(name).name != name:
+    if not isinstance(name, str) or not name or name == ".." or Path(name).name != name:
         raise DamagedCacheError(f"{name!r} is not a file name")
     return name
+
+
+def _shortage(entry: Any) -> Shortage | None:
+    if entry is None:
+        return None
+    reason, tries = entry
+    return Shortage(str(reason), int(tries))
 
 
 def _packed(entry: Any) -> Packed:

@@ -3,21 +3,27 @@
 import argparse
 import json
 import logging
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from restnet_runtime import __version__
 from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import open_bundle
-from restnet_runtime.engine import SHIPPED_BUNDLE, Engine
+from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
 from restnet_runtime.errors import CompileError, RestnetError, UnitError
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.providers import NAMES
 from restnet_runtime.tables import routes_table
 from restnet_runtime.units import format_bytes, parse_quantity
+
+if TYPE_CHECKING:
+    from restnet_runtime.engine import Engine
 
 _FIRST_ROUTE_S = 120.0
 BUDGET_HELP = (
@@ -113,12 +119,42 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
 
 def _run(command: str, action: Callable[[], int]) -> int:
     try:
-        return action()
+        with _terminable():
+            return action()
     except (RestnetError, OSError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130  # as shells have it for SIGINT
+        return 128 + signal.SIGINT  # as shells have it
+    except _TerminatedError:
+        return 128 + signal.SIGTERM
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds what runs, as Ctrl-C does, instead of killing the process in the midst of it."""
+    told: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        raise _TerminatedError
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # not ours to handle
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except Exception as error:
+        if told:  # what is interrupted may make an error of its own of it: a class that is being made does
+            raise _TerminatedError from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def serve(argv: Sequence[str] | None = None) -> int:
@@ -212,7 +248,7 @@ def _bench(args: argparse.Namespace) -> int:
     from restnet_runtime.bench import render, run_benchmark
 
     engine = _open(args)
-    result = run_benchmark(engine, args.budget, engine.executor.settings.threads, args.runs)
+    result = run_benchmark(engine, args.budget, args.runs)
     engine.stop()
     print(render(result))
     if args.json is not None:
@@ -230,7 +266,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.cache_size is not None:
         raise CompileError("--compare keeps whatever it compiles: leave --cache-size out")
     if args.json is not None:
-        args.json.open("a").close()  # a place that cannot be written is better known before minutes of measuring
+        _check_writable(args.json)  # better known before minutes of measuring
     try:
         result = compare_plain(
             open_bundle(args.bundle),
@@ -246,6 +282,15 @@ def _compare(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
     return 0 if result.feasible else 1
+
+
+def _check_writable(file: Path) -> None:
+    """Raise `OSError` if `file` cannot be written. It is left as it is, and not made."""
+    target = file.resolve()
+    there = target.exists()
+    file.open("a").close()
+    if not there:
+        target.unlink()
 
 
 def _show_step(text: str) -> None:
@@ -275,7 +320,9 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace, batching: BatchSettings | Mode = "off") -> Engine:
+def _open(args: argparse.Namespace, batching: BatchSettings | Mode = "off") -> "Engine":
+    from restnet_runtime.engine import Engine  # not above, because it imports ONNX Runtime: a signal meanwhile is to end this quietly
+
     return Engine.open(
         args.bundle,
         args.budget,

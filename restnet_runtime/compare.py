@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from restnet_runtime.bench import choose, noise
+from restnet_runtime.bench import choose
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.comparison import Comparison, MemoryComparison, RouteComparison
@@ -24,6 +24,7 @@ from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Executor, preparation_order
 from restnet_runtime.growth import measure_growth, memory_available_bytes, room_for_plain
 from restnet_runtime.machine import describe_machine
+from restnet_runtime.noise import noise
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings, infer, joined_graph, load_session, plain_session
 from restnet_runtime.turns import Turns, median_and_p95, take_turns
@@ -84,7 +85,7 @@ def compare_plain(
         routes=tuple(rows),
         memory=MemoryComparison.of(ours, plain),
         failed={**made.failed, **lost},
-        threads=threads,
+        threads=max(row.threads for row in rows),
         runs=runs,
         machine=describe_machine(),
     )
@@ -121,7 +122,9 @@ def _compare_route(
         turns = take_turns(lambda: infer(session, x), lambda: None, runs)
         latency_ms, p95_ms = median_and_p95(turns.ours_ms)
         load_ms = statistics.median(_took_ms(load) for _ in range(_LOADS))
-        return RouteComparison(route.name, route.macs, route.accuracy, route.on_front, latency_ms, p95_ms, load_ms, plain_reason=why_not)
+        return RouteComparison(
+            route.name, route.macs, route.accuracy, route.on_front, settings.threads, latency_ms, p95_ms, load_ms, plain_reason=why_not
+        )
     difference, turns = _time_beside(route.name, session, load_plain(), x, runs)
     load_times = [(_took_ms(load), _took_ms(load_plain)) for _ in range(_LOADS)]
     latency_ms, p95_ms = median_and_p95(turns.ours_ms)
@@ -132,6 +135,7 @@ def _compare_route(
         macs=route.macs,
         accuracy=route.accuracy,
         on_front=route.on_front,
+        threads=settings.threads,
         latency_ms=latency_ms,
         p95_ms=p95_ms,
         load_ms=statistics.median(ours for ours, _ in load_times),

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from restnet_runtime.budget import Budget
 from restnet_runtime.growth import Growth
 from restnet_runtime.tables import table
+from restnet_runtime.threads import describe_threads
 from restnet_runtime.units import format_bytes, format_macs, format_ms
 
 
@@ -12,6 +13,7 @@ from restnet_runtime.units import format_bytes, format_macs, format_ms
 class RouteComparison:
     """One route at batch 1. `plain_` is the plain session of the same network; `None` where `plain_reason` says why none was made.
 
+    threads:                of one request, ours and the plain session's: a small route runs on one
     latency_ms, p95_ms:     median and 95th percentile of the session's timed runs, without what the executor adds
     ratio:                  ours over plain, the median of the ratios of the rounds: below 1 ours is faster
     ratio_low, ratio_high:  95 % confidence interval of `ratio`
@@ -24,6 +26,7 @@ class RouteComparison:
     macs: int
     accuracy: float | None
     on_front: bool
+    threads: int
     latency_ms: float
     p95_ms: float
     load_ms: float
@@ -88,6 +91,7 @@ class Comparison:
     chosen, feasible, reason:  what the policy says under `budget` (it looks at the routes alone, not at the device)
     routes:                    those on the Pareto front, and the one chosen; cheap first
     failed:                    routes that cannot be loaded here, and why
+    threads:                   the most that one of `routes` runs on
     runs:                      timed runs of each session that were asked for
     """
 
@@ -114,14 +118,27 @@ class Comparison:
 
 def render(comparison: Comparison) -> str:
     """The comparison for a terminal."""
-    memory = comparison.memory
+    memory, threads = comparison.memory, describe_threads(route.threads for route in comparison.routes)
     lines = [
-        f"bundle {comparison.bundle}, {comparison.threads} threads, {memory.resident_routes} routes loaded; "
+        f"bundle {comparison.bundle}, {threads}, {memory.resident_routes} routes loaded; "
         f"plain: one ONNX Runtime session for each, {comparison.runs} runs",
         f"budget {comparison.budget}: {comparison.chosen}: {comparison.reason}",
         "",
         table(
-            ("route", "cost", "accuracy", "median", "p95", "plain median", "p95", "ratio", "95 % interval", "load", "plain load"),
+            (
+                "route",
+                "cost",
+                "accuracy",
+                "threads",
+                "median",
+                "p95",
+                "plain median",
+                "p95",
+                "ratio",
+                "95 % interval",
+                "load",
+                "plain load",
+            ),
             (_cells(route) for route in comparison.routes),
         ),
         "",
@@ -143,6 +160,7 @@ def _cells(route: RouteComparison) -> tuple[str, ...]:
         route.name,
         format_macs(route.macs),
         "?" if route.accuracy is None else f"{route.accuracy:.1%}",
+        str(route.threads),
         format_ms(route.latency_ms),
         format_ms(route.p95_ms),
         _ms(route.plain_latency_ms),

@@ -11,6 +11,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import onnxruntime as ort
 
 from restnet_runtime.bundle import Bundle, check_weights
 from restnet_runtime.cache import Cache, CompiledRoute, DamagedCacheError, LockedCache
-from restnet_runtime.catalog import LEVELS, CompiledLevel
+from restnet_runtime.catalog import LEVELS, CompiledLevel, Shortage
 from restnet_runtime.errors import CompileError, RoomError
 from restnet_runtime.routes import Route
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROVIDERS = ("CPUExecutionProvider",)
+IMPROVE_TRIES = 3
+"""So often, once a start, a route is compiled anew that there was no room to compile to the best level."""
+_COMPILER_BYTES = 128 * 2**20
 
 
 def cache_key(bundle: Bundle, cpuinfo: Path = Path("/proc/cpuinfo"), level: CompiledLevel = LEVELS[0]) -> dict[str, str]:
@@ -53,6 +57,11 @@ def cpu_features(cpuinfo: Path) -> str:
     return hashlib.sha256(" ".join(sorted(words)).encode()).hexdigest()
 
 
+def need_bytes(route: Route) -> int:
+    """Memory that compiling a route to the best level may take, with room to spare: the process, and weights as they are and packed."""
+    return _COMPILER_BYTES + 2 * route.weight_bytes  # ResNet-50 took 150 MB in all, of which its weights are 102
+
+
 class Compiler:
     """Compiles routes of one bundle into one cache: in this process, or in a worker of its own, whose memory is then its own too."""
 
@@ -61,6 +70,7 @@ class Compiler:
         self.worker = worker
         self._weights_checked = bundle.weights_checked
         self._lesser: Compiler | None = None
+        self._tried: set[str] = set()  # compiled in this process's time, or tried to
 
     @classmethod
     def for_bundle(
@@ -85,19 +95,47 @@ class Compiler:
             worker = CompileWorker(Job(str(bundle.path), bundle.digest, str(cache_root), level, cap_bytes))
         return cls(bundle, cache, level=level, worker=worker)
 
-    def compile(self, route: Route, on_compile: Callable[[Route], None] | None = None, level: CompiledLevel | None = None) -> CompiledRoute:
+    def compile(
+        self,
+        route: Route,
+        on_compile: Callable[[Route], None] | None = None,
+        level: CompiledLevel | None = None,
+        *,
+        anew: bool = False,
+    ) -> CompiledRoute:
         """The compiled route, from the cache or made now (a fraction of a second to seconds).
 
         on_compile: called before a route is really compiled
         level:      the best to make of this one, if another than the compiler's
+        anew:       also where the cache has it at a lesser level, and to no lesser one
         Raises `BundleError` for a bad graph or bad weights, `CompileError` when ONNX Runtime cannot make it or the cache cannot be
         written, and of these `RoomError` when there is no room for it.
         """
         try:
-            return self._compile(route, on_compile, level or self.level)
+            return self._compile(route, on_compile, level or self.level, anew)
         except OSError as error:
             kind = RoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else CompileError
             raise kind(f"the cache {self.cache.path} cannot be used for the route {route.name!r}: {error}") from error
+
+    def improvable(self, compiled: CompiledRoute) -> bool:
+        """Whether there was no room to compile a route any better at an earlier start, and it is to be tried again."""
+        shortage = compiled.shortage
+        return shortage is not None and shortage.tries < IMPROVE_TRIES and compiled.name not in self._tried
+
+    def improve(self, route: Route, on_compile: Callable[[Route], None] | None = None) -> bool:
+        """Compile a route anew for which there was no room at an earlier start. Returns whether it is at the best level now.
+
+        Tried once in this process's time and `IMPROVE_TRIES` times in the cache's. Raises what `compile` does; the cache is as it was then.
+        """
+        compiled = self.cache.get(route.name)
+        if compiled is None or not self.improvable(compiled):
+            return False
+        assert compiled.shortage is not None
+        self._tried.add(route.name)
+        # Before it is tried: the try may be the end of this process.
+        if not self._marked(route, replace(compiled.shortage, tries=compiled.shortage.tries + 1)):
+            return False
+        return self.compile(route, on_compile, anew=True).level == self.level
 
     def lesser(self) -> "Compiler | None":
         """The compiler of the next level, in a cache of its own beside this one; `None` below the last.
@@ -126,17 +164,19 @@ class Compiler:
         if self.worker is not None:
             self.worker.close()
 
-    def _compile(self, route: Route, on_compile: Callable[[Route], None] | None, level: CompiledLevel) -> CompiledRoute:
+    def _compile(self, route: Route, on_compile: Callable[[Route], None] | None, level: CompiledLevel, anew: bool) -> CompiledRoute:
         compiled = self.cache.get(route.name)
-        if compiled is not None:
+        if compiled is not None and not (anew and compiled.level != level):
             return compiled
+        last = anew or level == LEVELS[-1]
         if self.worker is None:
             try:
-                return self._compile_here(route, on_compile, level)
-            except RoomError:
-                if level == LEVELS[-1]:
+                return self._compile_here(route, on_compile, level, anew)
+            except RoomError as error:
+                if last:
                     raise
-                return self._compile_here(route, None, LEVELS[-1])
+                compiled = self._compile_here(route, None, LEVELS[-1], False)
+                return self._lowered(route, error) or compiled
         started: list[float] = []
 
         def begin() -> None:
@@ -145,27 +185,39 @@ class Compiler:
                 on_compile(route)
 
         try:
-            self.worker.compile(route.name, begin, level)
+            self.worker.compile(route.name, begin, level, anew)
         except RoomError as error:
-            if level == LEVELS[-1]:
+            if last:
                 raise
             log.warning("%s: once more at the level %s, which takes the least memory", error, LEVELS[-1])
             self.worker.compile(route.name, begin, LEVELS[-1])
             self.worker.close()  # not when it is idle, but now: there is little memory
+            self._lowered(route, error)
         compiled = self.cache.get(route.name)
         if compiled is None:
             raise CompileError(f"the route {route.name!r} was compiled, but is not in the cache {self.cache.path}")
         if started:
+            self._tried.add(route.name)
             self._tell(route, time.perf_counter() - started[0])
         return compiled
+
+    def _lowered(self, route: Route, error: RoomError) -> CompiledRoute | None:
+        """The route as it is in the cache, with the reason why it is at a lesser level."""
+        self._tried.add(route.name)
+        self._marked(route, Shortage(str(error)))
+        return self.cache.get(route.name)
+
+    def _marked(self, route: Route, shortage: Shortage) -> bool:
+        with self.cache.locked() as held:
+            return held.mark(route.name, shortage)
 
     def _tell(self, route: Route, took_s: float) -> None:
         log.info("compiled %d of %d: %s, %.1f s", len(self.cache.names()), len(self.bundle.routes), route.name, took_s)
 
-    def _compile_here(self, route: Route, on_compile: Callable[[Route], None] | None, level: CompiledLevel) -> CompiledRoute:
+    def _compile_here(self, route: Route, on_compile: Callable[[Route], None] | None, level: CompiledLevel, anew: bool) -> CompiledRoute:
         with self.cache.locked() as held:
             compiled = held.get(route.name)  # another process may have been quicker
-            if compiled is not None:
+            if compiled is not None and not (anew and compiled.level != level):
                 return compiled
             if on_compile is not None:
                 on_compile(route)

@@ -1,7 +1,7 @@
 """The compile worker itself: reads a job and then names of routes as lines of JSON, compiles them, answers as lines of JSON.
 
     -> {"bundle": ..., "digest": ..., "cache_root": ..., "level": ..., "cap_bytes": ...}
-    -> {"route": NAME, "level": ...}
+    -> {"route": NAME, "level": ..., "anew": ...}
     <- {"compiling": NAME}                                          only if it was not in the cache
     <- {"done": NAME}, or {"error": "BundleError", "where": ..., "reason": ...}, or {"error": "CompileError" or "RoomError", "message": ...}
 
@@ -61,7 +61,8 @@ def _serve(job: dict[str, Any], lines: "_Lines", answers: int) -> None:
         try:
             if compiler is None:
                 compiler = Compiler.for_bundle(opened(), Path(job["cache_root"]), level=job["level"], cap_bytes=job["cap_bytes"])
-            compiler.compile(compiler.bundle.route(name), lambda route: answer(compiling=route.name), request["level"])
+            route = compiler.bundle.route(name)
+            compiler.compile(route, lambda route: answer(compiling=route.name), request["level"], anew=request["anew"])
         except BundleError as error:
             answer(error="BundleError", where=error.where, reason=error.reason)
         except CompileError as error:

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _TRIES = 3
+_NONE_LOADED = "no route is loaded"
 
 
 class RouteSource(Protocol):
@@ -276,6 +277,7 @@ class Controller:
     def _decide(self, budget: Budget, reading: Reading | None) -> Decision | None:
         """Decide, switch, and let this budget, reading and decision stand. Needs `_deciding`."""
         problem, self._problem = self._problem, None
+        served = self._standing.decision is not None or problem == _NONE_LOADED
         known, now_s = reading or Reading(), self._clock()
         every = [Candidate(route, self._executor.profile(route.name)) for route in self._executor.bundle.routes]
         self._wanted = choose_for_request(budget, Budget(), every, known, None, self._settings).route
@@ -288,8 +290,10 @@ class Controller:
                 return decision
             usable = [candidate for candidate in usable if candidate.route.name != decision.route]
         self._standing = _Standing(budget, reading, None)
-        if self._problem is None:
-            self._complain("no route is loaded", problem, None)
+        if self._problem is None and served:
+            self._complain(_NONE_LOADED, problem, None)
+        elif self._problem is None:
+            self._problem = f"{_NONE_LOADED} yet"  # a start: the loader says what it does
         return None
 
     def _switch(self, before: str, decision: Decision, problem: str | None) -> bool:

@@ -20,9 +20,10 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from restnet_runtime.batch_plan import BatchSettings, Mode
+from restnet_runtime.batch_room import BatchRoom
 from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import open_bundle
+from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
 from restnet_runtime.errors import CompileError
@@ -38,9 +39,6 @@ from restnet_runtime.threads import ThreadGovernor, affinity_cores, choose_threa
 log = logging.getLogger(__name__)
 
 _TIGHT_BYTES = 192 * 2**20
-
-SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "digits"
-"""The bundle that comes with the package: scikit-learn's digits, 8x8, light ink on dark."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +91,17 @@ class Engine:
             memory_limit=lambda: controller.memory_limit_bytes,
             interval_s=interval_s,
             wanted=lambda: controller.wanted,
+            available=lambda: None if controller.reading is None else controller.reading.memory_available_bytes,
             threads=None
             if threads or not chosen.cpu_only
             else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),
         )
         settings = batching if isinstance(batching, BatchSettings) else BatchSettings(batching)
-        batcher = Batcher(executor, settings, runs=lambda: max(1, cores // executor.settings.threads))
+
+        def at_once() -> int:
+            return max(1, cores // executor.settings.threads)
+
+        batcher = Batcher(executor, settings, at_once, room=BatchRoom(executor, lambda: controller.memory_limit_bytes, at_once))
         return cls(executor, controller, loader, compiler, batcher)
 
     def start(self) -> None:
@@ -143,7 +146,11 @@ class Engine:
         return answer
 
     def __enter__(self) -> "Engine":
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # a signal, say
+            self.stop()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -1,29 +1,27 @@
 """The executor: every route a resident session, the current one a reference that is replaced between two requests."""
 
-import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
+from restnet_runtime.ahead import OpenAhead
 from restnet_runtime.bundle import Bundle
-from restnet_runtime.catalog import LEVELS, CompiledRoute
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError, InputError, NotLoadedError
+from restnet_runtime.ledger import Ledger
 from restnet_runtime.levels import Level, SessionOpener
-from restnet_runtime.measured import GUESSED_SESSION_BYTES, Measured, MeasuredStore, measure, run_once
-from restnet_runtime.memory import footprint
+from restnet_runtime.measured import MeasuredStore, measure, run_once
+from restnet_runtime.noise import noise
 from restnet_runtime.pages import hand_back
 from restnet_runtime.profile import RouteProfile, Timing, time_runs
-from restnet_runtime.residency import Need, together
+from restnet_runtime.residency import Need
+from restnet_runtime.resident import Resident, how
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings, infer, trim_heap
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,33 +33,6 @@ class Answer:
     latency_ms: float
 
 
-@dataclass
-class Resident:
-    """A route that can be switched to now.
-
-    compiled:  what its session has mapped; `None` for a session that holds weights of its own
-    settings:  those that it was loaded with
-    ran:       whether it has run, that is, whether its weights are in the process
-    """
-
-    route: Route
-    session: ort.InferenceSession
-    compiled: CompiledRoute | None
-    settings: SessionSettings
-    ran: bool = False
-
-    @property
-    def level(self) -> Level:
-        """`prepacked` or `mapped`, as it was compiled, or `plain`: weights of its own."""
-        return "plain" if self.compiled is None else self.compiled.level
-
-    @property
-    def how(self) -> str:
-        """All that a measurement of it depends on, beside the device."""
-        parts = [f"{self.settings.threads} threads", *([] if self.level == LEVELS[0] else [self.level])]
-        return ", ".join([*parts, *self.settings.providers.names[:-1]])
-
-
 class Executor:
     """Runs routes of one bundle. Thread safe; nothing here waits for a load while a request runs."""
 
@@ -69,22 +40,16 @@ class Executor:
         self.bundle = bundle
         self._settings = settings
         self._opener = SessionOpener(bundle, compiler)
-        self._measured = MeasuredStore(compiler.cache.path)
+        self._ahead = OpenAhead(self._opener)  # for the thread that holds `_loading`
+        self._ledger = Ledger(bundle, MeasuredStore(compiler.cache.path))
         self._lock = threading.Lock()  # guards the next two
         self._residents: dict[str, Resident] = {}
         self._current: Resident | None = None
         self._loading = threading.Lock()  # one load or release at a time, so that what it changes can be measured
-        # Kept for released routes too. Replaced or added to by the thread that holds `_loading`, read by any.
-        self._needs: dict[str, Need] = {}
-        self._timings: dict[str, tuple[int, Timing]] = {}  # with the number of threads
-        idle = footprint()
-        self._overhead_bytes = idle.pss_bytes
-        self._shared_bytes = idle.pss_bytes - idle.anonymous_bytes
-        self._handed_back = False
         self._large_run_s: float | None = None
+        self._large_run_bytes = 0  # what the arena holds for the largest run of several inputs since it was shrunk
         self._busy_s = 0.0
         self._runs_started = self._runs_ended = 0  # two threads that count at once may lose one: then nothing is taken for quiet
-        self._provisional: set[str] = set()
 
     @property
     def current(self) -> Route | None:
@@ -103,6 +68,12 @@ class Executor:
         """How each loaded route holds its weights: `prepacked`, `mapped` or `plain` (docs/decisions/0008-levels-and-providers.md)."""
         with self._lock:
             return {name: resident.level for name, resident in self._residents.items()}
+
+    @property
+    def threads(self) -> dict[str, int]:
+        """Threads of one request on each loaded route, as its session has them: `settings` says what they are to be."""
+        with self._lock:
+            return {name: resident.settings.threads for name, resident in self._residents.items()}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -129,7 +100,7 @@ class Executor:
     @property
     def overhead_bytes(self) -> int:
         """PSS of this process without any route, as measured when a route was last loaded or released."""
-        return self._overhead_bytes
+        return self._ledger.overhead_bytes
 
     @property
     def busy_s(self) -> float:
@@ -138,27 +109,13 @@ class Executor:
 
     def profile(self, name: str) -> RouteProfile | None:
         """The profile of a route that is or was loaded, else `None`. Its memory is that of the process with this route alone."""
-        timed, need = self._timings.get(name), self._needs.get(name)
-        if timed is None or need is None:
-            return None
-        timing = timed[1]
-        return RouteProfile(timing.latency_ms, timing.p95_ms, self._overhead_bytes + together([need]))
+        return self._ledger.profile(name)
 
     def need(self, name: str) -> Need:
         """What the route adds when it is loaded; before its first load a cautious guess from the size of its weights."""
-        known = self._needs.get(name)
-        if known is not None:
-            return known
-        route = self.bundle.route(name)
         with self._lock:
-            there = {segment for resident in self._residents.values() for segment in resident.route.segments if resident.compiled}
-        # Extents that no compiled route has: where its tensors lie is known only once it is compiled.
-        guessed = {
-            (-1 - hash(segment) % 2**40, self.bundle.segments[segment].graphs[precision].weight_bytes)
-            for segment, precision in zip(route.segments, route.precisions, strict=True)
-            if segment not in there
-        }
-        return Need(frozenset(guessed), GUESSED_SESSION_BYTES)
+            mapped = {segment for resident in self._residents.values() for segment in resident.route.segments if resident.compiled}
+        return self._ledger.need(name, mapped)
 
     def load(self, name: str, on_compile: Callable[[Route], None] | None = None, *, warm: bool = False) -> Resident:
         """Compile (unless cached), load and profile a route, then let it be switched to. The first one becomes current.
@@ -175,6 +132,26 @@ class Executor:
                 resident = self._enter(route, on_compile, warm)
         return resident
 
+    def prepare(self, names: Sequence[str], at_once: int) -> None:
+        """Begin to open sessions of routes that are to be loaded next, in this order, so that each `load` finds its own open or nearly so.
+
+        at_once: how many may be opened at the same time, the first of `names`, which is left to `load`, among them
+
+        Only beside a route that is loaded, and only of routes that a warm start finds: measured and compiled at an earlier one. What
+        had been begun and is not named any more is let go.
+        """
+        with self._loading:
+            self._ahead.drop(but=names)
+            if self._current is None:
+                return  # alone, to be ready soonest; and what all sessions share is made with the first
+            for index, name in enumerate(names[:at_once]):
+                route = self.bundle.route(name)
+                settings = self._settings.of(route)
+                if not self._opener.is_compiled(route) or not self._ledger.knows(name, how(settings)):
+                    return  # what has to be measured is measured alone
+                if index > 0:
+                    self._ahead.begin(route, settings)
+
     def reload(self, name: str) -> None:
         """Load a loaded route once more, with the settings of now, and let it take the old one's place between two requests.
 
@@ -183,6 +160,24 @@ class Executor:
         with self._loading:
             if name in self._residents:
                 self._enter(self.bundle.route(name), None, warm=True)
+
+    @property
+    def improvable(self) -> tuple[str, ...]:
+        """Names of loaded routes that there was no room to compile any better at an earlier start, and that are to be tried again."""
+        with self._lock:
+            residents = list(self._residents.values())
+        return tuple(one.route.name for one in residents if one.compiled is not None and self._opener.improvable(one.compiled))
+
+    def improve(self, name: str, on_compile: Callable[[Route], None] | None = None) -> bool:
+        """Compile such a route anew and let the better session take the old one's place. Returns whether there is one.
+
+        Raises what `load` does; the old session serves on then.
+        """
+        with self._loading:
+            if name not in self._residents or not self._opener.improve(self.bundle.route(name), on_compile):
+                return False
+            self._enter(self.bundle.route(name), None, warm=True)
+        return True
 
     @property
     def cold(self) -> tuple[str, ...]:
@@ -202,17 +197,13 @@ class Executor:
         One that was weighed while requests ran is weighed again.
         """
         resident = self._residents.get(name)
-        if resident is not None and name in self._provisional:
+        if resident is not None and self._ledger.provisional(name):
             with self._loading:
                 self._weigh_route(resident)
                 self._weigh()
         elif resident is not None:
-            times = time_runs(lambda: infer(resident.session, self._example()), time.perf_counter, max_runs=10, max_s=0.1)
-            threads, known = self._timings[name]
-            if threads == resident.settings.threads:
-                timing, need = known.better(Timing.of(times)), self._needs[name]
-                self._timings[name] = threads, timing
-                self._measured.put(name, resident.how, Measured(timing, need.session_bytes, need.activation_bytes))
+            times = time_runs(lambda: infer(resident.session, noise(self.bundle)), time.perf_counter, max_runs=10, max_s=0.1)
+            self._ledger.refine(resident, Timing.of(times))
 
     def release(self, name: str) -> None:
         """Forget a loaded route; requests that run on it finish. Raises `CompileError` for the current one."""
@@ -241,7 +232,7 @@ class Executor:
                 return 0
             self._shrink(current)
             idle = frozenset[tuple[int, int]]().union(*(compiled.touched for compiled in mapped)) - current.compiled.touched
-            self._handed_back = True
+            self._ledger.hand_back()
             return sum(hand_back(file, extents) for file, extents in current.compiled.located(idle).items())
 
     def settle(self, idle_s: float) -> bool:
@@ -269,14 +260,17 @@ class Executor:
             raise NotLoadedError("no route is loaded yet")
         if x.dtype != np.float32 or x.shape[1:] != self.bundle.manifest.input.shape:
             raise InputError(f"an input of {x.dtype} {list(x.shape)}: give float32 [batch, {str([*self.bundle.manifest.input.shape])[1:]}")
+        first = len(x) > 1 and self._make_room(resident, x)
         self._runs_started += 1
         started = time.perf_counter()
         try:
-            logits = infer(resident.session, x)
+            logits = infer(resident.session, x, shrink=first)
         finally:
             ended = time.perf_counter()
             self._runs_ended += 1
             resident.ran = True
+            if first:
+                self._large_run_bytes = 0
         if len(x) > 1:
             self._large_run_s = ended
         self._busy_s += ended - started  # two threads that add at once may lose one: it is a mean that is asked for
@@ -284,6 +278,8 @@ class Executor:
 
     def close(self) -> None:
         """Release every session."""
+        with self._loading:
+            self._ahead.drop()
         with self._lock:
             self._current = None
             self._residents.clear()
@@ -295,22 +291,15 @@ class Executor:
             raise NotLoadedError(f"the route {name!r} is not loaded; loaded are {', '.join(self._residents) or 'none'}")
         return resident
 
-    def _example(self) -> npt.NDArray[np.float32]:
-        """One input of noise: timing does not depend on what an image shows."""
-        return np.random.default_rng(0).standard_normal((1, *self.bundle.manifest.input.shape)).astype(np.float32)
-
     def _enter(self, route: Route, on_compile: Callable[[Route], None] | None, warm: bool) -> Resident:
         """Make a route resident, in place of an older session of it. Needs `_loading`."""
         settings = self._settings.of(route)
-        compiled, session = self._opener.open(route, settings, on_compile)
+        compiled, session = self._ahead.open(route, settings, on_compile)
         resident = Resident(route, session, compiled, settings)
-        known = self._measured.get(route.name, resident.how)
-        if known is None:
+        if not self._ledger.recall(resident):
             self._weigh_route(resident)
-        else:
-            self._know(resident, known)
-            if warm or not self._residents:
-                self._run_once(resident)
+        elif warm or not self._residents:
+            self._run_once(resident)
         with self._lock:
             self._residents[route.name] = resident
             if self._current is None or self._current.route.name == route.name:
@@ -320,47 +309,46 @@ class Executor:
         return resident
 
     def _run_once(self, resident: Resident) -> None:
-        run_once(resident.route, resident.session, self._example(), len(self.bundle.manifest.classes))
+        run_once(resident.route, resident.session, noise(self.bundle), len(self.bundle.manifest.classes))
         resident.ran = True
-
-    def _know(self, resident: Resident, known: Measured) -> None:
-        touched = frozenset[tuple[int, int]]() if resident.compiled is None else resident.compiled.touched
-        self._needs[resident.route.name] = Need(touched, known.session_bytes, known.activation_bytes)
-        self._timings[resident.route.name] = resident.settings.threads, known.timing
 
     def _weigh_route(self, resident: Resident) -> None:
         """Measure a route and keep what was found, on disk too unless requests ran meanwhile: what they took would be in it."""
-        name, started = resident.route.name, self._runs_started
+        self._ahead.drop()
+        started = self._runs_started
         quiet = started == self._runs_ended
         again = None if resident.compiled is None else lambda: self._opener.open(resident.route, resident.settings)[1]
-        known = measure(resident.route, resident.session, again, self._example(), len(self.bundle.manifest.classes))
+        self._large_run_bytes = 0  # measuring shrinks the arena
+        measured = measure(resident.route, resident.session, again, noise(self.bundle), len(self.bundle.manifest.classes))
         resident.ran = True
-        self._know(resident, known)
-        if quiet and self._runs_started == started:
-            self._provisional.discard(name)
-            self._measured.put(name, resident.how, known)
-        else:
-            self._provisional.add(name)
+        self._ledger.enter(resident, measured, quiet=quiet and self._runs_started == started)
+
+    def _make_room(self, resident: Resident, x: npt.NDArray[np.float32]) -> bool:
+        """Let the arena drop what a run of so many inputs has no use for, so that it holds the largest run, not the sum of all sizes.
+
+        It grows by the block, and a larger run finds no use for the blocks of a smaller one. Nor has the second run of a size for
+        those of the first: only from then on ONNX Runtime takes one block for all tensors. Returns whether this is the first.
+        """
+        needed = len(x) * self._ledger.need(resident.route.name).activation_bytes
+        if needed > self._large_run_bytes:
+            self._large_run_bytes = needed
+            infer(resident.session, x[:1], shrink=True)
+        first = len(x) not in resident.sizes
+        resident.sizes.add(len(x))
+        return first
 
     def _shrink(self, resident: Resident) -> None:
         """One run on noise, after which the arena keeps nothing; the next one takes what it needs again. Needs `_loading`."""
-        infer(resident.session, self._example(), shrink=True)
+        self._large_run_bytes = 0
+        infer(resident.session, noise(self.bundle), shrink=True)
         trim_heap()
 
     def _weigh(self) -> None:
-        """Measure the process without its routes: what it has now less what they add. Needs `_loading`."""
-        trim_heap()
+        """Needs `_loading`."""
+        self._ahead.drop()
         with self._lock:
-            loaded = list(self._residents)
-            cold = {name for name, resident in self._residents.items() if not resident.ran}
-        nothing = frozenset[tuple[int, int]]()  # what has not run has no weights in the process yet
-        now = footprint()
-        needs = [replace(self._needs[name], touched=nothing, activation_bytes=0) if name in cold else self._needs[name] for name in loaded]
-        own_bytes = together(Need(nothing, need.session_bytes, need.activation_bytes) for need in needs)
-        if not self._handed_back:
-            # Not measured once weights are out of the process: they come back page by page.
-            self._shared_bytes = max(0, now.pss_bytes - now.anonymous_bytes - (together(needs) - own_bytes))
-        self._overhead_bytes = max(0, now.anonymous_bytes - own_bytes) + self._shared_bytes
+            residents = list(self._residents.values())
+        self._ledger.weigh(residents, self._large_run_bytes)
 
 
 def preparation_order(bundle: Bundle) -> list[str]:

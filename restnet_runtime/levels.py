@@ -32,6 +32,10 @@ class SessionOpener:
         """Why routes are not at the best level, and which providers did not start."""
         return tuple(dict.fromkeys(self._notes.values()))
 
+    def is_compiled(self, route: Route) -> bool:
+        """Is there a compiled route in the cache, of the best level, as far as is known without checking it?"""
+        return route.name in self._compiler.cache.names()
+
     def open(
         self, route: Route, settings: SessionSettings, on_compile: Callable[[Route], None] | None = None
     ) -> tuple[CompiledRoute | None, ort.InferenceSession]:
@@ -58,10 +62,20 @@ class SessionOpener:
                 except CompileError:  # nothing can be written where the cache is
                     compiler = None
             else:
-                if compiled.level != LEVELS[0]:
-                    self._note(route, self._notes.get(route.name) or f"{route.name} could only be compiled to the level {compiled.level}")
+                if compiled.level == LEVELS[0]:
+                    self._notes.pop(route.name, None)
+                elif compiled.level != compiler.level:
+                    self._note(route, _why_lower(compiled))
                 return compiled, session
         return None, self._joined(route, settings)
+
+    def improvable(self, compiled: CompiledRoute) -> bool:
+        """Whether there was no room to compile a loaded route any better at an earlier start, and it is to be tried again."""
+        return self._compiler.improvable(compiled)
+
+    def improve(self, route: Route, on_compile: Callable[[Route], None] | None = None) -> bool:
+        """Compile such a route anew; whether `open` gives a better one now. Raises `BundleError` and `CompileError`."""
+        return self._compiler.improve(route, on_compile)
 
     def _joined(self, route: Route, settings: SessionSettings) -> ort.InferenceSession:
         if not self._weights_checked:
@@ -73,6 +87,12 @@ class SessionOpener:
         if note is not None and self._notes.get(route.name) != note:
             self._notes[route.name] = note
             log.warning("%s", note)
+
+
+def _why_lower(compiled: CompiledRoute) -> str:
+    why = "" if compiled.shortage is None else f": {compiled.shortage.reason}"
+    tries = "" if compiled.shortage is None or not compiled.shortage.tries else f" (tried again at {compiled.shortage.tries} later starts)"
+    return f"{compiled.name} could only be compiled to the level {compiled.level}{why}{tries}"
 
 
 def _compiled(

@@ -5,12 +5,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from restnet_runtime.compile import need_bytes
 from restnet_runtime.errors import RoomError
 from restnet_runtime.executor import Executor
 from restnet_runtime.memory import Gauge
 from restnet_runtime.residency import by_value, keep
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings
+from restnet_runtime.threads import usable_cores
 from restnet_runtime.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -19,13 +21,18 @@ _SETTLE_S = 1.0
 """After a batch the memory that it took is kept for the next one for so long."""
 
 _FORGIVE_LOOKS = 60
+_MOST_AT_ONCE = 4
+"""Sessions that are opened at the same time."""
 LOAD_MARGIN = 1.1
 """A route is loaded only where it fits, with all that is loaded, into this much less than the limit: or it would come and go in turns."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """total: routes to make ready. loading: the one being made ready. left_out: for want of memory. failed: what went wrong, by route."""
+    """total: routes to make ready. loading: the one being made ready. left_out: for want of memory. failed: what went wrong, by route.
+
+    compiled, failed_compiles: routes compiled since the start, and compiles of which no route came that could be loaded
+    """
 
     total: int
     loaded: int
@@ -33,6 +40,7 @@ class Progress:
     compiled: int
     left_out: tuple[str, ...]
     failed: dict[str, str]
+    failed_compiles: int = 0
 
     @property
     def done(self) -> bool:
@@ -46,6 +54,7 @@ class Loader:
     memory_limit:  bytes that the process may take now, `None` for no limit; asked before every step
     wanted:        name of the route that would be chosen were every route loaded
     threads:       how many threads a request should have from now on; asked once an interval. Loaded routes follow one by one
+    available:     bytes that the device leaves, `None` where that is unknown; asked before a route is compiled anew
 
     A route that fails is reported and left out; the others go on.
     """
@@ -60,12 +69,13 @@ class Loader:
         *,
         wanted: Callable[[], str | None] | None = None,
         threads: Callable[[], int] | None = None,
+        available: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._executor, self._names, self._on_loaded = executor, tuple(names), on_loaded
         self._memory_limit, self._interval_s = memory_limit, interval_s
-        self._wanted, self._threads = wanted, threads
+        self._wanted, self._threads, self._available = wanted, threads, available
         self._loading: str | None = None
-        self._compiled = 0
+        self._compiled = self._failed_compiles = 0
         known = {route.name for route in executor.bundle.routes}
         self._failed = {name: f"the bundle has no route {name!r}" for name in names if name not in known}
         self._left_out: tuple[str, ...] = ()
@@ -98,7 +108,8 @@ class Loader:
 
     def progress(self) -> Progress:
         loaded = len(set(self._names) & set(self._executor.loaded))
-        return Progress(len(self._names), loaded, self._loading, self._compiled, self._left_out, dict(self._failed))
+        failed = dict(self._failed)
+        return Progress(len(self._names), loaded, self._loading, self._compiled, self._left_out, failed, self._failed_compiles)
 
     def run(self) -> None:
         """Load and release until nothing is left to do, then run once what has not run yet, in this thread."""
@@ -119,7 +130,7 @@ class Loader:
         """Release what does not fit, else load the next that does. Returns whether there was anything to do."""
         limit = self._memory_limit() if self._memory_limit is not None else None
         current = self._executor.current
-        if limit is not None and self._gauge.pss_bytes() > limit:
+        if limit is not None and self._gauge.exceeds(limit):
             self._executor.weigh()  # more than was predicted: the plan below must know
             if current != self._pressed_for:  # at once; what is released below takes longer
                 self._pressed_for = current
@@ -139,6 +150,9 @@ class Loader:
         self._left_out = tuple(name for name in able if name not in fitting and name not in staying)
         missing = sorted((name for name in self._names if name in fitting and name not in loaded), key=lambda name: name != wanted)
         if missing:
+            # One at a time where memory is short, or once it is settled: what a load takes for a moment would be taken twice.
+            together = 1 if self._left_out or self._settled.is_set() else min(usable_cores(), _MOST_AT_ONCE)
+            self._executor.prepare(missing, together)
             self._load(missing[0])
         return bool(gone or missing)
 
@@ -161,7 +175,7 @@ class Loader:
         if self.step():
             return
         self._warm_up()
-        if self._follow_threads() or self._executor.settle(_SETTLE_S):
+        if self._follow_threads() or self._executor.settle(_SETTLE_S) or self._improve():
             return
         unrefined = [name for name in self._executor.loaded if name not in self._refined]
         if unrefined:
@@ -204,14 +218,32 @@ class Loader:
         self._refined.discard(stale[0])
         return True
 
+    def _improve(self) -> bool:
+        """Compile one anew that there was no room for at an earlier start, if there is now. Returns whether one was tried."""
+        available = self._available()
+        routes = [self._executor.bundle.route(name) for name in self._executor.improvable]
+        able = [route for route in routes if available is None or available >= need_bytes(route)]
+        if not able:
+            return False
+        name = able[0].name
+        try:
+            if self._counted(lambda begin: self._executor.improve(name, begin)):
+                self._refined.discard(name)
+                log.info("route %s compiled anew, now that there is room", name)
+        except Exception as error:  # the session that is there serves on
+            log.warning("route %s stays as it is: %s", name, error)
+        return True
+
     def _fitting(self, order: Sequence[str], limit: float | None) -> list[str]:
         needs = {name: self._executor.need(name) for name in order}
         return keep(order, needs, self._executor.overhead_bytes, limit)
 
     def _load(self, name: str) -> None:
         self._loading = name
+        if self._executor.current is None:
+            log.info("loading %s, the first of %d routes", name, len(self._names))
         try:
-            self._executor.load(name, self._count, warm=self._settled.is_set())
+            self._counted(lambda begin: self._executor.load(name, begin, warm=self._settled.is_set()).compiled is not None)
             if self._on_loaded is not None:
                 self._on_loaded(name)
         except Exception as error:  # whatever it is, the other routes can still be made ready
@@ -230,6 +262,19 @@ class Loader:
         else:
             log.info("route %s released for want of memory", name)
 
-    def _count(self, route: Route) -> None:
-        self._compiled += 1
-        log.info("compiling %s", route.name)
+    def _counted(self, make: Callable[[Callable[[Route], None]], bool]) -> bool:
+        """What `make` returns: whether a compiled route came of it. If so the last compile that it begins is a good one, else it failed."""
+        begun: list[Route] = []
+        made = False
+
+        def begin(route: Route) -> None:
+            begun.append(route)
+            log.info("compiling %s", route.name)
+
+        try:
+            made = make(begin)
+        finally:
+            good = 1 if made and begun else 0
+            self._compiled += good
+            self._failed_compiles += len(begun) - good
+        return made

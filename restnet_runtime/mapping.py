@@ -1,8 +1,6 @@
-"""Mapping: files whose bytes are looked at in place, and files that are replaced whole."""
+"""Mapping: files whose bytes are looked at in place."""
 
 import mmap
-import os
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +22,3 @@ def same(one: memoryview, other: memoryview) -> bool:
             return False
         start, size = start + size, 2**20
     return len(one) == len(other)
-
-
-def write_atomically(path: Path, data: bytes, sync: bool = True) -> None:
-    """Replace `path` by `data`: a crash of this process leaves the old file or the new one; with `sync` a crash of the machine does too."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with scratch.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError:  # a full disk: what was written of it helps nobody
-        scratch.unlink(missing_ok=True)
-        raise

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from restnet_runtime.cache import write_atomically
 from restnet_runtime.errors import CompileError
 from restnet_runtime.memory import anonymous_bytes
 from restnet_runtime.profile import Timing, time_runs
+from restnet_runtime.replacement import write_atomically
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import infer, trim_heap
 
@@ -93,9 +94,9 @@ class MeasuredStore:
         """What was kept, else `None`; a spoilt file holds nothing."""
         try:
             entry = self._read()[_key(route, how)]
-            timing = Timing(float(entry["latency_ms"]), float(entry["p95_ms"]))
+            times = float(entry["latency_ms"]), float(entry["p95_ms"])
             sizes = int(entry["session_bytes"]), int(entry["activation_bytes"])
-            return Measured(timing, *sizes) if min(sizes) >= 0 and 0 < timing.latency_ms < float("inf") else None
+            return Measured(Timing(*times), *sizes) if min(sizes) >= 0 and all(0 < one < math.inf for one in times) else None
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
 

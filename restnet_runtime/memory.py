@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 
 @dataclass(frozen=True)
 class Footprint:
@@ -21,6 +19,8 @@ def footprint(proc: Path = Path("/proc"), pid: int | str = "self") -> Footprint:
         fields = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines[1:])}
         return Footprint(fields["Pss"], fields["Anonymous"])
     except (OSError, KeyError, ValueError, IndexError):
+        import psutil  # not above: it takes long to import and is not needed on Linux
+
         process = psutil.Process(None if pid == "self" else int(pid))
         try:
             unique = int(process.memory_full_info().uss)
@@ -35,6 +35,7 @@ class Resident:
 
     anonymous_bytes: int
     file_bytes: int
+    shared_bytes: int
 
 
 def resident(proc: Path = Path("/proc"), pid: int | str = "self") -> Resident | None:
@@ -42,7 +43,7 @@ def resident(proc: Path = Path("/proc"), pid: int | str = "self") -> Resident | 
     try:
         lines = (proc / str(pid) / "status").read_text().splitlines()
         fields = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
-        return Resident(int(fields["RssAnon"].split()[0]) * 1024, int(fields["RssFile"].split()[0]) * 1024)
+        return Resident(*(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile", "RssShmem")))
     except (OSError, KeyError, ValueError, IndexError):
         return None
 
@@ -64,6 +65,13 @@ class Gauge:
         self._proc, self._pid, self._walk_every, self._file_moves = proc, pid, walk_every, file_moves
         self._walked: tuple[int, Resident] | None = None
         self._asked = 0
+
+    def exceeds(self, limit_bytes: int) -> bool:
+        """Is PSS above the limit? Not walked over where all resident pages together, shared ones in full, are not."""
+        counted = resident(self._proc, self._pid)
+        if counted is not None and counted.anonymous_bytes + counted.file_bytes + counted.shared_bytes <= limit_bytes:
+            return False
+        return self.pss_bytes() > limit_bytes
 
     def pss_bytes(self) -> int:
         """Raises what `footprint` raises."""

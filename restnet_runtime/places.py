@@ -3,7 +3,6 @@
 import logging
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -29,6 +28,8 @@ def default_cache_root() -> Path:
 
 def _temporary_root() -> Path:
     """The same directory at every start, unless somebody else could have put something there: then a fresh one."""
+    import tempfile  # not above: it is not for every start
+
     root = Path(tempfile.gettempdir()) / f"restnet-runtime-{os.getuid()}"
     try:
         root.mkdir(mode=0o700, parents=True)

@@ -12,11 +12,13 @@ class RouteProfile:
     latency_ms:    median of one request, batch 1
     p95_ms:        95th percentile of the same
     memory_bytes:  predicted proportional set size (PSS) of the process while this route serves
+    threads:       of one request, which both latencies hold for
     """
 
     latency_ms: float
     p95_ms: float
     memory_bytes: int
+    threads: int = 1
 
 
 @dataclass(frozen=True)

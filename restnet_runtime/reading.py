@@ -13,6 +13,8 @@ class Reading:
     cpu_percent:             use of all cores since the last sample, 0..100
     others_cpu_cores:        cores' worth of time that other processes took since the last sample of the cores that this process may
                              run on, those that run at lower priority left out: they yield to it
+    waiting_share:           of the time in which this process's threads could have run since the last sample, the share that they waited
+                             for a core, 0..1; `None` where the kernel does not tell, or none could have run
     load_1m:                 1-minute load average
     cpu_quota_cores:         CPU time that the cgroup grants, in cores (0.5 = half a core); `None` when unlimited or unknown
     slowdown:                recent measured latency over the profiled latency of the routes that served it (EWMA), 1.0 = as profiled
@@ -22,6 +24,7 @@ class Reading:
     own_memory_bytes: int | None = None
     cpu_percent: float | None = None
     others_cpu_cores: float | None = None
+    waiting_share: float | None = None
     load_1m: float | None = None
     cpu_quota_cores: float | None = None
     slowdown: float | None = None

@@ -133,6 +133,7 @@ class ProfileAnswer(_Answer):
     latency_ms: float
     p95_ms: float
     memory_bytes: int
+    threads: Annotated[int, Field(description="of one request; the latencies are for so many")]
 
 
 class RouteAnswer(_Answer):
@@ -172,6 +173,7 @@ class RouteCounts(_Answer):
     loaded: list[str]
     loading: Annotated[str | None, Field(description="being compiled or loaded now")]
     compiled: Annotated[int, Field(description="compiled since the start; the others came from the cache")]
+    failed_compiles: Annotated[int, Field(description="compiles since the start of which no route came that could be loaded")]
     left_out: Annotated[list[str], Field(description="not loaded for want of memory")]
     failed: Annotated[dict[str, str], Field(description="routes that cannot be loaded here, and why")]
 
@@ -179,7 +181,8 @@ class RouteCounts(_Answer):
 class SessionsAnswer(_Answer):
     """How routes are run here."""
 
-    threads: Annotated[int, Field(description="of one request")]
+    threads: Annotated[int, Field(description="of one request on a route that is not small, see route_threads")]
+    route_threads: Annotated[dict[str, int], Field(description="of one request on each loaded route: a small route runs on one")]
     spin_us: Annotated[int, Field(description="how long an idle thread of a running request waits actively")]
     providers: Annotated[list[str], Field(description="execution providers of ONNX Runtime, the first one first")]
     levels: Annotated[
@@ -227,6 +230,7 @@ class ReadingAnswer(_Answer):
     own_memory_bytes: int | None
     cpu_percent: float | None
     others_cpu_cores: Annotated[float | None, Field(description="cores that other processes of normal priority keep busy")]
+    waiting_share: Annotated[float | None, Field(description="of the time that our threads could run, the share that they waited")]
     load_1m: float | None
     cpu_quota_cores: float | None
     slowdown: Annotated[float | None, Field(description="recent latency over profiled latency")]

@@ -8,7 +8,7 @@ from typing import TypeVar
 import psutil
 
 from restnet_runtime.cgroups import CgroupLimits, read_limits
-from restnet_runtime.contention import affinity, others_cores, read_cpu_times
+from restnet_runtime.contention import affinity, others_cores, read_cpu_times, read_task_times, waiting_share
 from restnet_runtime.memory import Gauge
 from restnet_runtime.reading import Reading
 
@@ -30,6 +30,7 @@ class Sensors:
         self._gauge = Gauge(root / "proc", self._pid)
         self._cpu = _or_none(_cpu_seconds)
         self._cpu_times = read_cpu_times(self._root, self._pid, affinity(self._pid))
+        self._task_times = read_task_times(self._root, self._pid)
 
     def read(self) -> Reading:
         """One sample; about a millisecond. `slowdown` is left `None`: whoever sees the requests fills it in."""
@@ -41,6 +42,7 @@ class Sensors:
             own_memory_bytes=_or_none(self._gauge.pss_bytes),
             cpu_percent=self._cpu_percent(),
             others_cpu_cores=self._others_cpu_cores(),
+            waiting_share=self._waiting_share(),
             load_1m=_or_none(_load_1m),
             cpu_quota_cores=limits.quota_cores,
         )
@@ -61,6 +63,10 @@ class Sensors:
         before, cores = self._cpu_times, affinity(self._pid)
         self._cpu_times = read_cpu_times(self._root, self._pid, cores)
         return others_cores(before, self._cpu_times, len(cores))
+
+    def _waiting_share(self) -> float | None:
+        before, self._task_times = self._task_times, read_task_times(self._root, self._pid)
+        return waiting_share(before, self._task_times)
 
 
 def _or_none(read: Callable[[], _Value]) -> _Value | None:

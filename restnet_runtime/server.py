@@ -56,17 +56,18 @@ def run_server(app: ASGIApp, listener: socket.socket, *, log_level: str = "info"
         ws="none",
         backlog=_BACKLOG,
     )
-    # uvicorn raises the signal again once it is done, which would end the process by that signal instead of with code 0.
-    previous = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
+    server = uvicorn.Server(config)
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    # For a signal that comes before uvicorn's own handlers are there. It also raises the one that it took again once it is done,
+    # which would end the process by that signal instead of with code 0.
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server = uvicorn.Server(config)
         server.run(sockets=[listener])
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if not server.started:  # older versions of uvicorn return as if all were well
         raise SystemExit(1)
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Stopping is over by the time this is called."""

@@ -75,11 +75,13 @@ def describe_server(
             loaded=list(executor.loaded),
             loading=progress.loading if progress else None,
             compiled=progress.compiled if progress else 0,
+            failed_compiles=progress.failed_compiles if progress else 0,
             left_out=list(progress.left_out) if progress else [],
             failed=progress.failed if progress else {},
         ),
         sessions=SessionsAnswer(
             threads=executor.settings.threads,
+            route_threads=executor.threads,
             spin_us=executor.settings.spin_us,
             providers=list(executor.settings.providers.names),
             levels=executor.levels,

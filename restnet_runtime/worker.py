@@ -65,18 +65,19 @@ class CompileWorker:
         process = self._process
         return process.pid if process is not None else None
 
-    def compile(self, name: str, on_compile: Callable[[], None], level: str | None = None) -> None:
+    def compile(self, name: str, on_compile: Callable[[], None], level: str | None = None, anew: bool = False) -> None:
         """Have a route compiled into the cache; returns at once if it is there.
 
         on_compile: called when it really is compiled
         level:      for this route, if another than the job's
+        anew:       also where it is there at a lesser level
         Raises the `BundleError` or `CompileError` that the worker met; `KilledError` if it was killed, `CompileError` if it just ended.
         """
         self._notice_fork()
         with self._lock:
             self._cancel()
             try:
-                self._ask(name, {"route": name, "level": level or self._job.level}, on_compile)
+                self._ask(name, {"route": name, "level": level or self._job.level, "anew": anew}, on_compile)
             except BaseException as error:
                 if not isinstance(error, BundleError | CompileError):
                     self._end(at_once=True)  # it may be in the midst of an answer
@@ -113,7 +114,7 @@ class CompileWorker:
             self._process.returncode = 0  # or its destructor would look for a child that this process does not have
             self._forget()
 
-    def _ask(self, name: str, request: dict[str, str], on_compile: Callable[[], None]) -> None:
+    def _ask(self, name: str, request: dict[str, Any], on_compile: Callable[[], None]) -> None:
         before = self._process
         process = self._started()
         answer = self._receive(process) if self._send(process, request) else None

@@ -21,10 +21,9 @@ from restnet_export.cli import main
 from restnet_export.costs import count_macs, count_params
 from restnet_export.cuts import cut_anchor
 from restnet_export.data import Samples, load_images
-from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.bundle import SHIPPED_BUNDLE, Bundle, open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.compose import check_graphs
-from restnet_runtime.engine import SHIPPED_BUNDLE
 from restnet_runtime.executor import Executor
 from restnet_runtime.preprocess import Preprocessor
 from restnet_runtime.routes import Route

@@ -1,5 +1,7 @@
 """What all anchors take, from what each brings and what the user gives."""
 
+from dataclasses import replace
+
 import pytest
 from torch import nn
 
@@ -27,12 +29,12 @@ def test_what_the_anchors_bring() -> None:
 
 
 def test_given_numbers_keep_the_geometry() -> None:
-    assert agreed(OWN, OWN, mean=MEAN, std=STD) == OWN.model_copy(update={"mean": MEAN, "std": STD})
+    assert agreed(OWN, OWN, mean=MEAN, std=STD) == replace(OWN, mean=MEAN, std=STD)
 
 
 @pytest.mark.parametrize(("field", "value"), [("resize", "squash"), ("interpolation", "nearest"), ("crop_pct", 0.7)])
 def test_given_geometry_changes_that_alone(field: str, value: object) -> None:
-    assert agreed(OWN, None, **{field: value}) == OWN.model_copy(update={field: value})
+    assert agreed(OWN, None, **{field: value}) == replace(OWN, **{field: value})
 
 
 def test_anchors_that_bring_none_take_what_is_given() -> None:
@@ -46,15 +48,20 @@ def test_anchors_that_bring_none_take_what_is_given() -> None:
 
 
 def test_differences_are_named_and_can_be_settled() -> None:
-    other = OWN.model_copy(update={"crop_pct": 0.8, "mean": MEAN, "std": STD})
+    other = replace(OWN, crop_pct=0.8, mean=MEAN, std=STD)
     with pytest.raises(SpecError, match=r"'a1': {'crop_pct': 0.8, 'mean': .*settle it with --crop-pct, --mean, --std$"):
         agreed(OWN, other)
     with pytest.raises(SpecError, match=r"'a0': {'crop_pct': 0.9}, 'a1': {'crop_pct': 0.8}}; settle it with --crop-pct$"):
         agreed(OWN, other, mean=MEAN, std=STD)
-    assert agreed(OWN, other, mean=MEAN, std=STD, crop_pct=1.0) == other.model_copy(update={"crop_pct": 1.0})
+    assert agreed(OWN, other, mean=MEAN, std=STD, crop_pct=1.0) == replace(other, crop_pct=1.0)
 
 
 def test_one_image_cannot_have_two_sizes() -> None:
     anchors = [Anchor("a", "", nn.Identity(), (3, 8, 8), OWN), Anchor("b", "", nn.Identity(), (3, 9, 9), OWN)]
     with pytest.raises(SpecError, match=r"different inputs.*'b': \(3, 9, 9\).*--input sets it"):
         agreed_input(anchors, GivenPreprocessing())
+
+
+def test_what_no_bundle_could_hold_is_refused_before_anything_is_fitted() -> None:
+    with pytest.raises(SpecError, match=r"cannot be used: std\.1: Input should be greater than 0$"):
+        agreed(replace(OWN, std=(0.5, 0.0, 0.5)))

@@ -1,8 +1,9 @@
 """From anchors in a file of Python to a bundle, and nothing left behind where that fails."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +198,7 @@ def make(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 
 RESTNET = {"rule": "restnet", "finetune": "stitch"}
-SN_NET = {"rule": "sn-net", "finetune": "none", "max_routes": 3}
+SN_NET = {"rule": "sn-net", "finetune": "none", "max_routes": 3, "latency": True}
 
 
 def onnx_logits(bundle: Bundle, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -243,6 +244,24 @@ def test_a_bundle_of_two_networks(make: Callable[..., Made], workshop: Workshop,
     for name, logits in onnx_logits(bundle, x).items():
         assert bundle.route(name).accuracy == pytest.approx(float((logits.argmax(1) == y).mean()), abs=1e-9)
     assert {"report/routes.png", "report/similarity.png", "report/report.html"} <= set(manifest.files)
+
+
+def test_the_report_repeats_the_run_and_shows_latencies_where_they_were_measured(make: Callable[..., Made], tmp_path: Path) -> None:
+    made, measured = make("small", "large", **RESTNET), make("small", "vit", **SN_NET)
+    assert not (made.settings.out / "report" / "latency.png").exists()
+    assert (measured.settings.out / "report" / "latency.png").is_file()
+    assert any(line.startswith("measured 3 routes: ") for line in measured.said)
+    assert [entry.name for entry in measured.settings.out.parent.iterdir()] == ["family"]
+    told = json.loads((made.settings.out / "report" / "settings.json").read_text())
+    assert told["anchors"] == list(made.settings.anchors)
+    assert told["versions"]["torch"] == torch.__version__
+    names = {field.name for field in fields(ExportSettings)} - {"progress", "out", "preprocessing"}
+    given = {name: tuple(value) if isinstance(value := told[name], list) else value for name in names}
+    preprocessing = GivenPreprocessing(**{name: tuple(v) if isinstance(v, list) else v for name, v in told["preprocessing"].items()})
+    again = ExportSettings(out=tmp_path / "family", preprocessing=preprocessing, progress=False, **given)  # type: ignore[arg-type]
+    repeated = export_bundle(again, lambda _: None)
+    assert repeated.weights.read_bytes() == made.bundle.weights.read_bytes()
+    assert [route.accuracy for route in repeated.routes] == [route.accuracy for route in made.bundle.routes]
 
 
 @pytest.mark.parametrize("factory", ["small", "large"])

@@ -1,123 +1,139 @@
-"""The report: pictures that show the right points, and a page that lists the routes."""
+"""The report: a page that lists the routes, holds its pictures and tells how to repeat the run."""
 
-import io
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from restnet_export.report import RoutePoint, render_report, routes_figure, similarity_figure
+from restnet_export.figures import Curve, RouteResult
+from restnet_export.report import Report, above_line, render_report
 
-ROUTES: list[RoutePoint] = [
-    ("s", 2_000_000, 0.70, True),
-    ("l", 9_000_000, 0.90, True),
-    ("s[0-1]>l[2-4]", 5_000_000, 0.85, False),
-    ("l[0-1]>s[3-4]", 6_000_000, 0.60, False),
-]
-SIMILARITY = {("l", "s"): np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.4]])}
-CUTS = {"s": ["0 stem", "1 block.0"], "l": ["0 stem", "1 block.0", "2 block.1"]}
-
-
-def drawn(routes: list[RoutePoint]) -> dict[str, list[tuple[float, float]]]:
-    """Points by label in the legend."""
-    (axes,) = routes_figure(routes).axes
-    points = {str(line.get_label()): [(float(x), float(y)) for x, y in line.get_xydata()] for line in axes.lines}
-    points |= {str(dots.get_label()): [(float(x), float(y)) for x, y in dots.get_offsets()] for dots in axes.collections}
-    legend = axes.get_legend()
-    assert legend is not None
-    assert {text.get_text() for text in legend.get_texts()} == set(points)
-    return points
+ROUTES = (
+    RouteResult("s", 2_000_000, 10, 0.70, True),
+    RouteResult("l", 9_000_000, 90, 0.90, True),
+    RouteResult("s[0-1]>l[2-4]", 5_500_000, 60, 0.85, False),
+    RouteResult("l[0-1]>s[3-4]", 6_000_000, 40, 0.60, False),
+)
+REPORT = Report(
+    ROUTES,
+    {("l", "s"): np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.4]])},
+    {"s": ["0 stem", "1 block.0"], "l": ["0 stem", "1 block.0", "2 block.1"]},
+    {("s", "l"): {(1, 1)}},
+    {"anchors": ["python:nets.py:s@<s>.pt", "python:nets.py:l@l.pt"], "seed": 3},
+    800,
+)
 
 
-def test_routes_are_where_their_cost_and_accuracy_put_them() -> None:
-    assert drawn(ROUTES) == {
-        "straight line between the anchors": [(2.0, 70.0), (9.0, 90.0)],
-        "Pareto front": [(2.0, 70.0), (5.0, 85.0), (9.0, 90.0)],
-        "anchors": [(2.0, 70.0), (9.0, 90.0)],
-        "stitched, on the front": [(5.0, 85.0)],
-        "stitched, dominated": [(6.0, 60.0)],
-    }
+class Page(HTMLParser):
+    """The table's rows, what its cells are sorted by, and the pictures."""
 
-
-def test_anchors_alone_and_an_anchor_off_the_front() -> None:
-    points = drawn([("s", 2_000_000, 0.9, True), ("l", 9_000_000, 0.8, True)])
-    assert points["Pareto front"] == [(2.0, 90.0)]
-    assert set(points) == {"straight line between the anchors", "Pareto front", "anchors"}
-
-
-@pytest.mark.parametrize(("largest", "unit", "shown"), [(9_000_000, "MMACs", 9.0), (4_600_000_000, "GMACs", 4.6)])
-def test_the_axis_says_its_unit(largest: int, unit: str, shown: float) -> None:
-    routes = [("s", 2_000_000, 0.7, True), ("l", largest, 0.9, True)]
-    (axes,) = routes_figure(routes).axes
-    assert axes.get_xlabel() == f"cost, {unit} per image"
-    assert drawn(routes)["anchors"][-1][0] == pytest.approx(shown)
-    assert [text.get_text() for text in axes.texts] == ["s", "l"]
-
-
-def test_similarity_has_the_larger_anchor_down_and_the_smaller_across() -> None:
-    panel, _ = similarity_figure(SIMILARITY, CUTS).axes  # the second is the colour bar
-    (image,) = panel.images
-    np.testing.assert_array_equal(np.asarray(image.get_array()), SIMILARITY["l", "s"])
-    assert image.get_clim() == (0, 1)
-    assert [label.get_text() for label in panel.get_xticklabels()] == CUTS["s"]
-    assert [label.get_text() for label in panel.get_yticklabels()] == CUTS["l"]
-    assert (panel.get_xlabel(), panel.get_ylabel()) == ("cuts of s", "cuts of l")
-
-
-def test_every_pair_has_a_panel() -> None:
-    three = {**SIMILARITY, ("s", "xs"): np.zeros((2, 2))}
-    figure = similarity_figure(three, {**CUTS, "xs": ["0", "1"]})
-    assert [axes.get_ylabel() for axes in figure.axes if axes.images and axes.get_xlabel()] == ["cuts of l", "cuts of s"]
-
-
-def test_pictures_are_png_and_the_same_each_time() -> None:
-    files = render_report(ROUTES, SIMILARITY, CUTS)
-    assert set(files) == {"report/routes.png", "report/similarity.png", "report/report.html"}
-    for name in ("report/routes.png", "report/similarity.png"):
-        with Image.open(io.BytesIO(files[name])) as picture:
-            picture.load()
-            assert picture.format == "PNG"
-            assert min(picture.size) > 200
-            low, high = picture.convert("L").getextrema()
-            assert (low, high) == (0, 255)  # not blank
-    assert render_report(ROUTES, SIMILARITY, CUTS) == files
-
-
-class Cells(HTMLParser):
-    """Rows of the table, and the pictures."""
-
-    def __init__(self) -> None:
+    def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__()
+        self.header: list[str] = []
         self.rows: list[list[str]] = []
-        self.pictures: list[str | None] = []
-        self.in_cell = False
+        self.keys: list[list[str | None]] = []
+        self.pictures: list[bytes] = []
+        self.references: list[str] = []
+        self.text = files["report/report.html"].decode()
+        self._in: str | None = None
+        self.feed(self.text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.references += [value for name in ("href", "src") if (value := given.get(name)) is not None]
         if tag == "tr":
             self.rows.append([])
+            self.keys.append([])
         elif tag == "td":
             self.rows[-1].append("")
-            self.in_cell = True
+            self.keys[-1].append(given["data-value"])
+        elif tag == "th":
+            self.header.append("")
         elif tag == "img":
-            self.pictures.append(dict(attrs)["src"])
+            self.pictures.append(base64.b64decode((given["src"] or "").removeprefix("data:image/png;base64,")))
+        self._in = tag
 
     def handle_endtag(self, tag: str) -> None:
-        if tag == "td":
-            self.in_cell = False
+        self._in = None if tag == self._in else self._in
 
     def handle_data(self, data: str) -> None:
-        if self.in_cell:
+        if self._in == "td":
             self.rows[-1][-1] += data
+        elif self._in == "button":
+            self.header[-1] += data
+
+
+def page(**changes: object) -> Page:
+    return Page(render_report(replace(REPORT, **changes)))  # type: ignore[arg-type]
 
 
 def test_the_page_lists_routes_by_cost() -> None:
-    page = Cells()
-    page.feed(render_report(ROUTES, SIMILARITY, CUTS)["report/report.html"].decode())
-    assert page.rows[1:] == [
-        ["s", "2 MMACs", "70.00%", "yes"],
-        ["s[0-1]>l[2-4]", "5 MMACs", "85.00%", "yes"],
-        ["l[0-1]>s[3-4]", "6 MMACs", "60.00%", ""],
-        ["l", "9 MMACs", "90.00%", "yes"],
+    found = page()
+    assert found.header == ["route", "cost", "parameters", "accuracy", "above the line", "on the front"]
+    assert found.rows[1:] == [
+        ["s", "2 MMACs", "10", "70.00%", "", "yes"],
+        ["s[0-1]>l[2-4]", "5.5 MMACs", "60", "85.00%", "+5.0", "yes"],
+        ["l[0-1]>s[3-4]", "6 MMACs", "40", "60.00%", "-21.4", ""],
+        ["l", "9 MMACs", "90", "90.00%", "", "yes"],
     ]
-    assert page.pictures == ["routes.png", "similarity.png"]
+    assert [keys[1] for keys in found.keys[1:]] == ["2000000", "5500000", "6000000", "9000000"]
+
+
+def test_columns_that_were_measured_are_shown() -> None:
+    measured = [replace(route, latency_ms=float(index), untuned=0.5) for index, route in enumerate(ROUTES)]
+    found = page(routes=measured)
+    assert {"before tuning", "latency"} <= set(found.header)
+    assert [row[found.header.index("latency")] for row in found.rows[1:]] == ["0.00 ms", "2.00 ms", "3.00 ms", "1.00 ms"]
+
+
+def test_the_page_needs_no_other_file() -> None:
+    files = render_report(replace(REPORT, curves=(Curve("a", (0, 1), (2.0, 1.0)),)))
+    found = Page(files)
+    assert set(files) == {f"report/{name}" for name in ("routes.png", "similarity.png", "tuning.png", "settings.json", "report.html")}
+    assert found.pictures == [files[f"report/{name}.png"] for name in ("routes", "similarity", "tuning")]
+    assert all(reference.startswith("data:image/png;base64,") for reference in found.references)
+    assert "http" not in found.text
+
+
+def test_latencies_of_all_routes_make_a_picture_of_their_own() -> None:
+    measured = [replace(route, latency_ms=1.0 + index) for index, route in enumerate(ROUTES)]
+    assert "report/latency.png" in render_report(replace(REPORT, routes=measured))
+    assert "report/latency.png" not in render_report(replace(REPORT, routes=[*measured[:3], ROUTES[3]]))
+
+
+def test_settings_are_told_and_cannot_break_the_page() -> None:
+    files = render_report(REPORT)
+    assert json.loads(files["report/settings.json"]) == REPORT.settings
+    assert "&lt;s&gt;.pt" in files["report/report.html"].decode()
+    assert "<s>" not in files["report/report.html"].decode()
+
+
+def test_the_summary_counts_and_gives_the_error() -> None:
+    text = page().text
+    assert "4 routes, 2 of them anchors; 1 stitched routes are on the Pareto front." in text
+    assert "on 800 held-out images: their standard error is up to 1.7 points" in text  # sqrt(0.6 * 0.4 / 800)
+
+
+def test_the_same_report_is_the_same_files() -> None:
+    assert render_report(REPORT) == render_report(REPORT)
+
+
+@pytest.mark.parametrize(
+    ("macs", "accuracy", "expected"),
+    [(2_000_000, 0.7, 0.0), (5_500_000, 0.8, 0.0), (5_500_000, 0.81, 1.0), (1_000_000, 0.9, None), (10_000_000, 0.9, None)],
+)
+def test_points_above_the_straight_line(macs: int, accuracy: float, expected: float | None) -> None:
+    anchors: Sequence[RouteResult] = ROUTES[:2]
+    found = above_line(RouteResult("x", macs, 0, accuracy, False), anchors)
+    assert found == (None if expected is None else pytest.approx(expected))
+    assert above_line(ROUTES[0], anchors) is None
+
+
+def test_between_three_anchors_the_nearest_two_count() -> None:
+    middle = RouteResult("m", 4_000_000, 0, 0.88, True)
+    line = 88 + 2 * (5.5 - 4) / (9 - 4)
+    assert above_line(ROUTES[2], [*ROUTES[:2], middle]) == pytest.approx(85 - line)

@@ -709,6 +709,7 @@ def test_not_ready_until_a_route_is_loaded(make):
             "loaded": ["small"],
             "loading": None,
             "compiled": 0,
+            "failed_compiles": 0,
             "left_out": [],
             "failed": {},
         }
@@ -734,7 +735,7 @@ def test_routes(served):
             "on_front": route.on_front,
             "loaded": True,
             "current": route.name == "large",
-            "profile": {"latency_ms": profile.latency_ms, "p95_ms": profile.p95_ms, "memory_bytes": profile.memory_bytes},
+            "profile": {"latency_ms": profile.latency_ms, "p95_ms": profile.p95_ms, "memory_bytes": profile.memory_bytes, "threads": 1},
         }
 
 
@@ -746,6 +747,7 @@ def test_status(served):
         *("reading", "switches", "problem", "controlling", "queue", "batching", "versions"),
     }
     assert status["sessions"]["threads"] == 1
+    assert status["sessions"]["route_threads"] == dict.fromkeys(status["routes"]["loaded"], 1)
     assert status["sessions"]["providers"] == ["CPUExecutionProvider"]
     assert status["sessions"]["levels"] == dict.fromkeys(status["routes"]["loaded"], "prepacked")
     assert status["bundle"] == {

@@ -1,5 +1,8 @@
 """What is learnt from runs: which size is tried when, and what it cost. Time is what the tests say it was."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from restnet_runtime.batch_plan import BatchSettings, plan
 from restnet_runtime.batch_trials import BatchTrials
 
@@ -36,6 +39,18 @@ def test_a_neighbour_that_disturbs_one_turn_decides_nothing() -> None:
         aims.append(size)
     assert trials.measured.cost_ms == {1: 5.0, 2: 5.0}
     assert aims[-1] == 1
+
+
+@given(st.integers(1, 16), st.lists(st.floats(0.5, 30.0), min_size=16, max_size=16), st.none() | st.floats(1.0, 100.0), st.integers(2, 20))
+def test_alone_is_what_every_plan_would_say(most, busy_ms, limit_ms, company) -> None:
+    trials = BatchTrials(most)
+    for _ in range(150):
+        size = plan(trials.measured, limit_ms, company, AUTO, gathered=company).size
+        if trials.alone:
+            assert size == 1
+        elif limit_ms is None and company >= most <= AUTO.max_batch:
+            assert size > 1
+        trials.record(size, size, busy_ms[size - 1], busy_ms[size - 1])
 
 
 def test_where_nothing_is_gained_requests_run_by_themselves() -> None:

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from restnet_runtime.batch_plan import BatchSettings, Mode
-from restnet_runtime.batch_queue import SINGLE_EVERY, BatchQueue, Request
+from restnet_runtime.batch_plan import BatchSettings, Mode, cheapest
+from restnet_runtime.batch_queue import SINGLE_EVERY
 from restnet_runtime.batching import Batched, Batcher
 from restnet_runtime.errors import BundleError, CompileError, InputError, RestnetError
 from restnet_runtime.executor import Answer
@@ -292,6 +292,82 @@ def test_off_hands_everything_through(gated, executor) -> None:
     check(executor, batcher.run(INPUTS[1], "small"), 1, "small", size=1)
 
 
+def settled_on_single_runs(batcher: Batcher, route: str = "large", company: int = 2) -> None:
+    """As if it had been measured that together nothing is gained."""
+    trials = batcher._queue._trials_of(route, company)
+    while trials.measured.trial is not None:
+        trials.record(trials.measured.trial, trials.measured.trial, 10.0 * trials.measured.trial, None)
+    assert cheapest(trials.measured.cost_ms, [1, company]) == 1
+
+
+def test_auto_takes_no_lock_where_nothing_is_gained(gated, executor, pool) -> None:
+    batcher = Batcher(gated, BatchSettings("auto", max_wait_ms=LONG_MS))
+    settled_on_single_runs(batcher)
+    gated.gate.clear()
+    with batcher._lock:  # whoever wanted it would wait for good
+        futures = [pool.submit(batcher.run, INPUTS[i], "large") for i in range(2)]
+        for _ in futures:
+            assert gated.begun.acquire(timeout=30)
+        gated.gate.set()
+        for i, future in enumerate(futures):
+            check(executor, future.result(30), i, "large", size=1)
+        for i in range(20):  # enough to learn from; that is put off
+            check(executor, batcher.run(INPUTS[i], "large"), i, "large", size=1)
+    counts = batcher.counts()
+    assert (counts.requests, counts.shared, counts.runs) == (22, 0, 22)
+
+
+def test_auto_queues_for_a_trial_and_where_it_pays(gated, executor, pool) -> None:
+    batcher = Batcher(gated, BatchSettings("auto", max_wait_ms=0))
+    trials = batcher._queue._trials_of("large", 2)
+    while trials.measured.trial is not None:
+        trials.record(trials.measured.trial, trials.measured.trial, 10.0, None)  # two take as long as one
+    first = held(batcher, gated, pool)
+    others = [pool.submit(batcher.run, INPUTS[i], "large") for i in range(2)]
+    until(queued(batcher, 2))
+    gated.gate.set()
+    for i, other in enumerate(others):
+        check(executor, other.result(30), i, "large", size=2)
+    first.result(30)
+
+
+def test_close_waits_for_requests_that_run_beside_the_queue(gated, executor, pool) -> None:
+    batcher = Batcher(gated, BatchSettings("auto"))
+    gated.gate.clear()
+    running = pool.submit(batcher.run, INPUTS[0], "large")
+    assert gated.begun.acquire(timeout=30)
+    closing = pool.submit(batcher.close)
+    until(lambda: batcher._closed)
+    with pytest.raises(RestnetError, match="stopped"):
+        batcher.run(INPUTS[1], "large")
+    assert not closing.done()
+    gated.gate.set()
+    check(executor, running.result(30), 0, "large", size=1)
+    closing.result(30)
+    assert gated.runs == [("large", 1)]
+
+
+def test_an_error_beside_the_queue_is_the_callers_own(executor) -> None:
+    batcher = Batcher(Gated(executor, CompileError("the route broke")), BatchSettings("auto"))
+    with batcher.attend() as run, pytest.raises(CompileError, match="broke"):
+        run(INPUTS[0], "large", None)
+    assert batcher.counts().requests == 1
+    assert batcher._queue.idle
+    assert not batcher._queue.coming
+
+
+def test_no_batch_is_larger_than_memory_allows(gated, executor, pool) -> None:
+    batcher = Batcher(gated, BatchSettings("on", max_wait_ms=0), room=lambda _: 2)
+    first = held(batcher, gated, pool)
+    others = [pool.submit(batcher.run, INPUTS[i], "large") for i in range(5)]
+    until(queued(batcher, 5))
+    gated.gate.set()
+    for i, other in enumerate(others):
+        check(executor, other.result(30), i, "large")
+    first.result(30)
+    assert max(size for _, size in gated.runs) == 2
+
+
 def test_auto_leaves_routes_alone_that_are_too_short(gated, executor) -> None:
     gated.promise = RouteProfile(0.01, 0.01, 0)
     batcher = Batcher(gated, BatchSettings("auto"))
@@ -322,43 +398,4 @@ def test_a_thousand_requests_of_four_clients_on_changing_routes(gated, executor,
     assert counts.requests == 1000
     assert counts.runs == len(gated.runs)
     assert sum(size for _, size in gated.runs) == 1000
-    assert (queue.idle, queue.coming, queue._company, queue._open, queue._gated) == (True, 0, {}, {}, 0)
-
-
-def request(queue: BatchQueue, number: int, route: str = "large") -> tuple[Request, list[int]]:
-    """One that has entered, and a list that gets an item when it is woken."""
-    woken: list[int] = []
-    one = Request(INPUTS[number], (route, None, (1, 8, 8), "<f4"), 0.0, lambda: woken.append(number))
-    queue.enter(one, 0.0)
-    return one, woken
-
-
-def test_an_interrupted_leader_leaves_the_run_to_the_others() -> None:
-    queue = BatchQueue(BatchSettings("on", max_wait_ms=LONG_MS), lambda: 1, lambda _: None, threading.Event)
-    queue.coming = 3
-    (leader, awake), (second, second_awake), (third, third_awake) = (request(queue, i) for i in range(3))
-    assert awake
-    assert not second_awake
-    assert leader.group is second.group is third.group
-    queue.leave(leader, 1.0)  # by a KeyboardInterrupt: without an outcome
-    assert second.group is not None
-    assert second.group.requests == [second, third]
-    assert second_awake
-    assert not third_awake
-    assert queue.runs == 0
-
-
-def test_an_interrupted_follower_is_not_run() -> None:
-    queue = BatchQueue(BatchSettings("on", max_wait_ms=LONG_MS), lambda: 1, lambda _: None, threading.Event)
-    queue.coming = 3
-    (leader, _), (joined, _), (other, _) = request(queue, 0), request(queue, 1), request(queue, 2, "small")
-    assert leader.group is not None
-    assert leader.group.ready is not None
-    assert leader.group.ready.is_set()  # because of the other, which has to wait
-    assert other.group is None
-    queue.leave(other, 1.0)
-    queue.leave(joined, 1.0)
-    assert leader.group.requests == [leader, joined]  # being run by now: it may have been read
-    leader.outcome = "done"
-    queue.leave(leader, 2.0)
-    assert queue.idle
+    assert (queue.idle, queue.coming, queue._company, queue._open, queue._gated) == (True, set(), {}, {}, 0)

@@ -28,7 +28,7 @@ def engine(family_path: Path, cache_root: Path) -> Iterator[Engine]:
 
 
 def bench_under(engine: Engine, budget: Budget) -> Benchmark:
-    return run_benchmark(engine, budget, 1, RUNS)
+    return run_benchmark(engine, budget, RUNS)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from restnet_runtime.cache import Cache
 from restnet_runtime.catalog import FORMAT, LINKED, DamagedCacheError
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError
-from restnet_runtime.mapping import mapped, write_atomically
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
 
 SETTINGS = SessionSettings(threads=1)
@@ -234,25 +233,6 @@ def test_what_a_killed_process_left_is_removed(family_bundle, tmp_path) -> None:
     assert names == ["cache.json", "in", "lock", "profiles.json", "route", "weights"]
 
 
-def test_nothing_counts_before_the_commit(tmp_path) -> None:
-    cache = Cache(tmp_path, {"test": "commit"})
-    with cache.locked() as held, held.scratch() as scratch, held.writer() as writer:
-        writer.place(memoryview(b"lost"))
-        assert scratch.is_dir()
-    assert not scratch.exists()
-    assert cache.get("route") is None
-    with cache.locked() as held, held.writer() as writer:
-        offsets = [writer.place(memoryview(data)) for data in (b"a" * 5000, b"small", b"b" * 5000, b"a" * 5000)]
-        made = writer.commit("route", b"graph", [0])
-    assert offsets == [0, 5056, 8192, 0]
-    assert cache.get("route") == made
-    assert made.graph.read_bytes() == b"graph"
-    assert [extent[:2] for extent in made.extents] == [(0, 5000), (5056, 5), (8192, 5000)]
-    assert made.touched == {(0, 5000)}
-    with mapped(tmp_path / made.graph.parent.name / writer.weights_name) as data:
-        assert bytes(data[8192:]) == b"b" * 5000
-
-
 def test_looking_up_changes_nothing(compiled, family_bundle) -> None:
     in_graph(compiled)
     cache = Compiler.for_bundle(family_bundle, compiled.parent).cache
@@ -260,26 +240,6 @@ def test_looking_up_changes_nothing(compiled, family_bundle) -> None:
     with pytest.raises(DamagedCacheError, match="has changed"):
         cache.look_up("small")
     assert sorted(compiled.iterdir()) == before
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch) -> None:
-    target = tmp_path / "file"
-    write_atomically(target, b"old")
-
-    def stop(_: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", stop)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(target, b"new")
-    assert target.read_bytes() == b"old"
-
-
-def test_mapping_what_is_not_there(tmp_path) -> None:
-    (tmp_path / "empty").touch()
-    for name in ("missing", "empty"):
-        with mapped(tmp_path / name) as data:
-            assert bytes(data) == b""
 
 
 def test_a_cache_that_cannot_be_made_is_a_compile_error(family_bundle, tmp_path) -> None:

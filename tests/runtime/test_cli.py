@@ -19,8 +19,7 @@ from PIL import Image
 
 from restnet_runtime import __version__, cli
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import Bundle
-from restnet_runtime.engine import SHIPPED_BUNDLE
+from restnet_runtime.bundle import SHIPPED_BUNDLE, Bundle
 from restnet_runtime.units import format_macs
 
 COMMANDS = ("serve", "bench", "inspect")
@@ -199,6 +198,52 @@ def test_serve_in_this_process(family_path: Path, cache_root: Path, capfd: pytes
     assert found in ([200], [503])
     assert "serving shapes (4 routes)" in capfd.readouterr().out
     assert not {"restnet-controller", "restnet-loader"} & {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_the_server_starts_ends_it_quietly(family_path: Path, tmp_path: Path, number: int, status: int) -> None:
+    """With nothing compiled yet: what listens has routes to compile and HTTP to import before the server's own handlers are there."""
+    line = command("serve", family_path, "--port", 0, "--cache", tmp_path)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("listening"):
+            assert process.poll() is None
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert all(re.match(r"\d{4}-\d\d-\d\d .* restnet_runtime\.", entry) for entry in err.splitlines()), err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_is_terminated_unwinds(name: str, family_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first thing that each does, and what SIGTERM does afterwards is what it did before."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "_open", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(cli, "open_bundle", lambda *_: signal.raise_signal(signal.SIGTERM))
+    options = ["--port", "0"] if name == "serve" else []
+    assert getattr(cli, name)([str(family_path), *options, *(["--cache", str(tmp_path)] if name != "inspect" else [])]) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_termination_that_becomes_another_error_is_still_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def opened(_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise RuntimeError("Error calling __set_name__") from error  # as Python before 3.12 has it while a class is made
+
+    monkeypatch.setattr(cli, "open_bundle", opened)
+    assert cli.inspect([]) == 143
+    assert capsys.readouterr() == ("", "")
+
+
+def test_serve_says_what_it_does_first(serve: Callable[..., Server]) -> None:
+    server = serve()
+    server.loaded()
+    status, _, err = server.end()
+    assert status == 0
+    assert re.search(r" restnet_runtime.loader loading small, the first of 4 routes$", err.splitlines()[0]), err
+    assert "no route is loaded" not in err
 
 
 def test_bench_prints_and_writes_what_it_found(family_path: Path, family_bundle: Bundle, cache_root: Path, tmp_path: Path) -> None:

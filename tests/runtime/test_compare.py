@@ -15,10 +15,9 @@ import pytest
 from restnet_export.writer import BundleSource, RouteSource, SegmentSource
 from restnet_runtime import cli, compare
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.bundle import SHIPPED_BUNDLE, Bundle, open_bundle
 from restnet_runtime.compare import compare_plain, output_difference
 from restnet_runtime.comparison import Comparison, MemoryComparison, render
-from restnet_runtime.engine import SHIPPED_BUNDLE
 from restnet_runtime.errors import CompileError
 from restnet_runtime.growth import Growth
 from restnet_runtime.machine import describe_machine
@@ -32,8 +31,8 @@ KEYS = {
     "plain_idle_pss_bytes", "plain_pss_bytes", "plain_routes", "plain_reason", "memory_factor",
 }  # fmt: skip
 ROUTE_KEYS = {
-    "name", "macs", "accuracy", "on_front", "latency_ms", "p95_ms", "load_ms", "plain_latency_ms", "plain_p95_ms", "plain_load_ms",
-    "ratio", "ratio_low", "ratio_high", "difference", "plain_reason",
+    "name", "macs", "accuracy", "on_front", "threads", "latency_ms", "p95_ms", "load_ms", "plain_latency_ms", "plain_p95_ms",
+    "plain_load_ms", "ratio", "ratio_low", "ratio_high", "difference", "plain_reason",
 }  # fmt: skip
 
 
@@ -90,11 +89,11 @@ def test_the_document_has_the_documented_keys(result: Comparison) -> None:
 
 def test_what_is_printed_tells_the_same(result: Comparison) -> None:
     lines = render(result).splitlines()
-    assert lines[0] == "bundle shapes, 1 threads, 4 routes loaded; plain: one ONNX Runtime session for each, 10 runs"
+    assert lines[0] == "bundle shapes, 1 thread, 4 routes loaded; plain: one ONNX Runtime session for each, 10 runs"
     assert lines[1] == "budget none: large: afresh: large is the most accurate that fits"
     for row, line in zip(result.routes, lines[5:9], strict=True):
         cells = re.split(r"  +", line)
-        assert (cells[0], cells[2], cells[7]) == (row.name, f"{row.accuracy:.1%}", f"{row.ratio:.3f}")
+        assert (cells[0], cells[2], cells[3], cells[8]) == (row.name, f"{row.accuracy:.1%}", "1", f"{row.ratio:.3f}")
     assert f"{result.memory.memory_factor:.2f} times ours" in lines[-1]
 
 
@@ -218,7 +217,7 @@ def command(family_path: Path, cache_root: Path) -> list[str]:
 
 def test_command_on_the_digits(tmp_path: Path) -> None:
     code = "import sys; from restnet_runtime.cli import bench; sys.exit(bench())"
-    options = ["--compare", "plain", "--budget", "600kFLOPs", "--runs", "5", "--threads", "1"]
+    options = ["--compare", "plain", "--budget", "600kFLOPs", "--runs", "5", "--threads", "2"]
     places = ["--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "out.json")]
     done = subprocess.run([sys.executable, "-c", code, *options, *places], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -227,6 +226,8 @@ def test_command_on_the_digits(tmp_path: Path) -> None:
     digits = open_bundle(SHIPPED_BUNDLE)
     front = {route.name for route in digits.routes if route.on_front}
     assert {route["name"] for route in document["routes"]} == front
+    assert {document["threads"], *(route["threads"] for route in document["routes"])} == {1}, "the digits are small, whatever is asked for"
+    assert "bundle digits, 1 thread, 7 routes loaded" in done.stdout
     assert document["resident_routes"] == document["plain_routes"] == len(digits.routes)
     assert all(line in done.stdout for line in ("memory (PSS) of a process with 7 routes: ", *(f"\n{name} " for name in front)))
 
@@ -245,6 +246,19 @@ def test_a_file_that_cannot_be_written_costs_no_measuring(
     target = tmp_path / "missing" / "out.json"
     assert cli.bench([*command, "--json", str(target)]) == 2
     assert capsys.readouterr().err == f"restnet-bench: [Errno 2] No such file or directory: '{target}'\n"
+
+
+@pytest.mark.parametrize("older", [None, "{}"])
+def test_a_comparison_that_fails_leaves_the_file_as_it_was(
+    own_family, cache_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], older: str | None
+) -> None:
+    path, target = own_family(), tmp_path / "out.json"
+    (path / "weights.bin").write_bytes(b"\0" * (path / "weights.bin").stat().st_size)
+    if older is not None:
+        target.write_text(older)
+    assert cli.bench([str(path), "--compare", "plain", "--cache", str(cache_root), "--json", str(target)]) == 2
+    assert "weights.bin: has SHA-256" in capsys.readouterr().err
+    assert (target.read_text() if target.exists() else None) == older
 
 
 def test_another_peer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 Every hostile graph is written into a bundle whose manifest is put right again, as an attacker would.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -350,10 +351,9 @@ def test_any_graph_is_refused_or_sound(family_bundle: Bundle, tmp_path: Path, da
     changed = whole[:at] + data.draw(st.binary(max_size=6)) + whole[at + data.draw(st.integers(0, 6)) :]
     (tmp_path / "segments").mkdir(exist_ok=True)
     (tmp_path / file_of(name)).write_bytes(changed)
-    entry = family_bundle.manifest.files[file_of(name)].model_copy(
-        update={"sha256": hashlib.sha256(changed).hexdigest(), "bytes": len(changed)}
-    )
-    manifest = family_bundle.manifest.model_copy(update={"files": {**family_bundle.manifest.files, file_of(name): entry}})
+    entry = family_bundle.manifest.files[file_of(name)]
+    entry = dataclasses.replace(entry, sha256=hashlib.sha256(changed).hexdigest(), bytes=len(changed))
+    manifest = dataclasses.replace(family_bundle.manifest, files={**family_bundle.manifest.files, file_of(name): entry})
     bundle = Bundle(tmp_path, manifest, "", family_bundle.routes, family_bundle.segments)
     try:
         model = load_segment(bundle, bundle.segments[name], "fp32")

@@ -15,9 +15,9 @@ import pytest
 
 from restnet_runtime.batch_plan import BatchSettings, Mode
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.bundle import SHIPPED_BUNDLE, Bundle, open_bundle
 from restnet_runtime.compile import Compiler
-from restnet_runtime.engine import SHIPPED_BUNDLE, Engine
+from restnet_runtime.engine import Engine
 from restnet_runtime.errors import BundleError, CompileError, InfeasibleError
 from restnet_runtime.executor import Answer, preparation_order
 from restnet_runtime.policy import Decision
@@ -241,3 +241,15 @@ def test_the_shipped_bundle_is_the_default(tmp_path: Path) -> None:
     engine = Engine.open(cache_root=tmp_path)
     assert engine.executor.bundle.path == SHIPPED_BUNDLE == open_bundle(SHIPPED_BUNDLE).path
     assert engine.executor.bundle.manifest.classes == tuple("0123456789")
+
+
+def test_an_interrupted_start_leaves_no_threads(family_path: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.open(family_path, cache_root=cache_root, threads=1)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.controller, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), engine:
+        pass
+    assert not {"restnet-controller", "restnet-loader"} & {thread.name for thread in threading.enumerate()}

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from restnet_runtime.compile import Compiler
+from restnet_runtime.catalog import LEVELS
+from restnet_runtime.compile import IMPROVE_TRIES, Compiler, need_bytes
 from restnet_runtime.errors import CompileError, RoomError
 from restnet_runtime.executor import Executor
+from restnet_runtime.loader import Loader
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
 
 SETTINGS = SessionSettings(threads=1)
@@ -62,3 +64,64 @@ def test_without_room_nothing_larger_is_tried(family_bundle, tmp_path) -> None:
     with pytest.raises(RoomError, match="have room for"):
         executor.load("large")
     assert executor.loaded == ()
+
+
+@pytest.fixture
+def cramped(family_bundle, tmp_path):
+    """A root of caches, and a size for them that has room for the route `large` as it is and not for its packed weights too."""
+    sizes = []
+    for level in LEVELS:
+        compiler = Compiler.for_bundle(family_bundle, tmp_path / level, level=level)
+        compiler.compile(family_bundle.route("large"))
+        sizes.append(compiler.cache.shelf.used_bytes())
+    return tmp_path / "cramped", sum(sizes) // 2
+
+
+def test_a_level_lowered_for_want_of_room_says_so_at_every_start(family_bundle, cramped) -> None:
+    root, cap_bytes = cramped
+    for _ in range(2):
+        executor = Executor(family_bundle, Compiler.for_bundle(family_bundle, root, cap_bytes=cap_bytes), SETTINGS)
+        executor.load("large")
+        assert executor.levels == {"large": "mapped"}
+        (note,) = executor.notes
+        assert note.startswith(f"large could only be compiled to the level mapped: the caches under {root} have room for ")
+        executor.close()
+
+
+def test_with_room_at_a_later_start_it_is_compiled_anew(family_bundle, cramped) -> None:
+    root, cap_bytes = cramped
+    route = family_bundle.route("large")
+    expected = infer(plain_session(family_bundle, route, SETTINGS), X)
+    first = Executor(family_bundle, Compiler.for_bundle(family_bundle, root, cap_bytes=cap_bytes), SETTINGS)
+    Loader(first, ["large"]).run()
+    assert first.improvable == (), "not at the start that had no room"
+    executor = Executor(family_bundle, Compiler.for_bundle(family_bundle, root), SETTINGS)
+    available = [need_bytes(route) - 1]
+    loader = Loader(executor, ["large"], available=lambda: available[0])
+    loader.run()
+    loader._look()
+    assert (executor.levels, executor.improvable, loader.progress().compiled) == ({"large": "mapped"}, ("large",), 0)
+    available[0] += 1
+    loader._look()
+    assert (executor.levels, executor.improvable, loader.progress().compiled) == ({"large": "prepacked"}, (), 1)
+    assert executor.notes == ()
+    np.testing.assert_allclose(executor.run(X, "large").logits, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(first.run(X, "large").logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_tried_again_a_few_times_and_never_more(family_bundle, cramped, caplog) -> None:
+    root, cap_bytes = cramped
+    Compiler.for_bundle(family_bundle, root, cap_bytes=cap_bytes).compile(family_bundle.route("large"))
+    for start in range(IMPROVE_TRIES + 2):
+        executor = Executor(family_bundle, Compiler.for_bundle(family_bundle, root, cap_bytes=cap_bytes), SETTINGS)
+        loader = Loader(executor, ["large"])
+        loader.run()
+        caplog.clear()
+        for _ in range(3):
+            loader._look()
+        tried = start < IMPROVE_TRIES
+        assert (loader.progress().failed_compiles, loader.progress().failed) == (int(tried), {})
+        assert caplog.text.count("route large stays as it is: the caches under") == tried
+        assert executor.levels == {"large": "mapped"}
+        assert executor.run(X).logits.shape == (3, 3)
+    assert f"(tried again at {IMPROVE_TRIES} later starts)" in executor.notes[0]

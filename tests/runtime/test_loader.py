@@ -73,6 +73,7 @@ def test_a_route_that_fails_is_left_out_and_reported(own_family, make, caplog) -
     assert "segments/small.1~large.2.fp32.onnx: has 12 bytes" in progress.failed["small[0-1]>large[2-4]"]
     assert "has no route 'ghost'" in progress.failed["ghost"]
     assert (progress.total, progress.loaded, progress.done) == (5, 3, True)
+    assert (progress.compiled, progress.failed_compiles) == (3, 1)
     assert "route small[0-1]>large[2-4] cannot be loaded" in caplog.text
 
 
@@ -139,7 +140,7 @@ def test_idle_it_times_again_what_was_measured_in_a_busy_moment(family_bundle, m
     executor = make(family_bundle)
     executor.load("small")
     slow = Timing(1e6, 2e6)
-    executor._timings["small"] = 1, slow
+    executor._ledger._timings["small"] = 1, slow
     loader = Loader(executor, ["small"], interval_s=0.01)
     loader.start()
     deadline = time.monotonic() + 60

@@ -80,7 +80,7 @@ def test_counted_pages(tmp_path) -> None:
     (tmp_path / "7").mkdir()
     assert resident(tmp_path, 7) is None
     (tmp_path / "7" / "status").write_text(STATUS)
-    assert resident(tmp_path, 7) == Resident(100 * 1024, 200 * 1024)
+    assert resident(tmp_path, 7) == Resident(100 * 1024, 200 * 1024, 0)
     (tmp_path / "7" / "status").write_text(STATUS.replace("RssFile:\t  200", "RssFile:\t  many"))
     assert resident(tmp_path, 7) is None
 
@@ -99,6 +99,22 @@ def test_a_gauge_walks_seldom_and_follows_what_is_counted(tmp_path) -> None:
     assert gauge.pss_bytes() == 90000 * kb  # mapped files have moved
     (root / "7" / "smaps_rollup").write_text(RECORDED)
     assert [gauge.pss_bytes() for _ in range(3)] == [90000 * kb, 90000 * kb, 84321 * kb]  # the third asking
+
+
+def test_a_gauge_walks_only_where_the_limit_is_near(tmp_path) -> None:
+    """Resident pages bound PSS from above, so below the limit they decide; above it what is shared has to be divided."""
+    root, kb = recorded(tmp_path, RECORDED, 7), 1024
+    status, rollup = root / "7" / "status", root / "7" / "smaps_rollup"
+    gauge = Gauge(root, 7)
+    status.write_text(STATUS.replace("RssShmem:\t 0", "RssShmem:\t 1"))
+    whole = rollup.read_text()
+    rollup.unlink()  # a walk would not find what is expected
+    assert not gauge.exceeds(301 * kb)
+    rollup.write_text(whole)
+    assert gauge.exceeds(300 * kb)
+    status.write_text(STATUS.replace("  200 kB", "  999999 kB"))
+    assert not gauge.exceeds(84321 * kb)
+    assert gauge.exceeds(84320 * kb)
 
 
 def test_a_gauge_of_this_process_sees_what_it_takes() -> None:

@@ -4,6 +4,7 @@ import io
 import math
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def resize_then_crop(image, preprocessing, height, width):
 )
 @pytest.mark.parametrize("target", [(32, 32), (24, 40)], ids=str)
 def test_equals_resizing_and_cropping_with_pillow(size, interpolation, resize, crop_pct, target):
-    preprocessing = PLAIN.model_copy(update={"resize": resize, "interpolation": interpolation, "crop_pct": crop_pct})
+    preprocessing = replace(PLAIN, resize=resize, interpolation=interpolation, crop_pct=crop_pct)
     image = photo(*size)
     expected = np.asarray(resize_then_crop(image, preprocessing, *target)).astype(int)
     got = preprocessor(preprocessing, (3, *target)).from_files([encoded(image)])
@@ -94,9 +95,7 @@ def test_equals_resizing_and_cropping_with_pillow(size, interpolation, resize, c
 def test_timm_evaluation_transform(timm_transform, size, mode, crop_pct, interpolation):
     image = photo(*size)
     transform = timm_transform(32, crop_pct=crop_pct, crop_mode=mode, interpolation=interpolation, mean=COLOUR.mean, std=COLOUR.std)
-    preprocessing = COLOUR.model_copy(
-        update={"resize": "squash" if mode == "squash" else "shortest", "crop_pct": crop_pct, "interpolation": interpolation}
-    )
+    preprocessing = replace(COLOUR, resize="squash" if mode == "squash" else "shortest", crop_pct=crop_pct, interpolation=interpolation)
     got = preprocessor(preprocessing, (3, 32, 32)).from_files([encoded(image)])
     expected = transform(image).numpy()
     assert np.abs(got[0] - expected).max() <= 1.01 * LEVEL / min(COLOUR.std)
@@ -126,7 +125,7 @@ def test_mean_and_std_are_per_channel():
 def test_extreme_aspect_ratio_makes_no_huge_intermediate(size):
     # Resized whole, the shorter side at 256 would make this 256 x 51 million.
     image = encoded(Image.new("RGB", size, (10, 20, 30)))
-    got = preprocessor(PLAIN.model_copy(update={"resize": "shortest"}), (3, 256, 256)).from_files([image])
+    got = preprocessor(replace(PLAIN, resize="shortest"), (3, 256, 256)).from_files([image])
     assert got[0, :, 128, 128] * 255 == pytest.approx([10, 20, 30])
 
 

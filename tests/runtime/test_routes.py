@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
+from restnet_runtime.fields import check
 from restnet_runtime.manifest import RouteName
 from restnet_runtime.routes import Part, pareto_front, route_name
 
@@ -25,7 +25,7 @@ POINTS = st.lists(st.tuples(st.integers(0, 8), st.none() | st.integers(0, 8).map
 )
 def test_names_say_what_a_route_is_made_of(parts: list[Part], name: str) -> None:
     assert route_name(parts, BLOCKS) == name
-    assert TypeAdapter(RouteName).validate_python(name) == name
+    check(RouteName, name)
 
 
 def on_front(points: list[tuple[int, float | None]], index: int) -> bool:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
 from restnet_runtime.errors import AddressError
@@ -229,3 +230,24 @@ def test_an_application_that_does_not_start_is_an_error(capfd):
         run_server(app, listener)
     assert ended.value.code > 0
     assert "no bundle" in capfd.readouterr().err
+
+
+def test_a_signal_before_the_server_has_its_own_handlers_stops_it(monkeypatch) -> None:
+    """Not lost, or a supervisor would have to kill it."""
+    serve = uvicorn.Server.serve
+
+    async def told_early(server, sockets=None):
+        signal.raise_signal(signal.SIGTERM)
+        await serve(server, sockets)
+
+    async def application(scope, receive, send):
+        assert scope["type"] == "lifespan"
+        for phase in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{phase}.complete"})
+
+    monkeypatch.setattr(uvicorn.Server, "serve", told_early)
+    before = signal.getsignal(signal.SIGTERM)
+    with listen("127.0.0.1", 0) as listener:
+        run_server(application, listener)
+    assert signal.getsignal(signal.SIGTERM) == before

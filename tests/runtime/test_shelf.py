@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,8 +157,32 @@ def test_a_root_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
         Shelf(tmp_path / "dangling").claim("0" * 32)
 
 
-def test_the_default_is_what_the_disk_can_spare(tmp_path: Path) -> None:
-    assert 0 < Shelf(tmp_path).cap_bytes <= 2 * 10**9
+@pytest.mark.parametrize(
+    ("free", "cap"),
+    [(10**12, 2 * 10**9), (4 * 10**9, 2 * 10**9), (10**9, (10**9 + 10_000) // 2), (0, 10_000 // 2)],
+    ids=["plenty", "just enough", "half of what is left", "full"],
+)
+def test_the_default_is_what_the_disk_can_spare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, cap: int) -> None:
+    """Half of what is free and what the caches take already, which they could give back: a cache does not shrink as it fills the disk."""
+    filled(tmp_path, "there", 10_000, 100)
+    shelf, asked = Shelf(tmp_path), []
+    besides = shelf.used_bytes() - 10_000  # the catalog and the graph
+
+    def usage(path: Path) -> SimpleNamespace:
+        asked.append(path)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr("restnet_runtime.shelf.shutil.disk_usage", usage)
+    assert cap <= shelf.cap_bytes <= cap + besides
+    assert asked == [tmp_path]
+    assert Shelf(tmp_path, 123).cap_bytes == 123, "what is asked for goes before"
+
+
+def test_a_full_disk_has_the_longest_unused_cache_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = filled(tmp_path, "old", 10_000, 100), filled(tmp_path, "new", 10_000, 200)
+    monkeypatch.setattr("restnet_runtime.shelf.shutil.disk_usage", lambda _: SimpleNamespace(free=2000))
+    Shelf(tmp_path).make_room()
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 # No file may grow beyond the given bytes: writing fails as on a full disk.

@@ -2,9 +2,10 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
-from restnet_runtime.turns import BLOCK, Turns, median_and_p95, median_interval, take_turns
+from restnet_runtime.turns import BLOCK, Turns, median_and_p95, median_interval, quickest_ratio, take_turns
 
 
 class Bench:
@@ -24,9 +25,9 @@ class Bench:
         self.seen.append("rest")
         self.now_s += seconds
 
-    def time(self, ours_ms, theirs_ms, runs: int) -> Turns:
+    def time(self, ours_ms, theirs_ms, runs: int, max_s: float | None = None) -> Turns:
         ours, theirs = self.program("ours", ours_ms), self.program("theirs", theirs_ms)
-        return take_turns(ours, theirs, runs, clock=lambda: self.now_s, sleep=self.sleep)
+        return take_turns(ours, theirs, runs, max_s=max_s, clock=lambda: self.now_s, sleep=self.sleep)
 
 
 def test_each_turn_begins_with_a_rest_and_who_begins_changes() -> None:
@@ -54,6 +55,28 @@ def test_slow_first_runs_do_not_count_and_a_quick_program_gets_more_of_them() ->
     bench.time(lambda: 0.1, lambda: 5, BLOCK)
     assert bench.seen.count("theirs") == 1 + BLOCK
     assert 20 + BLOCK <= bench.seen.count("ours") <= 21 + BLOCK
+
+
+@pytest.mark.parametrize(("max_s", "rounds"), [(0.0, 5), (1.0, 6), (1.7, 10), (60.0, 20)])
+def test_no_round_begins_after_the_time_but_for_the_first_five(max_s: float, rounds: int) -> None:
+    """A round takes 2 x (30 ms of rest + 6 runs of 10 ms)."""
+    turns = Bench().time(lambda: 10, lambda: 10, 20 * BLOCK, max_s)
+    assert len(turns.ours_ms) == len(turns.theirs_ms) == rounds
+
+
+def test_in_a_hurry_slow_programs_run_twice_a_turn_and_both_count() -> None:
+    bench = Bench()
+    turns = bench.time(lambda: 400, lambda: 90, 10 * BLOCK, max_s=0.0)
+    assert np.array(turns.ours_ms) == pytest.approx(np.full((5, 2), 400.0))
+    assert np.array(turns.theirs_ms) == pytest.approx(np.full((5, BLOCK), 90.0))
+    assert bench.seen.count("ours") == 10
+    assert len(Bench().time(lambda: 400, lambda: 90, BLOCK).ours_ms[0]) == BLOCK, "with time enough nothing is spared"
+
+
+def test_the_quickest_run_of_a_round_is_what_disturbance_leaves() -> None:
+    ours, theirs = ((9.0, 4.0, 7.0), (4.0, 30.0, 5.0), (8.0, 8.0, 8.0)), ((2.0, 3.0, 2.0),) * 3
+    assert quickest_ratio(ours, theirs) == 2.0
+    assert Turns(ours, theirs).quickest_ratio == 2.0
 
 
 def test_the_ratio_stands_when_the_machine_is_slow_for_a_while() -> None:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.catalog import Shortage
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import BundleError, CompileError, KilledError, RoomError
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
@@ -160,10 +161,20 @@ def test_killed_once_the_route_is_made_with_less_memory(compiler: Compiler) -> N
     route = compiler.bundle.route("large")
     compiled = compiler.compile(route)
     assert compiled.level == "mapped"
+    reason = "the process that compiled the route 'large' was ended by SIGKILL, probably out of memory"
+    assert compiled.shortage == Shortage(reason)
+    assert not compiler.improvable(compiled), "not at this start"
     x = np.ones((2, 1, 8, 8), np.float32)
     expected = infer(plain_session(compiler.bundle, route, SETTINGS), x)
     assert np.allclose(infer(load_session(compiled, SETTINGS), x), expected, rtol=1e-4, atol=1e-5)
     assert compiler.compile(compiler.bundle.route("small")).level == "prepacked"
+    later = Compiler.for_bundle(compiler.bundle, compiler.cache.shelf.root, apart=True)
+    assert later.improve(route)
+    better = later.compile(route)
+    assert (better.level, better.shortage) == ("prepacked", None)
+    assert np.allclose(infer(load_session(better, SETTINGS), x), expected, rtol=1e-4, atol=1e-5)
+    assert np.allclose(infer(load_session(compiled, SETTINGS), x), expected, rtol=1e-4, atol=1e-5), "who had it before keeps it"
+    later.close()
 
 
 def test_signals_to_the_whole_group_are_for_its_parent(compiler: Compiler) -> None:

@@ -242,9 +242,9 @@ def test_a_file_in_the_way_is_refused(tmp_path) -> None:
     [
         ({"routes": (RouteSource("a", ("a.0", "ghost"), None),)}, BundleError, "route 'a' names 'ghost', which is not among the segments"),
         ({"routes": (RouteSource("a", ("a.1", "a.0"), None),)}, BundleError, "route 'a' feeds"),
-        ({"routes": (RouteSource("a", ("a.0", "a.1"), 1.5),)}, ExportError, "RouteEntry accuracy: Input should be less than or equal to 1"),
-        ({"name": "no/name"}, ExportError, "Manifest name: String should match pattern"),
-        ({"reports": {"secret/plan": b""}}, ExportError, "Manifest files.secret/plan"),
+        ({"routes": (RouteSource("a", ("a.0", "a.1"), 1.5),)}, ExportError, "routes.0.accuracy: Input should be less than or equal to 1"),
+        ({"name": "no/name"}, ExportError, "name: String should match pattern"),
+        ({"reports": {"secret/plan": b""}}, ExportError, "files.secret/plan"),
         ({"classes": ("x", "y")}, BundleError, "ends in \\[3\\], but there are 2 classes"),
         ({"segments": (*source().segments, source().segments[0])}, BundleError, "has the segment 'a.0' twice"),
     ],

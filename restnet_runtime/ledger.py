@@ -1,0 +1,117 @@
+"""The ledger: what each route of a bundle takes on this device, measured or guessed, and what the process takes without any."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from restnet_runtime.bundle import Bundle
+from restnet_runtime.measured import GUESSED_SESSION_BYTES, Measured, MeasuredStore
+from restnet_runtime.memory import footprint
+from restnet_runtime.profile import RouteProfile, Timing
+from restnet_runtime.residency import Need, together
+from restnet_runtime.resident import Resident
+from restnet_runtime.sessions import trim_heap
+
+_NOTHING = frozenset[tuple[int, int]]()
+
+
+class Ledger:
+    """Kept for released routes too. One thread at a time may enter something, any may read."""
+
+    def __init__(self, bundle: Bundle, store: MeasuredStore) -> None:
+        """store: what earlier starts have measured; what is entered goes there too."""
+        self._bundle, self._store = bundle, store
+        self._needs: dict[str, Need] = {}
+        self._timings: dict[str, tuple[int, Timing]] = {}  # with the number of threads
+        self._provisional: set[str] = set()
+        idle = footprint()
+        self._overhead_bytes = idle.pss_bytes
+        self._shared_bytes = idle.pss_bytes - idle.anonymous_bytes
+        self._handed_back = False
+
+    @property
+    def overhead_bytes(self) -> int:
+        """PSS of this process without any route, as `weigh` found it last."""
+        return self._overhead_bytes
+
+    def profile(self, name: str) -> RouteProfile | None:
+        """The profile of a route that something was entered for, else `None`. Its memory is that of the process with this route alone."""
+        timed, need = self._timings.get(name), self._needs.get(name)
+        if timed is None or need is None:
+            return None
+        threads, timing = timed
+        return RouteProfile(timing.latency_ms, timing.p95_ms, self._overhead_bytes + together([need]), threads)
+
+    def need(self, name: str, mapped: Collection[str] = ()) -> Need:
+        """What a route adds when it is loaded; before its first load a cautious guess from the size of its weights.
+
+        mapped: segments whose weights are there already, for the guess
+        """
+        known = self._needs.get(name)
+        if known is not None:
+            return known
+        route = self._bundle.route(name)
+        # Extents that no compiled route has: where its tensors lie is known only once it is compiled.
+        guessed = {
+            (-1 - hash(segment) % 2**40, self._bundle.segments[segment].graphs[precision].weight_bytes)
+            for segment, precision in zip(route.segments, route.precisions, strict=True)
+            if segment not in mapped
+        }
+        return Need(frozenset(guessed), GUESSED_SESSION_BYTES)
+
+    def knows(self, name: str, how: str) -> bool:
+        """Has an earlier start measured the route, run in this way?"""
+        return self._store.get(name, how) is not None
+
+    def recall(self, resident: Resident) -> bool:
+        """Enter what an earlier start has measured of a route that is run in this way. Returns whether one has."""
+        known = self._store.get(resident.route.name, resident.how)
+        if known is not None:
+            self._enter(resident, known)
+        return known is not None
+
+    def enter(self, resident: Resident, measured: Measured, *, quiet: bool) -> None:
+        """Enter what was measured now. quiet: no requests ran meanwhile; what they took would be in it, and it is not kept on disk then."""
+        self._enter(resident, measured)
+        if quiet:
+            self._provisional.discard(resident.route.name)
+            self._store.put(resident.route.name, resident.how, measured)
+        else:
+            self._provisional.add(resident.route.name)
+
+    def provisional(self, name: str) -> bool:
+        """Whether a route was measured while requests ran."""
+        return name in self._provisional
+
+    def refine(self, resident: Resident, timing: Timing) -> None:
+        """Keep the quicker of this timing and the one that stands."""
+        name = resident.route.name
+        threads, known = self._timings[name]
+        if threads == resident.settings.threads:
+            timing, need = known.better(timing), self._needs[name]
+            self._timings[name] = threads, timing
+            self._store.put(name, resident.how, Measured(timing, need.session_bytes, need.activation_bytes))
+
+    def hand_back(self) -> None:
+        """Weights leave the process now, and come back page by page: what is mapped is not weighed any more."""
+        self._handed_back = True
+
+    def weigh(self, residents: Sequence[Resident], arena_bytes: int = 0) -> None:
+        """Measure the process without its routes: what it has now less what these, all that are loaded, add.
+
+        arena_bytes: what the arena holds for runs of several inputs, where that is more than single runs take
+        """
+        trim_heap()
+        # What has not run has no weights in the process yet.
+        every = [(self._needs[one.route.name], one.ran) for one in residents]
+        now = footprint()
+        needs = [need if ran else replace(need, touched=_NOTHING, activation_bytes=0) for need, ran in every]
+        own = [replace(need, touched=_NOTHING) for need in needs]
+        own_bytes = together([Need(_NOTHING, 0, arena_bytes), *own])
+        if not self._handed_back:
+            self._shared_bytes = max(0, now.pss_bytes - now.anonymous_bytes - (together(needs) - together(own)))
+        self._overhead_bytes = max(0, now.anonymous_bytes - own_bytes) + self._shared_bytes
+
+    def _enter(self, resident: Resident, measured: Measured) -> None:
+        touched = _NOTHING if resident.compiled is None else resident.compiled.touched
+        self._needs[resident.route.name] = Need(touched, measured.session_bytes, measured.activation_bytes)
+        self._timings[resident.route.name] = resident.settings.threads, measured.timing
