@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from restnet_runtime import __version__
 from restnet_runtime.errors import ExportError, RestnetError, SpecError
 from restnet_runtime.tables import routes_table
+from restnet_runtime.threads import usable_cores
 
 if TYPE_CHECKING:
     from .settings import TuneSettings
@@ -37,9 +38,13 @@ def parser() -> argparse.ArgumentParser:
         "python:FILE_OR_MODULE:FACTORY[@CHECKPOINT]; NAME=SPEC renames one",
     )
     result.add_argument(
-        "--data", required=True, metavar="DATA", help="to fit and tune on: imagefolder:DIR, npz:FILE (uint8 NHWC x, y), digits"
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="to fit and tune on: imagefolder:DIR, npz:FILE (uint8 NHWC x, y), "
+        "hf:NAME_OR_PATH[:SPLIT] (Hugging Face), digits; without labels too: a directory of images, an npz without y",
     )
-    result.add_argument("--val", metavar="DATA", help="to score on (default: a fifth of --data, held out)")
+    result.add_argument("--val", metavar="DATA", help="to score on, with labels (default: a fifth of --data, held out)")
     result.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle; an older bundle there is replaced")
     rule = result.add_argument_group("stitching")
     rule.add_argument(
@@ -68,6 +73,14 @@ def parser() -> argparse.ArgumentParser:
     )
     inputs.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names, a line each, in the anchors' order; an imagefolder is read in this order"
+    )
+    result.add_argument("--workers", type=int, metavar="N", help="threads that decode images (default: one for each core)")
+    result.add_argument(
+        "--max-bad",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="share of the images that may be unreadable; they are left out (default: %(default)s)",
     )
     result.add_argument("--seed", type=int, default=0)
     result.add_argument(
@@ -144,6 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 input_shape=input_shape,
                 classes=_classes(args.classes),
                 latency=args.latency,
+                workers=usable_cores() if args.workers is None else _at_least(args.workers, 0, "--workers"),
+                max_bad=_share(args.max_bad, "--max-bad"),
                 progress=not args.quiet,
                 **_of_choices(args),
             ),
@@ -252,6 +267,12 @@ def _classes(path: Path | None) -> tuple[str, ...] | None:
 def _crop_pct(value: float | None) -> float | None:
     if value is not None and not 0 < value <= 1:
         raise SpecError(f"--crop-pct {value} must be above 0 and at most 1")
+    return value
+
+
+def _share(value: float, option: str) -> float:
+    if not 0 <= value < 1:
+        raise SpecError(f"{option} {value} must be at least 0 and below 1")
     return value
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from .activations import cut_activations
 from .cuts import CutAnchor
-from .data import Samples
 from .rules import LayerPlan
+from .samples import Samples
 from .stitching import StitchFit, StitchingLayer
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from restnet_runtime import __version__
@@ -16,19 +15,22 @@ from restnet_runtime.manifest import Anchor as AnchorEntry
 from restnet_runtime.manifest import Provenance
 
 from .anchors import Anchor, AnchorSpec, load_anchor
-from .checks import check_names, check_order, check_out, check_samples, class_names
+from .checks import check_activations, check_classes, check_names, check_order, check_out, check_samples, class_names
 from .cuts import CutAnchor, cut_anchor
-from .data import Images, Samples, load_split
+from .data import load_split
 from .figures import RouteResult
 from .finetune import finetune
 from .fitting import fit_layers
+from .images import Images
 from .inputs import agreed_input
 from .latency import measure_latencies
 from .parity import check_routes
 from .report import Report, render_report
 from .routes import block_name, joined_cuts, routes_of
 from .rules import AnchorShape, LayerPlan, restnet, sn_net, split_shared
+from .samples import Samples
 from .scoring import score_routes
+from .screening import readable
 from .settings import ExportSettings
 from .similarity import Similarity, measure_similarity
 from .sources import segment_sources
@@ -49,6 +51,8 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     if settings.classes is not None:
         fitting, scoring = fitting.labelled(settings.classes), scoring.labelled(settings.classes)
     check_samples(settings.samples, fitting)
+    check_classes(fitting)
+    check_classes(scoring)
     loaded = [load_anchor(AnchorSpec.parse(text), settings.input_shape) for text in settings.anchors]
     check_names(loaded)
     teacher = None if settings.teacher is None else _given_teacher(settings.teacher, loaded)
@@ -59,7 +63,17 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
         say(f"anchor {name}: {len(cut.blocks)} blocks in stages of {', '.join(map(str, cut.stages))}")
     check_order(anchors)
 
-    samples = Samples(_first(fitting.shuffled(settings.seed), settings.samples), preprocessing, input_shape)
+    def sampled(images: Images) -> Samples:
+        return Samples(images, preprocessing, input_shape, settings.workers)
+
+    def screened(images: Images, count: int | None = None) -> Images:
+        return readable(sampled(images), settings.max_bad, say, settings.workers, count)
+
+    fitting = screened(fitting.shuffled(settings.seed), settings.samples if settings.finetune == "none" else None)
+    scoring = screened(scoring)
+    check_samples(settings.samples, fitting)
+    samples = sampled(fitting.first(settings.samples))
+    check_activations(anchors, samples)
     similarity = measure_similarity(list(anchors.values()), samples)
     plans = _plan(settings, anchors, similarity)
     say(f"rule {settings.rule}: {sum(len(plan.pairs) for plan in plans)} stitched routes through {len(plans)} stitching layers")
@@ -67,20 +81,20 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
     say(f"least squares on {len(samples.images)} images")
     routes = routes_of(anchors, plans)
     if settings.finetune != "none":
-        few = Samples(_first(fitting.shuffled(settings.seed), TEACHER_IMAGES), preprocessing, input_shape)
-        taught_by = teacher or strongest(anchors, few)
+        taught_by = teacher or strongest(anchors, sampled(fitting.first(TEACHER_IMAGES)))
         say(f"fine-tuning on {len(fitting)} images, taught by {taught_by if isinstance(taught_by, str) else taught_by.name}")
+        labelled = settings.tuning.labelled and fitting.has_labels
         finetune(
             anchors,
             layers,
             routes,
             taught_by if isinstance(taught_by, str) else taught_by.module,
-            Samples(fitting, preprocessing, input_shape),
-            replace(settings.tuning, mode=settings.finetune, seed=settings.seed),
+            sampled(fitting),
+            replace(settings.tuning, mode=settings.finetune, seed=settings.seed, labelled=labelled),
             say,
             settings.progress,
         )
-    accuracies = score_routes(routes, anchors, layers, Samples(scoring, preprocessing, input_shape).batches())
+    accuracies = score_routes(routes, anchors, layers, sampled(scoring).batches())
     say(f"scored {len(routes)} routes on {len(scoring)} images")
 
     kept, sources = segment_sources(routes, anchors, layers, accuracies, settings.max_routes, say)
@@ -139,14 +153,15 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
 
 
 def strongest(anchors: Mapping[str, CutAnchor], samples: Samples) -> str:
-    """The anchor that is right most often on `samples`; of equals the larger. Anchors are given small to large."""
+    """The anchor that is right most often on `samples`; of equals, and where there are no labels, the larger.
+
+    Anchors are given small to large.
+    """
+    if not samples.images.has_labels:
+        return list(anchors)[-1]
     alone = routes_of(anchors, [])
     scores = score_routes(alone, anchors, {}, samples.batches())
     return max(zip(scores, range(len(alone)), anchors, strict=True))[2]
-
-
-def _first(images: Images, count: int) -> Images:
-    return images.subset(np.arange(min(count, len(images))))
 
 
 def _plan(settings: ExportSettings, anchors: Mapping[str, CutAnchor], similarity: Similarity) -> list[LayerPlan]:

@@ -91,6 +91,8 @@ class ExportSettings:
     teacher:        an anchor by name, or a spec of another network; default: the strongest anchor
     tuning:         how to fine-tune; `finetune` and `seed` stand in for its mode and seed
     latency:        measure every route on this machine, for the report
+    workers:        threads that decode images; the result does not depend on them
+    max_bad:        share of the images that may be unreadable and are left out
     """
 
     anchors: tuple[str, ...]
@@ -111,6 +113,8 @@ class ExportSettings:
     stride: int = 1
     tuning: TuneSettings = field(default_factory=TuneSettings)
     latency: bool = False
+    workers: int = 0
+    max_bad: float = 0.01
     progress: bool = True
 
     def told(self) -> dict[str, object]:
