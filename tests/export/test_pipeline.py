@@ -507,3 +507,49 @@ def test_a_network_without_cuts_is_refused(workshop: Workshop, tmp_path: Path) -
     settings = workshop.settings(tmp_path / "out")
     with pytest.raises(CutError, match="flat"):
         export_bundle(replace(settings, anchors=(f"python:{tmp_path / 'flat.py'}:flat", settings.anchors[1])), lambda _: None)
+
+
+class TestBadData:
+    """Data that is wrong in part or altogether: told, and never half a bundle."""
+
+    def test_images_without_labels_tune_and_fit(self, workshop: Workshop, tmp_path: Path) -> None:
+        x, _ = images(96, 0)
+        np.savez(tmp_path / "bare.npz", x=x)
+        said: list[str] = []
+        settings = workshop.settings(tmp_path / "out", data=f"npz:{tmp_path / 'bare.npz'}", finetune="stitch")
+        bundle = export_bundle(settings, said.append)
+        assert any(line.startswith("fine-tuning on 96 images, taught by large") for line in said)
+        assert (bundle.route("large").accuracy or 0) > 0.6
+
+    def test_bad_images_are_told_and_left_out(self, workshop: Workshop, tmp_path: Path) -> None:
+        folder = quarters(tmp_path / "photos", "abcd")
+        (tmp_path / "photos" / "a" / "0.png").write_bytes(b"")
+        said: list[str] = []
+        bundle = export_bundle(workshop.settings(tmp_path / "out", val=folder, max_bad=0.1), said.append)
+        assert bundle.manifest.provenance.scored_on == 39
+        assert "1 of 40 images of 'imagefolder:photos' cannot be read and are left out:" in said
+        with pytest.raises(SpecError, match="more than 0 of 40 images"):
+            export_bundle(workshop.settings(tmp_path / "other", val=folder, max_bad=0), said.append)
+        assert not (tmp_path / "other").exists()
+
+    @pytest.mark.parametrize("where", ["data", "val"])
+    def test_one_class_alone(self, workshop: Workshop, tmp_path: Path, where: str) -> None:
+        x, y = images(20, 0)
+        np.savez(tmp_path / "one.npz", x=x, y=np.full_like(y, 2))
+        with pytest.raises(SpecError, match=r"data 'npz:one.npz' has one class only, '2'"):
+            export_bundle(workshop.settings(tmp_path / "out", **{where: f"npz:{tmp_path / 'one.npz'}"}), lambda _: None)
+        assert not (tmp_path / "out").exists()
+
+    def test_an_anchor_that_answers_nan(self, workshop: Workshop, tmp_path: Path) -> None:
+        """Fine on what it is tried on, not on bright images."""
+        source = NETS + (
+            "\n\nclass Odd(Cnn):\n    def forward(self, x):\n"
+            "        return super().forward(x * torch.sqrt(1.5 - x.mean((1, 2, 3), keepdim=True)))\n"
+            "\n\ndef odd():\n    return made(2, Odd, 8, 3)\n"
+        )
+        (tmp_path / "odd.py").write_text(source)
+        np.savez(tmp_path / "bright.npz", x=np.full((40, 8, 8, 1), 255, np.uint8), y=np.arange(40) % 4)
+        settings = workshop.settings(tmp_path / "out", data=f"npz:{tmp_path / 'bright.npz'}")
+        with pytest.raises(ExportError, match=r"anchor 'odd' answers images of 'npz:bright.npz' with NaN or infinity, first after stem"):
+            export_bundle(replace(settings, anchors=(settings.anchors[0], f"python:{tmp_path / 'odd.py'}:odd")), lambda _: None)
+        assert not (tmp_path / "out").exists()
