@@ -30,6 +30,7 @@ from .routes import block_name, joined_cuts, routes_of
 from .rules import AnchorShape, LayerPlan, restnet, sn_net, split_shared
 from .samples import Samples
 from .scoring import score_routes
+from .scratch import clear_leftovers
 from .screening import readable
 from .settings import ExportSettings
 from .similarity import Similarity, measure_similarity
@@ -45,6 +46,8 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
 
     say: told what is going on, a line at a time.
     """
+    for line in clear_leftovers(settings.out.resolve()):
+        say(line)
     check_out(settings.out)
     torch.manual_seed(settings.seed)
     fitting, scoring = load_split(settings.data, settings.val, settings.seed)
