@@ -13,8 +13,10 @@ from restnet_runtime.errors import ExportError, RestnetError, SpecError
 from restnet_runtime.tables import routes_table
 from restnet_runtime.threads import usable_cores
 
+from .interrupts import Terminated, terminating
+
 if TYPE_CHECKING:
-    from .settings import TuneSettings
+    from .settings import ExportSettings, TuneSettings
 
 DESCRIPTION = """\
 Cut trained anchors into blocks, join them with stitching layers, and write one bundle with every route's cost and accuracy.
@@ -82,6 +84,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="share of the images that may be unreadable; they are left out (default: %(default)s)",
     )
+    result.add_argument("--resume", action="store_true", help="go on with the run that was broken off while it tuned for the same --out")
+    result.add_argument(
+        "--checkpoint-minutes",
+        type=float,
+        default=5.0,
+        metavar="MINUTES",
+        help="between two states in DIR.run, from which --resume goes on (default: %(default)s)",
+    )
     result.add_argument("--seed", type=int, default=0)
     result.add_argument(
         "--latency", action="store_true", help="measure every route on this machine; the report then shows accuracy over latency as well"
@@ -131,46 +141,65 @@ def _add_tuning(result: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit status: 0, or 2 with one line on standard error."""
+    """Run the command.
+
+    Returns the exit status: 0, 2 with one line on standard error, or 130 and 143 for Ctrl-C and SIGTERM, which write no bundle.
+    """
     args = parser().parse_args(argv)
     try:
-        _require_extra()
-        from .inputs import GivenPreprocessing
-        from .pipeline import export_bundle
-        from .settings import ExportSettings
-
-        mean, std, input_shape = _input(args.input, args.mean, args.std)
-        bundle = export_bundle(
-            ExportSettings(
-                anchors=tuple(args.anchors),
-                data=args.data,
-                val=args.val,
-                out=args.out,
-                rule=args.rule,
-                finetune=args.finetune,
-                teacher=args.teacher,
-                tuning=_tuning(args),
-                samples=args.samples,
-                max_routes=None if args.max_routes is None else _at_least(args.max_routes, 1, "--max-routes"),
-                seed=_at_least(args.seed, 0, "--seed"),
-                preprocessing=GivenPreprocessing(mean, std, args.resize, args.interpolation, _crop_pct(args.crop_pct)),
-                input_shape=input_shape,
-                classes=_classes(args.classes),
-                latency=args.latency,
-                workers=usable_cores() if args.workers is None else _at_least(args.workers, 0, "--workers"),
-                max_bad=_share(args.max_bad, "--max-bad"),
-                progress=not args.quiet,
-                **_of_choices(args),
-            ),
-            (lambda _: None) if args.quiet else (lambda line: print(line, flush=True)),
-        )
+        with terminating():
+            _require_extra()
+            return _export(args)
     except (RestnetError, OSError) as error:
         print(f"restnet-export: {error}", file=sys.stderr)
         return 2
-    if not args.quiet:
+    except KeyboardInterrupt as error:
+        unfinished = Path(f"{args.out.resolve()}.run").exists()
+        print(f"restnet-export: interrupted, no bundle was written{'; --resume goes on' if unfinished else ''}", file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .pipeline import export_bundle
+    from .ranks import joined_ranks
+
+    with joined_ranks() as ranks:
+        settings = _settings(args, progress=ranks.first and not args.quiet)
+        bundle = export_bundle(settings, (lambda line: print(line, flush=True)) if settings.progress else (lambda _: None), ranks)
+    if settings.progress:
         print(routes_table(bundle.routes))
         print(f"wrote {args.out}")
     return 0
+
+
+def _settings(args: argparse.Namespace, progress: bool) -> "ExportSettings":
+    from .inputs import GivenPreprocessing
+    from .settings import ExportSettings
+
+    mean, std, input_shape = _input(args.input, args.mean, args.std)
+    return ExportSettings(
+        anchors=tuple(args.anchors),
+        data=args.data,
+        val=args.val,
+        out=args.out,
+        rule=args.rule,
+        finetune=args.finetune,
+        teacher=args.teacher,
+        tuning=_tuning(args),
+        samples=args.samples,
+        max_routes=None if args.max_routes is None else _at_least(args.max_routes, 1, "--max-routes"),
+        seed=_at_least(args.seed, 0, "--seed"),
+        preprocessing=GivenPreprocessing(mean, std, args.resize, args.interpolation, _crop_pct(args.crop_pct)),
+        input_shape=input_shape,
+        classes=_classes(args.classes),
+        latency=args.latency,
+        workers=usable_cores() if args.workers is None else _at_least(args.workers, 0, "--workers"),
+        max_bad=_share(args.max_bad, "--max-bad"),
+        resume=args.resume,
+        checkpoint_minutes=_minutes(args.checkpoint_minutes),
+        progress=progress,
+        **_of_choices(args),
+    )
 
 
 def _require_extra() -> None:
@@ -273,6 +302,12 @@ def _crop_pct(value: float | None) -> float | None:
 def _share(value: float, option: str) -> float:
     if not 0 <= value < 1:
         raise SpecError(f"{option} {value} must be at least 0 and below 1")
+    return value
+
+
+def _minutes(value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise SpecError(f"--checkpoint-minutes {value} must be at least 0")
     return value
 
 

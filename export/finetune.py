@@ -6,14 +6,19 @@ its own frozen original. What comes of it is judged on images that are not tuned
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
 
 from .costs import count_macs
 from .cuts import CutAnchor
+from .interrupts import Stop, stopping
+from .ranks import Ranks
 from .routes import StitchedRoute, block_name
+from .runs import Run
 from .sampling import LabelledImages
 from .settings import TuneSettings
 from .stitching import StitchingLayer
@@ -29,38 +34,85 @@ def finetune(
     settings: TuneSettings,
     say: Callable[[str], None],
     progress: bool = True,
+    run: Run | None = None,
+    ranks: Ranks | None = None,
 ) -> list[Tuned]:
     """Tune the family in place. Returns what became of every route that was tuned, against its start before the first phase.
 
+    run:    where the state is kept now and then, and gone on from; with it the first Ctrl-C stops tuning, and the best so far stays
+    ranks:  processes that tune together
     Raises `ExportError` where no route has a stitching layer, or too few images remain to tune on.
     """
+    ranks = ranks or Ranks()
+    ranks.take_from_first([parameter for layer in layers.values() for parameter in layer.parameters()])
     macs = route_macs(anchors, layers, routes)
-    phases = [settings]
-    if settings.mode == "full" and settings.stitch_steps:
-        phases.insert(0, replace(settings, mode="stitch", steps=settings.stitch_steps))
-    results: dict[str, Tuned] = {}
-    for phase in phases:
-        tuner = Tuner(anchors, layers, routes, macs, teacher, data, phase)
-        for item in run(tuner, phase.steps, progress):
-            first = results.get(item.route, item)
-            results[item.route] = replace(
-                item,
-                accuracy_before=first.accuracy_before,
-                loss_before=first.loss_before,
-                improved=item.improved or first.improved,
-            )
-        say(f"fine-tuning, {phase.mode}: {_told(list(results.values()))}")
+    phases = _phases(settings)
+    state: Mapping[str, Any] = (run.state if run is not None else None) or {"phase": 0, "results": []}
+    results = {item["route"]: Tuned(**item) for item in state["results"]}
+    if "layers" in state:
+        for name, values in state["layers"].items():
+            layers[name].load_state_dict(values)
+    with stopping() if run is not None and ranks.size == 1 else nullcontext(Stop()) as stop:
+        for index, phase in enumerate(phases):
+            if index < state["phase"] or stop:
+                continue
+            began = {
+                "phase": index,
+                "results": [asdict(item) for item in results.values()],
+                "layers": {name: {key: value.clone() for key, value in layer.state_dict().items()} for name, layer in layers.items()},
+            }
+            tuner = Tuner(anchors, layers, routes, macs, teacher, data, phase, ranks)
+            if index == state["phase"] and "tuner" in state:
+                tuner.load_state_dict(state["tuner"])
+                say(f"going on after step {tuner.steps_done} of {phase.steps} of {phase.mode}")
+            _run_phase(tuner, phase.steps, progress, stop, _saver(run, ranks, began, tuner))
+            for item in tuner.results():
+                first = results.get(item.route, item)
+                results[item.route] = replace(
+                    item,
+                    accuracy_before=first.accuracy_before,
+                    loss_before=first.loss_before,
+                    improved=item.improved or first.improved,
+                )
+            stopped = f" stopped after step {tuner.steps_done} of {phase.steps}" if stop else ""
+            say(f"fine-tuning, {phase.mode}{stopped}: {_told(list(results.values()))}")
     return list(results.values())
 
 
-def run(tuner: Tuner, steps: int, progress: bool) -> list[Tuned]:
-    """Run a tuner to its end, or until interrupted: then too the best weights so far are in place."""
-    with tuner, tqdm(total=steps, desc="fine-tuning", unit="step", disable=not progress) as bar:
-        while not tuner.done:
+def _phases(settings: TuneSettings) -> list[TuneSettings]:
+    if settings.mode == "full" and settings.stitch_steps:
+        return [replace(settings, mode="stitch", steps=settings.stitch_steps), settings]
+    return [settings]
+
+
+def _saver(run: Run | None, ranks: Ranks, began: Mapping[str, Any], tuner: Tuner) -> Callable[[bool], None]:
+    """What is called after every step: saves the state when it is time, or now where it must (`True`)."""
+
+    def save(must: bool) -> None:
+        if run is not None and ranks.first and (must or run.due):
+            run.save({**began, "tuner": tuner.state_dict()})
+
+    return save
+
+
+def _run_phase(tuner: Tuner, steps: int, progress: bool, stop: Stop, save: Callable[[bool], None]) -> None:
+    """Run a tuner to its end, or until it is stopped or interrupted: then too the best weights so far are in place."""
+    with tuner, tqdm(total=steps, initial=tuner.steps_done, desc="fine-tuning", unit="step", disable=not progress) as bar:
+        while not tuner.done and not stop:
             loss = tuner.step()
+            save(False)
             bar.update()
-            bar.set_postfix(loss=f"{loss:.3f}")
-    return tuner.results()
+            bar.set_postfix_str(f"loss {loss:.3f}{_best(tuner.results())}")
+        save(True)
+
+
+def _best(results: Sequence[Tuned]) -> str:
+    """The stitched route that is most accurate on the held-out images so far, for the line of progress."""
+    stitched = [item for item in results if ">" in item.route]
+    if not stitched:
+        return ""
+    best = max(stitched, key=lambda item: item.accuracy_after)
+    return f", best {best.route} {100 * best.accuracy_after:.1f} %, {sum(item.improved for item in results)} of {len(results)} better"
 
 
 def route_macs(anchors: Mapping[str, CutAnchor], layers: Mapping[str, StitchingLayer], routes: Sequence[StitchedRoute]) -> list[int]:
@@ -73,6 +125,8 @@ def route_macs(anchors: Mapping[str, CutAnchor], layers: Mapping[str, StitchingL
 
 
 def _told(results: Sequence[Tuned]) -> str:
+    if not results:
+        return "stopped before the first step"
     gains = sorted(item.accuracy_after - item.accuracy_before for item in results)
     better = sum(item.improved for item in results)
     return f"{better} of {len(results)} routes improved on held-out images, by {100 * gains[len(gains) // 2]:.1f} points in the median"

@@ -66,8 +66,8 @@ class ScoreSum:
     """A score that grows batch by batch."""
 
     def __init__(self) -> None:
-        self._losses: list[Tensor] = []
-        self._hits: list[Tensor] = []
+        self._losses = [torch.zeros(0)]
+        self._hits = [torch.zeros(0, dtype=torch.bool)]
 
     def add(self, losses: Tensor, hits: Tensor) -> None:
         self._losses.append(losses.float().cpu())

@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and what they leave: tuning that is stopped is kept, anything else that is broken off leaves no trace."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -22,8 +23,8 @@ class Stop:
 
 
 @contextmanager
-def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
-    """Within, the first Ctrl-C asks to stop, and says so; the second interrupts as it does elsewhere.
+def stopping() -> Iterator[Stop]:
+    """Within, the first Ctrl-C asks to stop, and says so on standard error; the second interrupts as it does elsewhere.
 
     Outside the main thread, which alone has signals, nobody asks.
     """
@@ -32,7 +33,7 @@ def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
     def ask(_: int, __: FrameType | None) -> None:
         stop.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        say("stopping: what is tuned so far is scored and written; Ctrl-C again to write nothing")
+        os.write(2, b"\nstopping: the best so far is scored and written; Ctrl-C again writes nothing\n")  # print may be busy
 
     with _handled(signal.SIGINT, ask):
         yield stop

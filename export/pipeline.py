@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from restnet_runtime import __version__
-from restnet_runtime.bundle import Bundle
+from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.errors import SpecError
 from restnet_runtime.manifest import Anchor as AnchorEntry
 from restnet_runtime.manifest import Provenance
@@ -21,13 +21,16 @@ from .data import load_split
 from .figures import RouteResult
 from .finetune import finetune
 from .fitting import fit_layers
+from .identity import run_identity
 from .images import Images
 from .inputs import agreed_input
 from .latency import measure_latencies
 from .parity import check_routes
+from .ranks import Ranks
 from .report import Report, render_report
 from .routes import block_name, joined_cuts, routes_of
 from .rules import AnchorShape, LayerPlan, restnet, sn_net, split_shared
+from .runs import Run
 from .samples import Samples
 from .scoring import score_routes
 from .scratch import clear_leftovers
@@ -41,14 +44,24 @@ TEACHER_IMAGES = 512
 """So many images tell which anchor teaches."""
 
 
-def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundle:
+def export_bundle(settings: ExportSettings, say: Callable[[str], None], ranks: Ranks | None = None) -> Bundle:
     """Make the bundle that `settings` describe and write it to `settings.out`. Raises errors of the tree `RestnetError`.
 
-    say: told what is going on, a line at a time.
+    say:    told what is going on, a line at a time.
+    ranks:  processes that tune together, all of them called alike; the first one writes, the others return what it wrote.
     """
-    for line in clear_leftovers(settings.out.resolve()):
-        say(line)
-    check_out(settings.out)
+    ranks = ranks or Ranks()
+    if ranks.first:
+        for line in clear_leftovers(settings.out.resolve()):
+            say(line)
+        check_out(settings.out)
+    with Run(settings.out, 60 * settings.checkpoint_minutes, settings.resume, ranks.first) as run:
+        bundle = _exported(settings, say, run, ranks)
+        run.finish()
+    return bundle
+
+
+def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ranks: Ranks) -> Bundle:
     torch.manual_seed(settings.seed)
     fitting, scoring = load_split(settings.data, settings.val, settings.seed)
     if settings.classes is not None:
@@ -87,6 +100,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
         taught_by = teacher or strongest(anchors, sampled(fitting.first(TEACHER_IMAGES)))
         say(f"fine-tuning on {len(fitting)} images, taught by {taught_by if isinstance(taught_by, str) else taught_by.name}")
         labelled = settings.tuning.labelled and fitting.has_labels
+        run.begin(run_identity(settings, anchors, routes, sampled(fitting), ranks.size))
         finetune(
             anchors,
             layers,
@@ -96,7 +110,12 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
             replace(settings.tuning, mode=settings.finetune, seed=settings.seed, labelled=labelled),
             say,
             settings.progress,
+            run,
+            ranks,
         )
+    if not ranks.first:
+        ranks.wait()
+        return open_bundle(settings.out)
     accuracies = score_routes(routes, anchors, layers, sampled(scoring).batches())
     say(f"scored {len(routes)} routes on {len(scoring)} images")
 
@@ -148,11 +167,13 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None]) -> Bundl
         len(scoring),
     )
     probe = next(samples.batches(3))[0]
-    return write_bundle(
+    bundle = write_bundle(
         replace(source, reports=render_report(report)),
         settings.out,
         check=lambda bundle: check_routes(bundle, kept, anchors, layers, probe),
     )
+    ranks.wait()
+    return bundle
 
 
 def strongest(anchors: Mapping[str, CutAnchor], samples: Samples) -> str:

@@ -93,6 +93,8 @@ class ExportSettings:
     latency:        measure every route on this machine, for the report
     workers:        threads that decode images; the result does not depend on them
     max_bad:        share of the images that may be unreadable and are left out
+    resume:         go on with the unfinished run that writes to `out`, if there is one
+    checkpoint_minutes: between two states of the run on disk
     """
 
     anchors: tuple[str, ...]
@@ -115,6 +117,8 @@ class ExportSettings:
     latency: bool = False
     workers: int = 0
     max_bad: float = 0.01
+    resume: bool = False
+    checkpoint_minutes: float = 5.0
     progress: bool = True
 
     def told(self) -> dict[str, object]:
@@ -123,7 +127,7 @@ class ExportSettings:
         def plain(value: object) -> object:
             return {name: plain(part) for name, part in vars(value).items()} if is_dataclass(value) else _json(value)
 
-        return {name: plain(value) for name, value in vars(self).items() if name != "progress"}
+        return {name: plain(value) for name, value in vars(self).items() if name not in ("progress", "resume", "checkpoint_minutes")}
 
 
 def _json(value: object) -> object:

@@ -19,6 +19,7 @@ from .cuts import CutAnchor
 from .groups import Group
 from .guard import Guard, Score, ScoreSum
 from .objectives import Objective, Target
+from .ranks import Ranks
 from .routes import StitchedRoute
 from .sampling import ImageOrder, LabelledImages, RouteSampler, batch_of, batches_of, split_of
 from .settings import TuneSettings
@@ -67,20 +68,23 @@ class Tuner:
         teacher: str | nn.Module,
         data: LabelledImages,
         settings: TuneSettings,
+        ranks: Ranks | None = None,
     ) -> None:
-        """macs: of each route. teacher: whose logits are the target: an anchor, or a network (B, C, H, W) to (B, classes).
+        """macs: of each route. ranks: processes that tune together, `batch_size` images each; all are given the same.
+        teacher: whose logits are the target: an anchor, or a network (B, C, H, W) to (B, classes).
 
         Raises `ExportError` where no route has a stitching layer, or too few images remain to tune on.
         """
         if not any(route.layers for route in routes):
             raise ExportError("finetune: none of the routes has a stitching layer")
         self._settings, self._routes, self._teacher, self._data = settings, list(routes), teacher, data
+        self._ranks = ranks or Ranks()
         self._full = settings.mode == "full"
         self._network = Network(anchors, layers)
         self._original = self._network if not self._full else Network(_copied(anchors), {})
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._held_out, tuned_on = split_of(len(data), settings.held_out, self._generator)
-        self._images = ImageOrder(tuned_on, settings.batch_size, self._generator)
+        self._images = ImageOrder(tuned_on, settings.batch_size * self._ranks.size, self._generator)
         self._always, pool = ([], list(range(len(self._routes)))) if self._full else _always(self._routes)
         self._sampler = RouteSampler({route: macs[route] for route in pool}, settings.sampling, settings.drawn, self._generator)
         self._guard = Guard(self._scores)
@@ -116,14 +120,20 @@ class Tuner:
         if self.steps_done == 0:
             self._guard.begin(sorted({route for group in self._groups for route in group.routes}))
         losses = [loss for _ in range(self._settings.accumulate) for loss in self._gather()]
+        self._ranks.sum_gradients(self.parameters)
         share = self._share()
         for group in self._groups:
             if not group.done:
                 group.step(share)
         self.steps_done += 1
         if self.steps_done in self._check_steps():
-            self._judge()
-        return sum(losses) / len(losses)
+            self.judge()
+        return sum(losses) / max(len(losses), 1)
+
+    def judge(self) -> None:
+        """Judge the weights of now: those that are the best so far are kept."""
+        for route in self._guard.judge([group for group in self._groups if not group.done], blend=self._full):
+            self._sampler.favour(route)
 
     def results(self) -> list[Tuned]:
         """What became of the routes so far, in their order; those that no group tunes are left out."""
@@ -160,10 +170,6 @@ class Tuner:
         settings = self._settings
         return {math.ceil(settings.steps * (i + 1) / settings.checks) for i in range(settings.checks)}
 
-    def _judge(self) -> None:
-        for route in self._guard.judge([group for group in self._groups if not group.done], blend=self._full):
-            self._sampler.favour(route)
-
     def _share(self) -> float:
         """Of the step size, by the schedule: warm-up, then a half cosine down to 0."""
         progress = self.steps_done / self._settings.steps
@@ -176,27 +182,38 @@ class Tuner:
         return replace(settings.objective, features=0.0)
 
     def _gather(self) -> list[float]:
-        """Gradients of one batch added to those there are; the losses of the routes that took part."""
-        images, labels = batch_of(self._data, self._images.next())
-        images = augmented(images, self._settings.flip, self._settings.shift, self._generator)
+        """Gradients of this rank's part of a batch added to those there are; the losses of the routes that took part."""
+        settings, indices, chosen = self._settings, self._images.next(), self._chosen()
+        mine, generator = self._ranks.share(indices), self._own_generator()
+        if not mine:  # the last batch of a round may be too small for all ranks
+            return []
+        part = len(mine) / len(indices) / settings.accumulate / (len(chosen) if self._full else 1)
+        images, labels = batch_of(self._data, mine)
+        images = augmented(images, settings.flip, settings.shift, generator)
         with self._precision():
             originals = self._original.seen(images)
             taught = self._taught(images, originals)
         objective = self._objective()
         losses = []
-        chosen = self._chosen()
         for index in chosen:
             route = self._routes[index]
             with self._precision():
                 answer = self._network.from_images(route, images) if self._full else self._network.from_front(route, originals)
             loss = objective(answer, self._target(route, labels, taught, originals))
-            (loss / self._settings.accumulate / (len(chosen) if self._full else 1)).backward()  # type: ignore[no-untyped-call]
+            (part * loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
         return losses
 
     def _precision(self) -> torch.autocast:
         """Of what runs for gradients; weights, losses and what is measured on held-out images are float32 always."""
         return torch.autocast("cpu", torch.bfloat16, enabled=self._settings.bf16)
+
+    def _own_generator(self) -> torch.Generator:
+        """For what ranks draw differently, as they change images of their own; the common one stays in step."""
+        if not self._settings.flip and not self._settings.shift:
+            return self._generator
+        seed = int(torch.randint(2**62, (), generator=self._generator))
+        return torch.Generator().manual_seed(seed + self._ranks.rank)
 
     def _chosen(self) -> list[int]:
         """Every route with one layer and some of the others; in full tuning those drawn, and an anchor, each in its turn."""
@@ -227,7 +244,7 @@ class Tuner:
         objective = replace(self._settings.objective, features=0.0)
         sums = {route: ScoreSum() for route in routes}
         with torch.no_grad():
-            for indices in batches_of(self._held_out, self._settings.batch_size):
+            for indices in batches_of(self._ranks.share(self._held_out), self._settings.batch_size):
                 images, labels = batch_of(self._data, indices)
                 originals = self._original.seen(images)
                 seen = self._network.seen(images) if self._full else originals
@@ -237,7 +254,12 @@ class Tuner:
                     answer = self._network.from_front(self._routes[route], seen)
                     losses = objective.of_logits(answer.logits, Target(labels, teacher, answer.features))
                     found.add(losses, answer.logits.argmax(1) == right)
-        return {route: found.score() for route, found in sums.items()}
+        return {route: self._whole(found.score()) for route, found in sums.items()}
+
+    def _whole(self, part: Score) -> Score:
+        """The score on all held-out images, of which each rank has its share."""
+        count = len(self._held_out)
+        return Score(self._ranks.join(part.losses, count), self._ranks.join(part.hits.float(), count) > 0)
 
     def _made_groups(self, spread_on: Sequence[int]) -> list[Group]:
         settings = self._settings
