@@ -103,6 +103,8 @@ def _run_phase(tuner: Tuner, steps: int, progress: bool, stop: Stop, save: Calla
             save(False)
             bar.update()
             bar.set_postfix_str(f"loss {loss:.3f}{_best(tuner.results())}")
+        if stop and tuner.steps_done:
+            tuner.judge()
         save(True)
 
 

@@ -25,7 +25,7 @@ def run_identity(
 
     size: how many processes tune together
     """
-    found = {"version": __version__, "torch": torch.__version__, "processes": str(size)}
+    found = {"version": __version__, "torch": str(torch.__version__), "processes": str(size)}
     found.update(_settings(settings))
     for name, anchor in anchors.items():
         tensors = (tensor for block in anchor.blocks for tensor in block.state_dict().values())

@@ -113,7 +113,7 @@ def _read(root: Path, identity: Mapping[str, str]) -> Mapping[str, Any]:
     except Exception as error:  # torch raises what it trips over
         raise SpecError(f"the state of the run in {root} cannot be read, remove it to begin anew: {_line(error)}") from error
     if before != identity:
-        names = sorted(name for name in {*before, *identity} if before.get(name) != identity.get(name))
+        names = [name for name in dict.fromkeys([*identity, *before]) if before.get(name) != identity.get(name)]
         changed = "; ".join(f"{name} was {before.get(name, 'not there')}, is {identity.get(name, 'not there')}" for name in names[:3])
         more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
         raise SpecError(f"{root} was begun with other settings ({changed}{more}): give those again, or remove it to begin anew")
