@@ -31,6 +31,7 @@ with joined_ranks() as ranks:
     assert first.tolist() == [0, 0]
     assert ranks.sum(torch.tensor([ranks.rank + 1])).tolist() == [3]
     assert list(ranks.share([5, 6, 7])) == ([5, 7] if ranks.first else [6])
+    assert ranks.join(torch.tensor([5.0, 7.0] if ranks.first else [6.0]), 3).tolist() == [5, 6, 7]
     ranks.wait()
     print("well", ranks.rank)
 """
