@@ -13,6 +13,8 @@ from typing import Any
 from torch import nn
 from tqdm.auto import tqdm
 
+from restnet_runtime.errors import ExportError
+
 from .costs import count_macs
 from .cuts import CutAnchor
 from .interrupts import Stop, stopping
@@ -65,7 +67,7 @@ def finetune(
             if index == state["phase"] and "tuner" in state:
                 tuner.load_state_dict(state["tuner"])
                 say(f"going on after step {tuner.steps_done} of {phase.steps} of {phase.mode}")
-            _run_phase(tuner, phase.steps, progress, stop, _saver(run, ranks, began, tuner))
+            _run_phase(tuner, phase.steps, progress, stop, _saver(run if ranks.first else None, began, tuner, say))
             for item in tuner.results():
                 first = results.get(item.route, item)
                 results[item.route] = replace(
@@ -85,12 +87,16 @@ def _phases(settings: TuneSettings) -> list[TuneSettings]:
     return [settings]
 
 
-def _saver(run: Run | None, ranks: Ranks, began: Mapping[str, Any], tuner: Tuner) -> Callable[[bool], None]:
+def _saver(run: Run | None, began: Mapping[str, Any], tuner: Tuner, say: Callable[[str], None]) -> Callable[[bool], None]:
     """What is called after every step: saves the state when it is time, or now where it must (`True`)."""
 
     def save(must: bool) -> None:
-        if run is not None and ranks.first and (must or run.due):
+        if run is None or not (must or run.due):
+            return
+        try:
             run.save({**began, "tuner": tuner.state_dict()})
+        except ExportError as error:  # a full disk may have room again; what is tuned must not be lost for it
+            say(f"{error}; tuning goes on")
 
     return save
 

@@ -77,6 +77,7 @@ class Run:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the state by this one: tensors, numbers, strings, and lists and dictionaries of them. Raises `ExportError`."""
+        self._saved_at = time.monotonic()  # where it fails too: the next try comes in its time
         young = self._root / f"{_STATE}.new"
         try:
             with young.open("wb") as file:
@@ -88,7 +89,6 @@ class Run:
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
             young.unlink(missing_ok=True)
             raise ExportError(f"the state of the run cannot be written to {self._root}: {_line(error)}") from error
-        self._saved_at = time.monotonic()
 
     def finish(self) -> None:
         """The bundle is written: nothing is left to go on with."""

@@ -1,5 +1,6 @@
 """Images as the networks see them: prepared by the very code that the device runs, ahead of use and in several threads."""
 
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,9 @@ from .images import Images
 _AHEAD = 1
 """So many batches are prepared while one is used: each is as large as its images in float32."""
 
+_Begun = tuple[list[int], "list[Future[np.ndarray]]"]
+"""The images of a batch, and the parts of it that are being prepared."""
+
 
 class Samples:
     """Prepared images one by one: `samples[i]` is (x float32 (C, H, W), label); what tuning draws from.
@@ -30,6 +34,8 @@ class Samples:
         self.images = images
         self._preprocessor = Preprocessor(preprocessing, input_shape)
         self._workers = workers
+        self._pool: ThreadPoolExecutor | None = None
+        self._begun: _Begun | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,17 +52,33 @@ class Samples:
         if not self._workers:
             yield from (self._batch(indices, [self._stack(indices)]) for indices in draws)
             return
-        waiting: deque[tuple[Sequence[int], list[Future[np.ndarray]]]] = deque()
+        waiting: deque[_Begun] = deque()
         with ThreadPoolExecutor(self._workers, "prepare") as pool:
             try:
                 for indices in draws:
-                    waiting.append((indices, [pool.submit(self._stack, part) for part in _parts(indices, self._workers)]))
+                    waiting.append(self._submit(pool, indices))
                     if len(waiting) > _AHEAD:
                         yield self._finished(*waiting.popleft())
                 while waiting:
                     yield self._finished(*waiting.popleft())
             finally:  # the caller stopped early, or an image is bad
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def drawn_with_next(self, indices: Sequence[int], following: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The batch (x, y) of the images at `indices`, while those at `following`, likely to be asked for next, are begun."""
+        if not self._workers:
+            return self._batch(indices, [self._stack(indices)])
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._workers, "prepare")
+            weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        begun = self._begun
+        if begun is None or begun[0] != list(indices):
+            begun = self._submit(self._pool, indices)
+        else:
+            self._begun = None
+        if following:
+            self._begun = self._submit(self._pool, following)
+        return self._finished(*begun)
 
     def prepared(self, index: int) -> np.ndarray:
         """Image `index` as float32 (C, H, W). Raises `SpecError` naming it if it cannot be read."""
@@ -70,6 +92,9 @@ class Samples:
             raise SpecError(f"data {self.images.name!r}, {self.images.which(index)}: {error}") from error
         prepared: np.ndarray = batch[0]
         return prepared
+
+    def _submit(self, pool: ThreadPoolExecutor, indices: Sequence[int]) -> "_Begun":
+        return list(indices), [pool.submit(self._stack, part) for part in _parts(indices, self._workers)]
 
     def _stack(self, indices: Sequence[int]) -> np.ndarray:
         return np.stack([self.prepared(index) for index in indices])

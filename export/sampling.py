@@ -1,13 +1,15 @@
 """Which images and which routes a tuning step sees, from one random generator whose state can be saved."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from restnet_runtime.errors import ExportError
+
+from .samples import Samples
 
 RouteSampling = Literal["random", "sandwich", "binned"]
 
@@ -37,6 +39,11 @@ class ImageOrder:
             self._waiting = [self._indices[position] for position in torch.randperm(len(self._indices), generator=self._generator).tolist()]
         batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
         return batch
+
+    @property
+    def following(self) -> list[int]:
+        """The batch that comes next, as far as it is settled: nothing at the end of a round."""
+        return self._waiting[: self._batch_size]
 
     def state_dict(self) -> dict[str, Any]:
         """What is left of this round. The generator is saved by whoever owns it."""
@@ -116,7 +123,14 @@ def batches_of(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield indices[start : start + size]
 
 
-def batch_of(data: LabelledImages, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Images (B, C, H, W) and labels int64 (B,)."""
+def batch_of(data: LabelledImages, indices: Sequence[int], following: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) and labels int64 (B,). following: the images that come next, which may be prepared meanwhile."""
+    if isinstance(data, Samples):
+        return data.drawn_with_next(indices, following)
     items = [data[index] for index in indices]
     return torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
+
+
+def drawn_from(data: LabelledImages, draws: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batch of each of `draws`, prepared ahead where the data can."""
+    return data.drawn(draws) if isinstance(data, Samples) else (batch_of(data, indices) for indices in draws)

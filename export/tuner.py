@@ -21,7 +21,7 @@ from .guard import Guard, Score, ScoreSum
 from .objectives import Objective, Target
 from .ranks import Ranks
 from .routes import StitchedRoute
-from .sampling import ImageOrder, LabelledImages, RouteSampler, batch_of, batches_of, split_of
+from .sampling import ImageOrder, LabelledImages, RouteSampler, batch_of, batches_of, drawn_from, split_of
 from .settings import TuneSettings
 from .stitching import StitchingLayer
 from .walks import Network, Seen
@@ -188,7 +188,7 @@ class Tuner:
         if not mine:  # the last batch of a round may be too small for all ranks
             return []
         part = len(mine) / len(indices) / settings.accumulate / (len(chosen) if self._full else 1)
-        images, labels = batch_of(self._data, mine)
+        images, labels = batch_of(self._data, mine, self._ranks.share(self._images.following))
         images = augmented(images, settings.flip, settings.shift, generator)
         with self._precision():
             originals = self._original.seen(images)
@@ -244,8 +244,7 @@ class Tuner:
         objective = replace(self._settings.objective, features=0.0)
         sums = {route: ScoreSum() for route in routes}
         with torch.no_grad():
-            for indices in batches_of(self._ranks.share(self._held_out), self._settings.batch_size):
-                images, labels = batch_of(self._data, indices)
+            for images, labels in drawn_from(self._data, batches_of(self._ranks.share(self._held_out), self._settings.batch_size)):
                 originals = self._original.seen(images)
                 seen = self._network.seen(images) if self._full else originals
                 teacher = self._taught(images, originals)
@@ -263,7 +262,7 @@ class Tuner:
 
     def _made_groups(self, spread_on: Sequence[int]) -> list[Group]:
         settings = self._settings
-        batches = (batch_of(self._data, indices)[0] for indices in batches_of(spread_on, settings.batch_size))
+        batches = (images for images, _ in drawn_from(self._data, batches_of(spread_on, settings.batch_size)))
         spreads = spreads_of(self._routes, self._layers, map(self._original.seen, batches))
         rank = LORA_RANK if settings.mode == "lora" and settings.rank is None else settings.rank
         used = list(dict.fromkeys(name for route in self._routes for name in route.layers))

@@ -341,3 +341,22 @@ class TestSamples:
         images = Images("odd", np.zeros(9, np.int64), None, lambda index: pixels[index]).shuffled(1)
         with pytest.raises(SpecError, match="data 'odd', image 6: "):
             list(Samples(images, GREY, (1, 2, 2), workers).batches(3))
+
+    @pytest.mark.parametrize("workers", [0, 3])
+    def test_what_follows_is_prepared_ahead_and_once(self, workers: int) -> None:
+        asked: list[int] = []
+
+        def source(index: int) -> np.ndarray:
+            asked.append(index)
+            return np.full((1, 1, 1), index, np.uint8)
+
+        samples = Samples(Images("counted", np.arange(9), None, source), GREY, (1, 1, 1), workers)
+        order = [[3, 1], [8, 0, 2], [4], [7], [5, 6]]
+        found = [samples.drawn_with_next(order[0], order[1])]
+        found += [samples.drawn_with_next([7], ())]  # something else in between
+        found += [samples.drawn_with_next(indices, following) for indices, following in zip(order[1:], [*order[2:], []], strict=True)]
+        assert [y.tolist() for _, y in found] == [order[0], [7], *order[1:]]
+        assert [x.flatten().tolist() for x, _ in found] == [
+            [pytest.approx((index / 255 - 0.5) / 0.25, abs=1e-5) for index in drawn] for drawn in (order[0], [7], *order[1:])
+        ]
+        assert sorted(asked) == sorted([*range(9), 7])
