@@ -4,17 +4,20 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from restnet_runtime.errors import ExportError, SpecError
 from restnet_runtime.fields import FieldError, check
 from restnet_runtime.manifest import Name
 
+from .activations import cut_activations
 from .anchors import Anchor
 from .costs import count_macs
 from .cuts import CutAnchor
-from .data import Images
+from .images import Images
 from .onnx_module import OnnxModule
+from .samples import Samples
 from .similarity import MIN_BATCH
 from .writer import check_target
 
@@ -40,6 +43,17 @@ def check_samples(samples: int, fitting: Images) -> None:
         raise SpecError(f"--samples {samples} must be at least {MIN_BATCH}: similarity cannot be measured on fewer images")
     if len(fitting) < MIN_BATCH:
         raise SpecError(f"data {fitting.name!r} has {len(fitting)} images to fit on; similarity needs at least {MIN_BATCH}")
+
+
+def check_classes(images: Images) -> None:
+    """Raise `SpecError` where all images are of one class: whatever always answers that class would score best."""
+    present = np.unique(images.labels)
+    if images.has_labels and len(present) == 1:
+        name = images.classes[present[0]] if images.classes else present[0]
+        raise SpecError(
+            f"data {images.name!r} has one class only, {str(name)!r}: nothing can be learnt or scored on it "
+            "(images without classes lie in one directory, or in an npz without y)"
+        )
 
 
 def check_names(loaded: Sequence[Anchor]) -> None:
@@ -68,9 +82,10 @@ def class_names(
     names = given or fitting.classes or scoring.classes or tuple(str(index) for index in range(count))
     if len(names) != count:
         raise SpecError(f"{len(names)} class names for {count} classes")
-    highest = max(int(fitting.labels.max()), int(scoring.labels.max()))
-    if highest >= count:
-        raise SpecError(f"the data has the label {highest}, the anchors tell {count} classes apart (0..{count - 1})")
+    for images in (fitting, scoring):
+        highest = int(images.labels.max())
+        if highest >= count:
+            raise SpecError(f"the data has the label {highest}, the anchors tell {count} classes apart (0..{count - 1})")
     return names
 
 
@@ -99,3 +114,15 @@ def check_order(anchors: Mapping[str, CutAnchor]) -> None:
     ordered = sorted(macs, key=lambda name: macs[name])
     if ordered != list(macs):
         raise ExportError(f"anchors are given small to large, by MACs that is: {' '.join(ordered)}")
+
+
+def check_activations(anchors: Mapping[str, CutAnchor], samples: Samples) -> None:
+    """Raise `ExportError` naming the anchor and the first module that answers real images with NaN or infinity."""
+    images, _ = next(samples.batches(MIN_BATCH))
+    for name, anchor in anchors.items():
+        with torch.no_grad():
+            known = cut_activations(anchor, images)
+            logits = anchor.blocks[-1](known[-1])
+        for module, tensor in zip((*(cut.module for cut in anchor.cuts), "its head"), (*known, logits), strict=True):
+            if not torch.isfinite(tensor).all():
+                raise ExportError(f"anchor {name!r} answers images of {samples.images.name!r} with NaN or infinity, first after {module}")

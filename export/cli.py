@@ -6,11 +6,17 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restnet_runtime import __version__
 from restnet_runtime.errors import ExportError, RestnetError, SpecError
 from restnet_runtime.tables import routes_table
+from restnet_runtime.threads import usable_cores
+
+from .interrupts import Terminated, terminating
+
+if TYPE_CHECKING:
+    from .settings import ExportSettings, TuneSettings
 
 from .rules import RULES, needs_promise, options_of
 
@@ -36,9 +42,13 @@ def parser() -> argparse.ArgumentParser:
         "python:FILE_OR_MODULE:FACTORY[@CHECKPOINT] or onnx:FILE (with --finetune none); NAME=SPEC renames one",
     )
     result.add_argument(
-        "--data", required=True, metavar="DATA", help="to fit and tune on: imagefolder:DIR, npz:FILE (uint8 NHWC x, y), digits"
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="to fit and tune on: imagefolder:DIR, npz:FILE (uint8 NHWC x, y), "
+        "hf:NAME_OR_PATH[:SPLIT] (Hugging Face), digits; without labels too: a directory of images, an npz without y",
     )
-    result.add_argument("--val", metavar="DATA", help="to score on (default: a fifth of --data, held out)")
+    result.add_argument("--val", metavar="DATA", help="to score on, with labels (default: a fifth of --data, held out)")
     result.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle; an older bundle there is replaced")
     rule = result.add_argument_group("stitching")
     rule.add_argument(
@@ -71,12 +81,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="multiply a stitching layer into the block behind it where that is exact and cheaper: fewer MACs, more bytes",
     )
-    tune = result.add_argument_group("fine-tuning")
-    tune.add_argument(
-        "--finetune", choices=("none", "stitch"), default="stitch", help="stitch: stitching layers alone (default: %(default)s)"
-    )
-    tune.add_argument("--epochs", type=int, help="passes over --data for every route (default: 5)")
-    tune.add_argument("--lr", type=float, help="step size; larger ones wreck routes (default: 3e-4)")
+    _add_tuning(result)
     inputs = result.add_argument_group("input, in place of what the anchors bring; --input, --mean and --std for those that bring none")
     inputs.add_argument("--input", type=int, nargs="+", metavar="SIZE", help="height and width, or one number for both")
     inputs.add_argument("--mean", type=float, nargs="+", help="per channel, of values in 0..1; one channel is grey, three are RGB")
@@ -89,6 +94,22 @@ def parser() -> argparse.ArgumentParser:
     inputs.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names, a line each, in the anchors' order; an imagefolder is read in this order"
     )
+    result.add_argument("--workers", type=int, metavar="N", help="threads that decode images (default: one for each core)")
+    result.add_argument(
+        "--max-bad",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="share of the images that may be unreadable; they are left out (default: %(default)s)",
+    )
+    result.add_argument("--resume", action="store_true", help="go on with the run that was broken off while it tuned for the same --out")
+    result.add_argument(
+        "--checkpoint-minutes",
+        type=float,
+        default=5.0,
+        metavar="MINUTES",
+        help="between two states in DIR.run, from which --resume goes on (default: %(default)s)",
+    )
     result.add_argument("--seed", type=int, default=0)
     result.add_argument(
         "--latency", action="store_true", help="measure every route on this machine; the report then shows accuracy over latency as well"
@@ -97,44 +118,106 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def _add_tuning(result: argparse.ArgumentParser) -> None:
+    tune = result.add_argument_group("fine-tuning; no route and no anchor is left below where it starts on held-out images")
+    tune.add_argument(
+        "--finetune",
+        choices=("none", "stitch", "full", "lora"),
+        default="stitch",
+        help="stitch: stitching layers alone; full: then all weights, the anchors protected; lora: low-rank updates of the fitted "
+        "stitching layers (default: %(default)s)",
+    )
+    tune.add_argument(
+        "--teacher", metavar="ANCHOR", help="who teaches: an anchor's name, or the SPEC of another network (default: the strongest anchor)"
+    )
+    tune.add_argument(
+        "--ignore-labels",
+        action="store_true",
+        default=None,
+        help="use no label: for images without, or with wrong ones",
+    )
+    tune.add_argument(
+        "--loss",
+        nargs="+",
+        metavar="NAME=WEIGHT",
+        help="labels (cross-entropy), soft and hard (distillation), features (of the anchor that the route ends in)",
+    )
+    tune.add_argument("--temperature", type=float, help="of soft distillation")
+    tune.add_argument("--steps", type=int, help="of --batch images for every route; full: for the routes drawn")
+    tune.add_argument("--batch", type=int, dest="batch_size", help="images in a batch")
+    tune.add_argument("--accumulate", type=int, help="batches in a step")
+    tune.add_argument("--lr", type=float, help="how far a step moves a stitching layer's output, in standard deviations of its target")
+    tune.add_argument("--held-out", type=float, metavar="SHARE", help="of --data, to judge on")
+    tune.add_argument("--flip", action="store_true", default=None, help="mirror half of the images; where that keeps what they show")
+    tune.add_argument("--shift", type=int, metavar="PIXELS", help="move images by up to so many pixels")
+    tune.add_argument("--bf16", action="store_true", default=None, help="tune in bfloat16; faster on CPUs that have it")
+    tune.add_argument("--rank", type=int, help="lora: of the updates (default: 8); full: low-rank updates of stitching layers")
+    tune.add_argument("--lr-weights", type=float, help="full: how far a step moves a weight, relative to its tensor's root mean square")
+    tune.add_argument("--stitch-steps", type=int, metavar="STEPS", help="full: steps of stitch before; 0 for none")
+    tune.add_argument("--sampling", choices=("random", "sandwich", "binned"), help="full: which routes a step draws")
+    tune.add_argument("--drawn", type=int, metavar="N", help="full: how many routes a step draws")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit status: 0, or 2 with one line on standard error."""
+    """Run the command.
+
+    Returns the exit status: 0, 2 with one line on standard error, or 130 and 143 for Ctrl-C and SIGTERM, which write no bundle.
+    """
     args = parser().parse_args(argv)
     try:
-        _require_extra()
-        from .inputs import GivenPreprocessing
-        from .pipeline import export_bundle
-        from .settings import ExportSettings
-
-        mean, std, input_shape = _input(args.input, args.mean, args.std)
-        bundle = export_bundle(
-            ExportSettings(
-                anchors=tuple(args.anchors),
-                data=args.data,
-                val=args.val,
-                out=args.out,
-                rule=args.rule,
-                finetune=args.finetune,
-                samples=args.samples,
-                max_routes=None if args.max_routes is None else _at_least(args.max_routes, 1, "--max-routes"),
-                fold=args.fold,
-                seed=_at_least(args.seed, 0, "--seed"),
-                preprocessing=GivenPreprocessing(mean, std, args.resize, args.interpolation, _crop_pct(args.crop_pct)),
-                input_shape=input_shape,
-                classes=_classes(args.classes),
-                latency=args.latency,
-                progress=not args.quiet,
-                **_of_choices(args),
-            ),
-            (lambda _: None) if args.quiet else (lambda line: print(line, flush=True)),
-        )
+        with terminating():
+            _require_extra()
+            return _export(args)
     except (RestnetError, OSError) as error:
         print(f"restnet-export: {error}", file=sys.stderr)
         return 2
-    if not args.quiet:
+    except KeyboardInterrupt as error:
+        unfinished = Path(f"{args.out.resolve()}.run").exists()
+        print(f"restnet-export: interrupted, no bundle was written{'; --resume goes on' if unfinished else ''}", file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .pipeline import export_bundle
+    from .ranks import joined_ranks
+
+    with joined_ranks() as ranks:
+        settings = _settings(args, progress=ranks.first and not args.quiet)
+        bundle = export_bundle(settings, (lambda line: print(line, flush=True)) if settings.progress else (lambda _: None), ranks)
+    if settings.progress:
         print(routes_table(bundle.routes))
         print(f"wrote {args.out}")
     return 0
+
+
+def _settings(args: argparse.Namespace, progress: bool) -> "ExportSettings":
+    from .inputs import GivenPreprocessing
+    from .settings import ExportSettings
+
+    mean, std, input_shape = _input(args.input, args.mean, args.std)
+    return ExportSettings(
+        anchors=tuple(args.anchors),
+        data=args.data,
+        val=args.val,
+        out=args.out,
+        rule=args.rule,
+        finetune=args.finetune,
+        teacher=args.teacher,
+        tuning=_tuning(args),
+        samples=args.samples,
+        max_routes=None if args.max_routes is None else _at_least(args.max_routes, 1, "--max-routes"),
+        seed=_at_least(args.seed, 0, "--seed"),
+        preprocessing=GivenPreprocessing(mean, std, args.resize, args.interpolation, _crop_pct(args.crop_pct)),
+        input_shape=input_shape,
+        classes=_classes(args.classes),
+        latency=args.latency,
+        workers=usable_cores() if args.workers is None else _at_least(args.workers, 0, "--workers"),
+        max_bad=_share(args.max_bad, "--max-bad"),
+        resume=args.resume,
+        checkpoint_minutes=_minutes(args.checkpoint_minutes),
+        progress=progress,
+        **_of_choices(args),
+    )
 
 
 def _require_extra() -> None:
@@ -143,26 +226,64 @@ def _require_extra() -> None:
         raise ExportError(f"this needs {', '.join(missing)}, which a device install leaves out: pip install 'restnet-runtime[export]'")
 
 
+_OF_SN_NET = ("kernel", "stride", "stages")
+_OF_FULL = ("lr_weights", "stitch_steps", "sampling", "drawn")
+_OF_TUNING = ("steps", "batch_size", "accumulate", "lr", "held_out", "flip", "shift", "bf16", "rank", *_OF_FULL)
+_OF_OBJECTIVE = ("labels", "soft", "hard", "features")
+
+
 def _of_choices(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that belong to one rule or one way of tuning, as far as given. Raises `SpecError` if they would do nothing."""
-    given = {
-        name: value
-        for name in ("kernel", "stride", "stages", "nearest", "select", "epochs", "lr")
-        if (value := getattr(args, name)) is not None
-    }
+    """The options that belong to one rule, as far as given. Raises `SpecError` if they would do nothing."""
+    given = {name: value for name in ("kernel", "stride", "stages", "nearest", "select") if (value := getattr(args, name)) is not None}
     for name in given:
-        if name in ("epochs", "lr") and args.finetune == "none":
-            raise SpecError(f"--{name} does nothing with --finetune none: leave it out, or give --finetune stitch")
-        if name in ("kernel", "stride", "stages", "nearest") and name not in options_of(args.rule):
+        if name != "select" and name not in options_of(args.rule):
             having = " or ".join(rule for rule in RULES if name in options_of(rule))
             raise SpecError(f"--{name} does nothing with --rule {args.rule}: leave it out, or give --rule {having}")
         if name == "select" and not needs_promise(args.rule) and args.max_routes is None:
             raise SpecError(f"--select does nothing with --rule {args.rule} and no limit: leave it out, or give --max-routes")
     if "stages" in given:
         given["stages"] = tuple(given["stages"])
-    if "epochs" in given:
-        _at_least(given["epochs"], 1, "--epochs")
     return given
+
+
+def _tuning(args: argparse.Namespace) -> "TuneSettings":
+    """Raises `SpecError` for options that would do nothing with this way of tuning, `ExportError` for values out of range."""
+    from .objectives import Objective
+    from .settings import TuneSettings
+
+    given = _given(args, _OF_TUNING)
+    mode = args.finetune
+    idle = (
+        [*given, *_given(args, ("teacher", "ignore_labels", "loss", "temperature"))]
+        if mode == "none"
+        else [name for name in given if name in _OF_FULL and mode != "full"]
+    )
+    if mode == "stitch" and "rank" in given:
+        idle.append("rank")
+    if idle:
+        option = {"batch_size": "batch"}.get(idle[0], idle[0].replace("_", "-"))
+        raise SpecError(f"--{option} does nothing with --finetune {mode}: leave it out")
+    if mode == "none":
+        return TuneSettings(seed=args.seed)
+    weights = dict(_loss_weight(text) for text in args.loss or ())
+    if args.temperature is not None:
+        weights["temperature"] = args.temperature
+    return TuneSettings(mode=mode, seed=args.seed, labelled=not args.ignore_labels, objective=Objective(**weights), **given)
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def _loss_weight(text: str) -> tuple[str, float]:
+    name, _, weight = text.partition("=")
+    try:
+        value = float(weight)
+    except ValueError:
+        value = -1.0
+    if name not in _OF_OBJECTIVE or not 0 <= value < math.inf:
+        raise SpecError(f"--loss {text!r}: give NAME=WEIGHT, NAME one of {', '.join(_OF_OBJECTIVE)}, WEIGHT at least 0")
+    return name, value
 
 
 def _input(
@@ -197,6 +318,18 @@ def _classes(path: Path | None) -> tuple[str, ...] | None:
 def _crop_pct(value: float | None) -> float | None:
     if value is not None and not 0 < value <= 1:
         raise SpecError(f"--crop-pct {value} must be above 0 and at most 1")
+    return value
+
+
+def _share(value: float, option: str) -> float:
+    if not 0 <= value < 1:
+        raise SpecError(f"{option} {value} must be at least 0 and below 1")
+    return value
+
+
+def _minutes(value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise SpecError(f"--checkpoint-minutes {value} must be at least 0")
     return value
 
 

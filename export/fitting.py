@@ -10,10 +10,10 @@ from restnet_runtime.errors import ExportError
 
 from .activations import cut_activations
 from .cuts import CutAnchor
-from .data import Samples
 from .least_squares import Moments, Solution, best_ridge, held_out_error, joint, mean_of_solutions, merged
 from .plans import LayerPlan
 from .resampling import resamplings
+from .samples import Samples
 from .stitching import Fit, StitchingLayer
 
 FOLDS = 3

@@ -6,66 +6,90 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from restnet_runtime import __version__
-from restnet_runtime.bundle import Bundle
+from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.errors import SpecError
 from restnet_runtime.manifest import Anchor as AnchorEntry
 from restnet_runtime.manifest import Provenance
 
-from .anchors import AnchorSpec, load_anchor
-from .checks import check_names, check_order, check_out, check_samples, check_tuning, class_names
+from .anchors import Anchor, AnchorSpec, load_anchor
+from .checks import (
+    check_activations,
+    check_classes,
+    check_names,
+    check_order,
+    check_out,
+    check_samples,
+    check_tuning,
+    class_names,
+)
 from .cuts import CutAnchor, cut_anchor
-from .data import Images, Samples, load_split
+from .data import load_split
 from .figures import RouteResult
-from .finetune import Tuned, finetune_stitch
+from .finetune import finetune
 from .fitting import fit_layers
 from .folding import FoldedSegment, fold_routes
+from .identity import run_identity
+from .images import Images
 from .inputs import agreed_input
 from .latency import measure_latencies
 from .parity import check_routes
 from .phases import Phases
 from .planning import plan_routes
 from .promise import measure_promise
+from .ranks import Ranks
 from .report import Report, render_report
-from .routes import StitchedRoute, block_name, joined_cuts, routes_of
+from .routes import block_name, joined_cuts, routes_of
+from .runs import Run
+from .samples import Samples
 from .scoring import score_routes
+from .scratch import clear_leftovers
+from .screening import readable
 from .settings import ExportSettings
 from .similarity import measure_similarity
 from .sources import segment_sources
-from .stitching import StitchingLayer
 from .writer import BundleSource, RouteSource, write_bundle
 
 TEACHER_IMAGES = 512
 """So many images tell which anchor teaches."""
 
 
-def export_bundle(settings: ExportSettings, say: Callable[[str], None], phases: Phases | None = None) -> Bundle:
+def export_bundle(settings: ExportSettings, say: Callable[[str], None], ranks: Ranks | None = None, phases: Phases | None = None) -> Bundle:
     """Make the bundle that `settings` describe and write it to `settings.out`. Raises errors of the tree `RestnetError`.
 
-    say: told what is going on, a line at a time.
+    say:    told what is going on, a line at a time.
+    ranks:  processes that tune together, all of them called alike; the first one writes, the others return what it wrote.
     phases: counts where the time goes; at the end `say` is told.
     """
-    phases = phases or Phases()
-    bundle = _export(settings, say, phases)
+    ranks, phases = ranks or Ranks(), phases or Phases()
+    if ranks.first:
+        for line in clear_leftovers(settings.out.resolve()):
+            say(line)
+        check_out(settings.out)
+    with Run(settings.out, 60 * settings.checkpoint_minutes, settings.resume, ranks.first) as run:
+        bundle = _exported(settings, say, run, ranks, phases)
+        run.finish()
     phases.end()
     say(str(phases))
     return bundle
 
 
-def _export(settings: ExportSettings, say: Callable[[str], None], phases: Phases) -> Bundle:
+def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ranks: Ranks, phases: Phases) -> Bundle:
     phases.begin("load")
-    check_out(settings.out)
     rule = settings.rule_with_options()
     torch.manual_seed(settings.seed)
     fitting, scoring = load_split(settings.data, settings.val, settings.seed)
     if settings.classes is not None:
         fitting, scoring = fitting.labelled(settings.classes), scoring.labelled(settings.classes)
     check_samples(settings.samples, fitting)
+    check_classes(fitting)
+    check_classes(scoring)
     loaded = [load_anchor(AnchorSpec.parse(text), settings.input_shape) for text in settings.anchors]
     check_names(loaded)
     check_tuning(loaded, settings.finetune)
+    teacher = None if settings.teacher is None else _given_teacher(settings.teacher, loaded)
     input_shape, preprocessing = agreed_input(loaded, settings.preprocessing)
     classes = class_names(loaded, input_shape, fitting, scoring, settings.classes)
     phases.begin("cut")
@@ -74,8 +98,18 @@ def _export(settings: ExportSettings, say: Callable[[str], None], phases: Phases
         say(f"anchor {name}: {len(cut.blocks)} blocks in stages of {', '.join(map(str, cut.stages))}")
     check_order(anchors)
 
+    def sampled(images: Images) -> Samples:
+        return Samples(images, preprocessing, input_shape, settings.workers)
+
+    def screened(images: Images, count: int | None = None) -> Images:
+        return readable(sampled(images), settings.max_bad, say, settings.workers, count)
+
+    fitting = screened(fitting.shuffled(settings.seed), settings.samples if settings.finetune == "none" else None)
+    scoring = screened(scoring)
+    check_samples(settings.samples, fitting)
+    samples = sampled(fitting.first(settings.samples))
+    check_activations(anchors, samples)
     phases.begin("similarity")
-    samples = Samples(_first(fitting.shuffled(settings.seed), settings.samples), preprocessing, input_shape)
     similarity = measure_similarity(list(anchors.values()), samples, rule.nearest)
     promise = measure_promise(settings.select, list(anchors.values()), similarity, samples)
     plan = plan_routes(rule, anchors, promise, settings.max_routes)
@@ -84,15 +118,29 @@ def _export(settings: ExportSettings, say: Callable[[str], None], phases: Phases
     layers = fit_layers(plan.layers, anchors, samples)
     say(f"least squares on {len(samples.images)} images")
     routes = routes_of(anchors, plan)
-    if settings.finetune == "stitch":
+    if settings.finetune != "none":
         phases.begin("tune")
-        few = Samples(_first(fitting.shuffled(settings.seed), TEACHER_IMAGES), preprocessing, input_shape)
-        teacher = strongest(anchors, few)
-        tuned = _tune(settings, routes, anchors, layers, teacher, Samples(fitting, preprocessing, input_shape))
-        improved = f"{sum(item.kept for item in tuned)} of {len(tuned)} layers improved on held-out loss"
-        say(f"fine-tuning on {len(fitting)} images, taught by {teacher}: {improved}")
+        taught_by = teacher or strongest(anchors, sampled(fitting.first(TEACHER_IMAGES)))
+        say(f"fine-tuning on {len(fitting)} images, taught by {taught_by if isinstance(taught_by, str) else taught_by.name}")
+        labelled = settings.tuning.labelled and fitting.has_labels
+        run.begin(run_identity(settings, anchors, routes, sampled(fitting), ranks.size))
+        finetune(
+            anchors,
+            layers,
+            routes,
+            taught_by if isinstance(taught_by, str) else taught_by.module,
+            sampled(fitting),
+            replace(settings.tuning, mode=settings.finetune, seed=settings.seed, labelled=labelled),
+            say,
+            settings.progress,
+            run,
+            ranks,
+        )
+    if not ranks.first:
+        ranks.wait()
+        return open_bundle(settings.out)
     phases.begin("score")
-    accuracies = score_routes(routes, anchors, layers, Samples(scoring, preprocessing, input_shape).batches())
+    accuracies = score_routes(routes, anchors, layers, sampled(scoring).batches())
     say(f"scored {len(routes)} routes on {len(scoring)} images")
 
     phases.begin("segments")
@@ -151,35 +199,37 @@ def _export(settings: ExportSettings, say: Callable[[str], None], phases: Phases
     )
     phases.begin("write")
     probe = next(samples.batches(3))[0]
-    return write_bundle(
+    bundle = write_bundle(
         replace(source, reports=render_report(report)),
         settings.out,
         check=lambda bundle: check_routes(bundle, kept, anchors, layers, probe),
     )
+    ranks.wait()
+    return bundle
 
 
 def strongest(anchors: Mapping[str, CutAnchor], samples: Samples) -> str:
-    """The anchor that is right most often on `samples`; of equals the larger. Anchors are given small to large."""
+    """The anchor that is right most often on `samples`; of equals, and where there are no labels, the larger.
+
+    Anchors are given small to large.
+    """
+    if not samples.images.has_labels:
+        return list(anchors)[-1]
     alone = routes_of(anchors)
     scores = score_routes(alone, anchors, {}, samples.batches())
     return max(zip(scores, range(len(alone)), anchors, strict=True))[2]
 
 
-def _first(images: Images, count: int) -> Images:
-    return images.subset(np.arange(min(count, len(images))))
-
-
-def _tune(
-    settings: ExportSettings,
-    routes: Sequence[StitchedRoute],
-    anchors: Mapping[str, CutAnchor],
-    layers: Mapping[str, StitchingLayer],
-    teacher: str,
-    samples: Samples,
-) -> list[Tuned]:
-    modules = [route.module(anchors, layers) for route in routes if route.layers]
-    whole = torch.nn.Sequential(*anchors[teacher].blocks)
-    return finetune_stitch(modules, whole, samples, epochs=settings.epochs, lr=settings.lr, seed=settings.seed, progress=settings.progress)
+def _given_teacher(text: str, anchors: Sequence[Anchor]) -> str | Anchor:
+    """The anchor of that name, or another network. Raises `SpecError` if that cannot be loaded or has another number of classes."""
+    if text in [anchor.name for anchor in anchors]:
+        return text
+    teacher = load_anchor(AnchorSpec.parse(text), anchors[0].input_shape)
+    with torch.no_grad():
+        counts = [int(anchor.module(torch.zeros(1, *anchor.input_shape)).shape[1]) for anchor in (teacher, anchors[0])]
+    if counts[0] != counts[1]:
+        raise SpecError(f"the teacher {text!r} tells {counts[0]} classes apart, the anchors {counts[1]}")
+    return teacher
 
 
 def _latencies(source: BundleSource, out: Path, say: Callable[[str], None]) -> dict[str, float]:

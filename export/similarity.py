@@ -16,7 +16,7 @@ from restnet_runtime.errors import ExportError
 
 from .activations import cut_activations
 from .cuts import CutAnchor
-from .data import Samples
+from .samples import Samples
 
 Similarity = Mapping[tuple[str, str], NDArray[np.float64]]
 """[cut of the larger, cut of the smaller] by (larger, smaller)."""

@@ -6,9 +6,6 @@ the reader, and only then renamed: a crash leaves the old bundle or none.
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +37,8 @@ from restnet_runtime.manifest import (
     Segment,
 )
 from restnet_runtime.routes import largest_activations, pareto_front
+
+from .scratch import put_in_place, scratch_of, sync
 
 
 @dataclass(frozen=True)
@@ -96,21 +95,19 @@ def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle]
     """
     target = Path(out).resolve()  # through a link, what it leads to is replaced, not the link
     check_target(target)
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write(source, scratch)
-        written = open_bundle(scratch)
-        check_graphs(written)
-        if check is not None:
-            check(written)
-        _replace(scratch, target)
+        with scratch_of(target) as scratch:
+            _write(source, scratch)
+            written = open_bundle(scratch)
+            check_graphs(written)
+            if check is not None:
+                check(written)
+            put_in_place(scratch, target)
     except FieldError as error:
         raise ExportError(f"the bundle {source.name!r} cannot be written: {error.where}: {error.message}") from error
     except OSError as error:
-        raise ExportError(f"{target} cannot be written: {error}; what was there before is untouched") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        raise ExportError(f"the bundle {target} cannot be written: {error.strerror or error}; an older one is as it was") from error
     return open_bundle(target)
 
 
@@ -176,8 +173,8 @@ def _write(source: BundleSource, root: Path) -> None:
     read(Manifest, json.loads(text))
     (root / MANIFEST_FILE).write_text(text, encoding="utf-8")
     for written in root.rglob("*"):
-        _sync(written)
-    _sync(root)
+        sync(written)
+    sync(root)
 
 
 def _routes(source: BundleSource, segments: Sequence[Segment], extents: Mapping[str, set[tuple[int, int]]]) -> tuple[RouteEntry, ...]:
@@ -251,26 +248,3 @@ def _lift_constants(graph: onnx.GraphProto) -> None:
 
 def _bytes(extents: set[tuple[int, int]]) -> int:
     return sum(length for _, length in extents)
-
-
-def _replace(scratch: Path, target: Path) -> None:
-    """Put `scratch` where `target` is."""
-    old = target.with_name(f".{target.name}.old-{secrets.token_hex(4)}")
-    if target.exists():
-        target.rename(old)
-    try:
-        scratch.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,7 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = ROOT / "restnet_runtime"
-NOT_ON_A_DEVICE = {"torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "onnxscript", "tqdm", "restnet_export"}
+NOT_ON_A_DEVICE = {"torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "onnxscript", "tqdm", "datasets", "restnet_export"}
 
 
 def imported(source: str) -> set[str]:

@@ -16,7 +16,7 @@ python examples/digits/train.py --out "$anchors"
 restnet-export \
   --anchors "python:examples/digits/anchors.py:cnn_s@$anchors/cnn_s.pt" "python:examples/digits/anchors.py:cnn_l@$anchors/cnn_l.pt" \
   --data digits --input 8 --mean 0 --std 1 --interpolation box \
-  --rule restnet --samples 200 --epochs 10 --lr 1e-2 --out "$out"
+  --rule restnet --samples 200 --steps 200 --out "$out"
 if [ "$out" = "$shipped" ]; then
   cp "$out/report/routes.png" docs/routes.png
 fi

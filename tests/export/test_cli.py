@@ -123,8 +123,10 @@ def test_it_prints_its_way_and_the_routes(line: list[str], tmp_path: Path, capsy
         ("--std", ["inf"], "--std [inf]"),
         ("--samples", ["0"], "--samples 0 must be at least 4"),
         ("--samples", ["3"], "--samples 3 must be at least 4: similarity"),
-        ("--epochs", ["3"], "--epochs does nothing with --finetune none: leave it out, or give --finetune stitch"),
+        ("--steps", ["3"], "--steps does nothing with --finetune none: leave it out"),
         ("--lr", ["0.1"], "--lr does nothing with --finetune none"),
+        ("--ignore-labels", [], "--ignore-labels does nothing with --finetune none"),
+        ("--teacher", ["large"], "--teacher does nothing with --finetune none"),
         ("--crop-pct", ["0"], "--crop-pct 0.0 must be above 0 and at most 1"),
         ("--crop-pct", ["nan"], "--crop-pct nan must be above 0"),
         ("--max-routes", ["0"], "--max-routes 0 must be at least 1"),
@@ -178,9 +180,24 @@ def test_the_other_rules(
     assert open_bundle(tmp_path / "bundle").manifest.provenance.rule == rule
 
 
-def test_tuning_needs_an_epoch(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*changed(line, "--finetune", "stitch"), "--epochs", "0", "--out", str(tmp_path / "bundle")]) == 2
-    assert "--epochs 0 must be at least 1" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("mode", "options", "told"),
+    [
+        ("stitch", ["--steps", "0"], "finetune: steps is 0, allowed is at least 1"),
+        ("stitch", ["--held-out", "0"], "finetune: held_out is 0.0, allowed is above 0 and below 1"),
+        ("stitch", ["--rank", "4"], "--rank does nothing with --finetune stitch"),
+        ("lora", ["--lr-weights", "1e-3"], "--lr-weights does nothing with --finetune lora"),
+        ("stitch", ["--loss", "kl=1"], "--loss 'kl=1': give NAME=WEIGHT, NAME one of labels, soft, hard, features"),
+        ("stitch", ["--loss", "soft=-1"], "--loss 'soft=-1': give NAME=WEIGHT"),
+        ("stitch", ["--loss", "soft=0"], "one of the losses labels, soft and hard must have a weight above 0"),
+        ("full", ["--loss", "labels=1", "--ignore-labels"], "a loss of labels where labels are not to be used"),
+    ],
+)
+def test_tuning_options(
+    line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, options: list[str], told: str
+) -> None:
+    assert main([*changed(line, "--finetune", mode), *options, "--out", str(tmp_path / "bundle")]) == 2
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from restnet_export.data import Images, Samples, load_images, load_split
+from restnet_export.images import UNLABELLED
 from restnet_runtime.errors import SpecError
 from restnet_runtime.manifest import Preprocessing
 from restnet_runtime.preprocess import Preprocessor
@@ -148,8 +150,33 @@ class TestNpz:
             load_images(npz(tmp_path, x=x, y=y))
 
     def test_a_missing_array(self, tmp_path: Path) -> None:
-        with pytest.raises(SpecError, match="'y is not a file in the archive'; it needs the arrays x"):
-            load_images(npz(tmp_path, x=np.zeros((2, 4, 4, 1), np.uint8)))
+        with pytest.raises(SpecError, match="'x is not a file in the archive'; it needs the arrays x"):
+            load_images(npz(tmp_path, y=np.zeros(2, int)))
+
+    def test_without_labels(self, tmp_path: Path) -> None:
+        images = load_images(npz(tmp_path, x=np.zeros((2, 4, 4, 1), np.uint8)))
+        assert (images.has_labels, images.classes, len(images), images.labels.tolist()) == (False, None, 2, [UNLABELLED] * 2)
+
+    @pytest.mark.parametrize("kind", ["stored", "compressed", "columns first"])
+    def test_images_are_the_same_however_they_are_stored(self, tmp_path: Path, kind: str) -> None:
+        x = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+        save = np.savez_compressed if kind == "compressed" else np.savez
+        save(tmp_path / "data.npz", x=np.asfortranarray(x) if kind == "columns first" else x, y=np.arange(5))
+        images = load_images(f"npz:{tmp_path / 'data.npz'}")
+        np.testing.assert_array_equal(np.stack([np.asarray(images.source(index)) for index in (4, 0, 2)]), x[[4, 0, 2]])
+
+    def test_stored_images_are_not_read_before_they_are_asked_for(self, tmp_path: Path) -> None:
+        """A change in the file after it was opened is seen: nothing of x is held."""
+        spec = npz(tmp_path, x=np.zeros((5, 4, 4, 1), np.uint8), y=np.arange(5))
+        images = load_images(spec)
+        data = bytearray((tmp_path / "data.npz").read_bytes())
+        last = data.index(b"PK", 100) - 1  # the byte before the next member
+        data[last] = 7
+        (tmp_path / "data.npz").write_bytes(data)
+        assert np.asarray(images.source(4))[3, 3, 0] == 7
+        (tmp_path / "data.npz").write_bytes(data[:150])
+        with pytest.raises(SpecError, match=r"data 'npz:data.npz', image 3: .*data.npz became shorter while it was read"):
+            Samples(images.subset(np.array([3, 1])), GREY, (1, 4, 4))[0]
 
     @pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut short", "damaged", "one array"])
     def test_a_file_that_cannot_be_read(self, tmp_path: Path, kind: str) -> None:
@@ -169,10 +196,10 @@ class TestNpz:
             load_images(spec)
         assert str(path) in str(refused.value)
 
-    def test_images_of_a_size_that_no_image_has(self, tmp_path: Path) -> None:
-        images = load_images(npz(tmp_path, x=np.zeros((2, 4, 4, 2), np.uint8), y=np.zeros(2, int)))
-        with pytest.raises(SpecError, match=r"data 'npz:data.npz', image 1: .*C one of 1, 3, 4"):
-            Samples(images, GREY, (1, 4, 4))[1]
+    @pytest.mark.parametrize("shape", [(2, 4, 4, 2), (2, 0, 4, 1), (2, 4, 4, 5)])
+    def test_images_of_a_size_that_no_image_has(self, tmp_path: Path, shape: tuple[int, ...]) -> None:
+        with pytest.raises(SpecError, match=r"has images of shape .*; give \(H, W, C\) with C one of 1, 3, 4, none of them 0"):
+            load_images(npz(tmp_path, x=np.zeros(shape, np.uint8), y=np.zeros(2, int)))
 
 
 @pytest.fixture
@@ -231,6 +258,25 @@ class TestFolder:
         with pytest.raises(SpecError, match=r"photos/cat/b\.png: .*No such file"):
             samples[1]
 
+    def test_a_directory_without_classes(self, folder: Path) -> None:
+        images = load_images(f"imagefolder:{folder / 'dog'}")
+        assert (images.has_labels, images.classes, [images.which(index) for index in range(2)]) == (
+            False,
+            None,
+            [str(folder / "dog" / name) for name in ("a.png", "b.png")],
+        )
+        with pytest.raises(SpecError, match="has no labels, so routes cannot be scored on a part of it: give --val"):
+            load_split(f"imagefolder:{folder / 'dog'}", None, 0)
+        with pytest.raises(SpecError, match=r"--val imagefolder:.*dog has no labels"):
+            load_split(f"imagefolder:{folder}", f"imagefolder:{folder / 'dog'}", 0)
+        fitting, scoring = load_split(f"imagefolder:{folder / 'dog'}", f"imagefolder:{folder}", 0)
+        assert (len(fitting), fitting.has_labels, len(scoring), scoring.has_labels) == (2, False, 5, True)
+
+    def test_images_beside_their_classes_are_refused(self, folder: Path) -> None:
+        (folder / "stray.png").write_bytes((folder / "dog" / "a.png").read_bytes())
+        with pytest.raises(SpecError, match=r"has 1 images beside its directories of classes \(stray.png, ...\)"):
+            load_images(f"imagefolder:{folder}")
+
     def test_no_images_and_no_directory(self, tmp_path: Path) -> None:
         with pytest.raises(SpecError, match="has no images: it needs one directory per class with JPEG, PNG"):
             load_images(f"imagefolder:{tmp_path}")
@@ -264,3 +310,53 @@ class TestSamples:
             assert y[index] == label
         expected = (np.asarray(samples.images.source(0))[..., 0].astype(np.float32) / 255 - 0.5) / 0.25
         np.testing.assert_allclose(x[0, 0].numpy(), expected, atol=1e-6)
+
+    @pytest.mark.parametrize("workers", [1, 2, 5])
+    def test_threads_change_nothing(self, workers: int) -> None:
+        images = load_images("digits:val").subset(np.arange(23))
+        alone, threaded = (list(Samples(images, GREY, (1, 8, 8), count).batches(4)) for count in (0, workers))
+        assert len(alone) == len(threaded) == 6
+        for (x, y), (other, labels) in zip(alone, threaded, strict=True):
+            assert torch.equal(x, other)
+            assert torch.equal(y, labels)
+
+    @pytest.mark.parametrize("workers", [0, 3])
+    def test_batches_as_they_are_drawn(self, workers: int) -> None:
+        samples = Samples(numbered(list(range(9))), GREY, (1, 1, 1), workers)
+        drawn = [y.tolist() for _, y in samples.drawn([[8, 0], [3], [3, 2, 1, 5]])]
+        assert drawn == [[8, 0], [3], [3, 2, 1, 5]]
+
+    def test_threads_end_when_nobody_asks_for_more(self) -> None:
+        batches = Samples(load_images("digits:val"), GREY, (1, 8, 8), 2).batches(8)
+        next(batches)
+        assert [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]
+        batches.close()
+        for thread in [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]:
+            thread.join(10)
+            assert not thread.is_alive()
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_broken_image_is_named_by_its_place_in_the_data(self, workers: int) -> None:
+        pixels = [np.zeros((2, 2, 1 if index != 6 else 2), np.uint8) for index in range(9)]
+        images = Images("odd", np.zeros(9, np.int64), None, lambda index: pixels[index]).shuffled(1)
+        with pytest.raises(SpecError, match="data 'odd', image 6: "):
+            list(Samples(images, GREY, (1, 2, 2), workers).batches(3))
+
+    @pytest.mark.parametrize("workers", [0, 3])
+    def test_what_follows_is_prepared_ahead_and_once(self, workers: int) -> None:
+        asked: list[int] = []
+
+        def source(index: int) -> np.ndarray:
+            asked.append(index)
+            return np.full((1, 1, 1), index, np.uint8)
+
+        samples = Samples(Images("counted", np.arange(9), None, source), GREY, (1, 1, 1), workers)
+        order = [[3, 1], [8, 0, 2], [4], [7], [5, 6]]
+        found = [samples.drawn_with_next(order[0], order[1])]
+        found += [samples.drawn_with_next([7], ())]  # something else in between
+        found += [samples.drawn_with_next(indices, following) for indices, following in zip(order[1:], [*order[2:], []], strict=True)]
+        assert [y.tolist() for _, y in found] == [order[0], [7], *order[1:]]
+        assert [x.flatten().tolist() for x, _ in found] == [
+            [pytest.approx((index / 255 - 0.5) / 0.25, abs=1e-5) for index in drawn] for drawn in (order[0], [7], *order[1:])
+        ]
+        assert sorted(asked) == sorted([*range(9), 7])

@@ -177,10 +177,8 @@ def test_small_networks_trained_now_are_stitched_by_the_command(tmp_path: Path) 
         "0",
         "--std",
         "1",
-        "--epochs",
-        "1",
-        "--lr",
-        "4e-3",
+        "--steps",
+        "20",
         "--out",
         tmp_path / "bundle",
     ]

@@ -23,7 +23,7 @@ from restnet_export.parity import check_routes
 from restnet_export.pipeline import export_bundle, strongest
 from restnet_export.routes import StitchedRoute
 from restnet_export.rules import LayerPlan
-from restnet_export.settings import ExportSettings
+from restnet_export.settings import ExportSettings, TuneSettings
 from restnet_export.similarity import measure_similarity
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compose import check_graphs
@@ -153,8 +153,7 @@ class Workshop:
             samples=40,
             preprocessing=GivenPreprocessing(GREY.mean, GREY.std),
             input_shape=(1, 8, 8),
-            epochs=6,
-            lr=1e-2,
+            tuning=TuneSettings(steps=30, batch_size=32),
             progress=False,
         )
         return replace(base, **changes)  # type: ignore[arg-type]
@@ -219,7 +218,15 @@ def prepared(data: str) -> tuple[np.ndarray, np.ndarray]:
     return ((x.astype(np.float32).transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25).astype(np.float32), y
 
 
-@pytest.mark.parametrize(("end", "changes"), [("large", RESTNET), ("vit", SN_NET)], ids=["restnet-stitch", "sn-net-none"])
+FULL = {"rule": "restnet", "finetune": "full"}
+LORA = {"rule": "restnet", "finetune": "lora"}
+
+
+@pytest.mark.parametrize(
+    ("end", "changes"),
+    [("large", RESTNET), ("vit", SN_NET), ("large", FULL), ("large", LORA)],
+    ids=["restnet-stitch", "sn-net-none", "restnet-full", "restnet-lora"],
+)
 def test_a_bundle_of_two_networks(make: Callable[..., Made], workshop: Workshop, end: str, changes: dict[str, str]) -> None:
     made = make("small", end, **changes)
     bundle, manifest = made.bundle, made.bundle.manifest
@@ -278,12 +285,36 @@ def test_anchors_in_the_bundle_are_the_networks_in_torch(make: Callable[..., Mad
     assert route.params == sum(parameter.numel() for parameter in module.parameters())
 
 
+def test_full_tuning_leaves_the_anchors_as_good_as_they_were(make: Callable[..., Made]) -> None:
+    made, kept = make("small", "large", **FULL), make("small", "large", **RESTNET)
+    x, _ = prepared(made.settings.val or "")
+    tuned, before = onnx_logits(made.bundle, x), onnx_logits(kept.bundle, x)
+    for name in ("small", "large"):
+        assert not np.array_equal(tuned[name], before[name])
+        was, now = kept.bundle.route(name).accuracy or 0, made.bundle.route(name).accuracy or 0
+        assert now > was - 0.06  # of 60 images
+
+
+@pytest.mark.parametrize("teacher", ["small", "network"])
+def test_a_teacher_may_be_given(workshop: Workshop, tmp_path: Path, teacher: str) -> None:
+    spec = f"other={workshop.spec('large')}" if teacher == "network" else teacher
+    said: list[str] = []
+    export_bundle(workshop.settings(tmp_path / "out", finetune="stitch", teacher=spec), said.append)
+    assert f"fine-tuning on 96 images, taught by {'other' if teacher == 'network' else 'small'}" in said
+
+
+def test_a_teacher_of_other_classes_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="tells 5 classes apart, the anchors 4"):
+        export_bundle(workshop.settings(tmp_path / "out", finetune="stitch", teacher=workshop.spec("five")), lambda _: None)
+
+
 def test_it_says_what_it_does(make: Callable[..., Made]) -> None:
     said = make("small", "large", **RESTNET).said
     assert said[:2] == ["anchor small: 4 blocks in stages of 2", "anchor large: 5 blocks in stages of 3"]
     assert any(line.startswith("rule restnet: ") for line in said)
     assert "least squares on 40 images" in said
-    assert "fine-tuning on 96 images, taught by large: 2 of 2 layers improved on held-out loss" in said
+    assert "fine-tuning on 96 images, taught by large" in said
+    assert any(line.startswith("fine-tuning, stitch: 2 of 2 routes improved on held-out images") for line in said)
     assert any(line.endswith("routes on 60 images") for line in said)
     assert any(line.startswith("exporting ") for line in said)
     phases = ("load", "cut", "similarity", "fit", "tune", "score", "segments", "report", "write")
@@ -412,7 +443,7 @@ class TestRefusals:
             (("small", "large"), {"samples": 3}, SpecError, "--samples 3 must be at least 4"),
             (("small", "large"), {"data": "npz:nowhere.npz"}, SpecError, "nowhere.npz cannot be read"),
             (("small", "large"), {"rule": "sn-net", "kernel": 0}, RuleError, "kernel 0"),
-            (("small", "large"), {"finetune": "stitch", "lr": -1.0}, ExportError, "lr"),
+            (("small", "large"), {"finetune": "stitch", "teacher": "nobody"}, SpecError, "'nobody' cannot be read"),
         ],
     )
     def test_a_clear_error_and_no_new_bundle(
@@ -545,3 +576,49 @@ def test_a_network_without_cuts_is_refused(workshop: Workshop, tmp_path: Path) -
     settings = workshop.settings(tmp_path / "out")
     with pytest.raises(CutError, match="flat"):
         export_bundle(replace(settings, anchors=(f"python:{tmp_path / 'flat.py'}:flat", settings.anchors[1])), lambda _: None)
+
+
+class TestBadData:
+    """Data that is wrong in part or altogether: told, and never half a bundle."""
+
+    def test_images_without_labels_tune_and_fit(self, workshop: Workshop, tmp_path: Path) -> None:
+        x, _ = images(96, 0)
+        np.savez(tmp_path / "bare.npz", x=x)
+        said: list[str] = []
+        settings = workshop.settings(tmp_path / "out", data=f"npz:{tmp_path / 'bare.npz'}", finetune="stitch")
+        bundle = export_bundle(settings, said.append)
+        assert any(line.startswith("fine-tuning on 96 images, taught by large") for line in said)
+        assert (bundle.route("large").accuracy or 0) > 0.6
+
+    def test_bad_images_are_told_and_left_out(self, workshop: Workshop, tmp_path: Path) -> None:
+        folder = quarters(tmp_path / "photos", "abcd")
+        (tmp_path / "photos" / "a" / "0.png").write_bytes(b"")
+        said: list[str] = []
+        bundle = export_bundle(workshop.settings(tmp_path / "out", val=folder, max_bad=0.1), said.append)
+        assert bundle.manifest.provenance.scored_on == 39
+        assert "1 of 40 images of 'imagefolder:photos' cannot be read and are left out:" in said
+        with pytest.raises(SpecError, match="more than 0 of 40 images"):
+            export_bundle(workshop.settings(tmp_path / "other", val=folder, max_bad=0), said.append)
+        assert not (tmp_path / "other").exists()
+
+    @pytest.mark.parametrize("where", ["data", "val"])
+    def test_one_class_alone(self, workshop: Workshop, tmp_path: Path, where: str) -> None:
+        x, y = images(20, 0)
+        np.savez(tmp_path / "one.npz", x=x, y=np.full_like(y, 2))
+        with pytest.raises(SpecError, match=r"data 'npz:one.npz' has one class only, '2'"):
+            export_bundle(workshop.settings(tmp_path / "out", **{where: f"npz:{tmp_path / 'one.npz'}"}), lambda _: None)
+        assert not (tmp_path / "out").exists()
+
+    def test_an_anchor_that_answers_nan(self, workshop: Workshop, tmp_path: Path) -> None:
+        """Fine on what it is tried on, not on bright images."""
+        source = NETS + (
+            "\n\nclass Odd(Cnn):\n    def forward(self, x):\n"
+            "        return super().forward(x * torch.sqrt(1.5 - x.mean((1, 2, 3), keepdim=True)))\n"
+            "\n\ndef odd():\n    return made(2, Odd, 8, 3)\n"
+        )
+        (tmp_path / "odd.py").write_text(source)
+        np.savez(tmp_path / "bright.npz", x=np.full((40, 8, 8, 1), 255, np.uint8), y=np.arange(40) % 4)
+        settings = workshop.settings(tmp_path / "out", data=f"npz:{tmp_path / 'bright.npz'}")
+        with pytest.raises(ExportError, match=r"anchor 'odd' answers images of 'npz:bright.npz' with NaN or infinity, first after stem"):
+            export_bundle(replace(settings, anchors=(settings.anchors[0], f"python:{tmp_path / 'odd.py'}:odd")), lambda _: None)
+        assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -182,8 +183,23 @@ def test_a_failed_rename_puts_the_old_bundle_back(tmp_path, monkeypatch) -> None
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(ExportError, match="bundle cannot be written: no space; what was there before is untouched"):
+    with pytest.raises(ExportError, match=r"bundle cannot be written: no space; an older one is as it was"):
         write_bundle(source(name="other"), tmp_path / "bundle")
+    assert content(tmp_path / "bundle") == old
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path) -> None:
+    """A limit on the size of files fails as a full disk does: in the middle of weights.bin."""
+    old = content(write_bundle(source(), tmp_path / "bundle").path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for target in (tmp_path / "bundle", tmp_path / "new"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+        try:
+            with pytest.raises(ExportError, match=f"{target} cannot be written: File too large"):
+                write_bundle(source(name="other"), target)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert content(tmp_path / "bundle") == old
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 

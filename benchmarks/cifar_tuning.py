@@ -1,0 +1,263 @@
+"""CIFAR-10 ResNets as anchors: what each way of fine-tuning makes of every route, and whether anything ends below its start.
+
+Runs the exporter once without tuning and once per mode, and compares the bundles route by route. Needs the checkpoints and images under
+$RESTNET_SHARED (README there).
+
+  python benchmarks/cifar_tuning.py --modes stitch full --picture docs/cifar.png --json build/benchmarks/cifar.json
+  python benchmarks/cifar_tuning.py --modes stitch --set jpeg
+  python benchmarks/cifar_tuning.py --modes stitch --few 500      (so many images, their labels not used)
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from common import REPOSITORY, ROOT, Floor, Result, arguments, publish
+
+from restnet_export.inputs import GivenPreprocessing
+from restnet_export.pipeline import export_bundle
+from restnet_export.settings import ExportSettings, TuneSettings
+from restnet_runtime.bundle import Bundle
+from restnet_runtime.routes import pareto_front
+
+CHECKPOINTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 44: "resnet44-014dd654.th", 56: "resnet56-4bfd9763.th"}
+ADAPTED = {20: "resnet20_jpeg.pt", 56: "resnet56_jpeg.pt"}
+"""Tuned on the JPEG images."""
+TO_LINE, POINTS_OF_FEW, ANCHOR_LOSS, ON_FRONT = 1.5, 2.0, 0.5, 5
+"""Floors: points under the straight line between the anchors, points that few images bring, points an anchor may lose, routes between."""
+MINUTES = {"stitch": 15, "lora": 60, "full": 60}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A route before and after tuning. line: what the straight line between the anchors gives for its cost; accuracies are 0..1."""
+
+    name: str
+    macs: int
+    start: float
+    accuracy: float
+    line: float
+    front: tuple[str, int] | None
+
+    @property
+    def below_line(self) -> float:
+        """Points (negative: above)."""
+        return 100 * (self.line - self.accuracy)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a mode made of the family. wall_s, cpu_s: of the whole export, the writing of the bundle included."""
+
+    mode: str
+    points: list[Point]
+    wall_s: float
+    cpu_s: float
+
+
+def settings_for(args: argparse.Namespace, out: Path) -> ExportSettings:
+    root = Path(os.environ.get("RESTNET_SHARED", REPOSITORY.parent / "shared"))
+    if not (root / "data" / "checkpoints").is_dir():
+        raise SystemExit(f"no checkpoints under {root / 'data'}: set RESTNET_SHARED")
+    files = CHECKPOINTS if args.set == "lossless" else ADAPTED
+    factory = f"python:{root / 'anchors' / 'cifar_resnet.py'}:resnet"
+    data = root / "data" / "cifar10" / f"{args.set}_train.npz"
+    return ExportSettings(
+        anchors=tuple(f"{factory}{depth}@{root / 'data' / 'checkpoints' / files[depth]}" for depth in args.depths),
+        data=f"npz:{few_images(data, args.few, args.seed) if args.few else data}",
+        val=f"npz:{root / 'data' / 'cifar10' / f'{args.set}_val.npz'}",
+        out=out,
+        rule=args.rule,
+        finetune="none",
+        samples=args.samples,
+        seed=args.seed,
+        preprocessing=GivenPreprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        input_shape=(3, 32, 32),
+        tuning=TuneSettings(
+            steps=args.steps, stitch_steps=args.stitch_steps, flip=True, shift=2 if args.few else 0, labelled=not args.few, bf16=args.bf16
+        ),
+    )
+
+
+def few_images(data: Path, count: int, seed: int) -> Path:
+    """A file with `count` of the images, whose labels tell nothing."""
+    path = ROOT / "cifar" / f"{data.stem}-{count}-{seed}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with np.load(data) as arrays:
+        chosen = np.random.default_rng(seed).permutation(len(arrays["x"]))[:count]
+        np.savez(path, x=arrays["x"][chosen], y=np.arange(count) % 10)
+    return path
+
+
+def exported(settings: ExportSettings) -> tuple[Bundle, float, float]:
+    """The bundle, and the seconds of wall and of processor that it took."""
+    wall, cpu = time.monotonic(), time.process_time()
+    bundle = export_bundle(settings, lambda line: print(line, flush=True))
+    return bundle, time.monotonic() - wall, time.process_time() - cpu
+
+
+def compared(before: Bundle, after: Bundle) -> list[Point]:
+    """Every route of `after` beside `before`; the line is drawn between the anchors as they were."""
+    starts = {route.name: route.accuracy or 0.0 for route in before.routes}
+    names = [anchor.name for anchor in before.manifest.anchors]
+    anchors = sorted((before.route(name).macs, starts[name]) for name in names)
+    costs, accuracies = zip(*anchors, strict=True)
+    return [
+        Point(
+            route.name,
+            route.macs,
+            starts[route.name],
+            route.accuracy or 0.0,
+            float(np.interp(route.macs, costs, accuracies)),
+            _front_of(after, route.segments, names),
+        )
+        for route in after.routes
+    ]
+
+
+def _front_of(bundle: Bundle, segments: Sequence[str], names: Sequence[str]) -> tuple[str, int] | None:
+    """Front anchor and its last block, of a route that crosses once."""
+    kinds = {segment.name: segment for segment in bundle.manifest.segments}
+    crossings = [index for index, name in enumerate(segments) if kinds[name].kind == "stitch"]
+    if len(crossings) != 1:
+        return None
+    anchor, _, block = segments[crossings[0] - 1].rpartition(".")
+    return (anchor, int(block)) if anchor in names else None
+
+
+def best_per_front(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """By front anchor, after each of its blocks the route nearest to the line or highest above."""
+    best: dict[tuple[str, int], Point] = {}
+    for point in points:
+        if point.front and (point.front not in best or point.below_line < best[point.front].below_line):
+            best[point.front] = point
+    grouped: dict[str, list[Point]] = {}
+    for (anchor, _), point in sorted(best.items()):
+        grouped.setdefault(anchor, []).append(point)
+    return grouped
+
+
+def floors(tuning: Tuning, images: int, few: bool) -> list[Floor]:
+    mode, points = tuning.mode, tuning.points
+    found = []
+    error = [100 * (max(p.start * (1 - p.start), 1 / images) / images) ** 0.5 for p in points]
+    falls = [(100 * (p.start - p.accuracy), e, p.name) for p, e in zip(points, error, strict=True)]
+    worst = max(falls, key=lambda fall: fall[0] - fall[1])
+    found.append(
+        Floor(
+            f"{mode}: no route and no anchor below its start by more than one standard error",
+            "its start",
+            "none",
+            f"worst {worst[2]}: {-worst[0]:+.1f} points, standard error {worst[1]:.1f}",
+            worst[0] <= worst[1],
+        )
+    )
+    anchors = [p for p in points if ">" not in p.name]
+    if few:
+        gains = [100 * (p.accuracy - p.start) for p in points if p not in anchors]
+        gain = statistics.median(gains)
+        found.append(Floor(f"{mode}: gain, median", "no tuning", f">= {POINTS_OF_FEW}", f"{gain:.1f} points", gain >= POINTS_OF_FEW))
+        return found
+    if mode == "full":
+        front = pareto_front((p.macs, p.accuracy) for p in points)
+        low, high = min(p.macs for p in anchors), max(p.macs for p in anchors)
+        between = sum(on and low < p.macs < high for p, on in zip(points, front, strict=True))
+        lost = max(100 * (p.start - p.accuracy) for p in anchors)
+        found.append(
+            Floor("full: stitched routes on the front, strictly between", "anchors", f">= {ON_FRONT}", str(between), between >= ON_FRONT)
+        )
+        found.append(Floor("full: anchors lose at most", "their start", f"<= {ANCHOR_LOSS} points", f"{lost:.1f}", lost <= ANCHOR_LOSS))
+    else:
+        for anchor, best in best_per_front(points).items():
+            median = statistics.median(p.below_line for p in best)
+            what = f"{mode}: best route after each of {len(best)} blocks of {anchor}, median below the straight line"
+            found.append(Floor(what, "the line", f"<= {TO_LINE} points", f"{median:.2f}", median <= TO_LINE))
+    minutes = tuning.cpu_s / 120
+    limit = MINUTES[mode]
+    found.append(Floor(f"{mode}: time on two cores", "minutes", f"<= {limit}", f"{minutes:.1f} (processor time halved)", minutes <= limit))
+    return found
+
+
+def picture(tunings: Sequence[Tuning], path: Path) -> None:
+    """Accuracy over cost: anchors, the straight line between them, and every route by mode."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    start = tunings[0].points
+    anchors = sorted((p.macs / 1e6, 100 * p.start, p.name) for p in start if ">" not in p.name)
+    axes.plot([a[0] for a in anchors], [a[1] for a in anchors], "--", color="0.6", linewidth=1, label="straight line between the anchors")
+    axes.scatter([a[0] for a in anchors], [a[1] for a in anchors], marker="*", s=150, color="tab:orange", zorder=5, label="anchors")
+    for cost, percent, name in anchors:
+        axes.annotate(name, (cost, percent), xytext=(6, 7), textcoords="offset points", fontsize=8)
+    stitched = [p for p in start if ">" in p.name]
+    axes.scatter([p.macs / 1e6 for p in stitched], [100 * p.start for p in stitched], s=14, color="0.7", label="least squares alone")
+    for tuning, colour, marker in zip(tunings, ("tab:blue", "tab:green", "tab:purple"), "os^", strict=False):
+        points = [p for p in tuning.points if ">" in p.name]
+        axes.scatter(
+            [p.macs / 1e6 for p in points],
+            [100 * p.accuracy for p in points],
+            s=22,
+            color=colour,
+            marker=marker,
+            label=tuning.mode,
+            zorder=3,
+        )
+    low = min(100 * p.accuracy for tuning in tunings for p in tuning.points)
+    axes.set_ylim(bottom=max(low - 2, min(100 * p.start for p in start) - 1), top=max(a[1] for a in anchors) + 2)
+    axes.set_xlabel("cost, MMACs per image")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def main() -> None:
+    started = time.monotonic()
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--modes", nargs="+", choices=("stitch", "lora", "full"), default=("stitch",))
+    parser.add_argument("--depths", type=int, nargs="+", default=(20, 56))
+    parser.add_argument("--set", choices=("lossless", "jpeg"), default="lossless")
+    parser.add_argument("--rule", default="both-ways")
+    parser.add_argument("--few", type=int, metavar="N", help="tune on so many images, without their labels")
+    parser.add_argument("--samples", type=int, default=400, help="images behind least squares (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=TuneSettings.steps)
+    parser.add_argument("--stitch-steps", type=int, default=TuneSettings.stitch_steps, help="full: of stitch before")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--picture", type=Path, metavar="PNG")
+    args = parser.parse_args()
+    base = settings_for(args, ROOT / "cifar" / "none")
+    if args.few:
+        base = replace(base, samples=min(args.samples, args.few))
+    before, _, _ = exported(base)
+    tunings = []
+    for mode in args.modes:
+        after, wall, cpu = exported(replace(base, out=ROOT / "cifar" / mode, finetune=mode))
+        tunings.append(Tuning(mode, compared(before, after), wall, cpu))
+    images = before.manifest.provenance.scored_on
+    result = Result(
+        f"{len(before.routes)} routes of ResNets {' '.join(map(str, args.depths))}, "
+        f"{args.set}, rule {args.rule}, scored on {images} images",
+        ("route", "MMACs", "line", "start", *(tuning.mode for tuning in tunings)),
+    )
+    for row in zip(*(tuning.points for tuning in tunings), strict=True):
+        shares = (row[0].line, row[0].start, *(point.accuracy for point in row))
+        result.cells.append((row[0].name, f"{row[0].macs / 1e6:.1f}", *(f"{100 * share:.1f}" for share in shares)))
+    for tuning in tunings:
+        result.rows += [{"mode": tuning.mode, **asdict(point)} for point in tuning.points]
+        result.floors += floors(tuning, images, bool(args.few))
+        result.notes.append(f"{tuning.mode}: {tuning.wall_s / 60:.1f} minutes, {tuning.cpu_s / 60:.1f} of one processor")
+    if args.picture:
+        picture(tunings, args.picture)
+    publish(result, args, started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Runs that are broken off, by Ctrl-C, by SIGTERM or by kill -9: what they leave, and how they go on. As a user runs them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from restnet_export.cli import main
+from restnet_runtime.bundle import open_bundle
+
+NETS = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return torch.relu(x + self.norm(self.conv(x)))
+
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.blocks = nn.Sequential(Block(width), Block(width))
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).amax((2, 3)))
+
+
+def small():
+    return Net(12)
+
+
+def large():
+    return Net(16)
+"""
+FULL = ("--finetune", "full", "--steps", "9", "--stitch-steps", "6", "--flip", "--shift", "1")
+ENDLESS = ("--steps", "100000")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums are rounded alike here and in the processes that are started."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A command line that saves its state after every step, but for `--out DIR`."""
+    root = tmp_path_factory.mktemp("broken-off")
+    (root / "nets.py").write_text(NETS)
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(60, 160, (100, 8, 8, 1)), np.arange(100) % 4
+    for image, label in zip(x, y, strict=True):
+        image[4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 50
+    np.savez(root / "data.npz", x=x.astype(np.uint8), y=y)
+    anchors = [f"python:{root / 'nets.py'}:{name}" for name in ("small", "large")]
+    inputs = ["--data", f"npz:{root / 'data.npz'}", "--input", "8", "--mean", "0.5", "--std", "0.25"]
+    rule = ["--rule", "sn-net", "--kernel", "1", "--batch", "16", "--checkpoint-minutes", "0", "--workers", "1"]
+    return ["--anchors", *anchors, *inputs, *rule]
+
+
+def started(line: list[str], *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "restnet_export", *line, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for(path: Path, run: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.005)
+
+
+def weights(out: Path) -> str:
+    return open_bundle(out).manifest.files["weights.bin"].sha256
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_killed_and_resumed_it_comes_to_the_same_end(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*line, *FULL, "--out", str(tmp_path / "whole"), "--quiet"]) == 0
+    out, state = tmp_path / "cut", tmp_path / "cut.run" / "state.pt"
+    with started(line, *FULL, "--out", str(out)) as run:
+        wait_for(state, run)
+        run.kill()
+    assert names(tmp_path) == ["cut.run", "whole"]
+    left = torch.load(state, weights_only=True)
+    assert (left["phase"], 0 < left["tuner"]["steps_done"] < 6) == (0, True)
+
+    again = [*line, *FULL, "--out", str(out)]
+    capsys.readouterr()
+    assert main(again) == 2
+    assert f"{out}.run holds an unfinished run: go on with it (--resume), or remove that directory" in capsys.readouterr().err
+    assert main([*again, "--steps", "8", "--seed", "1", "--resume"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        f"{out}.run was begun with other settings (seed was 0, is 1; tuning.steps was 9, is 8; tuning.seed was 0, is 1; and 1 more)" in told
+    )
+
+    assert main([*again, "--resume"]) == 0
+    assert f"going on after step {left['tuner']['steps_done']} of 6 of stitch" in capsys.readouterr().out
+    assert weights(out) == weights(tmp_path / "whole")
+    assert [route.accuracy for route in open_bundle(out).routes] == [route.accuracy for route in open_bundle(tmp_path / "whole").routes]
+    assert names(tmp_path) == ["cut", "whole"]
+
+
+def test_ctrl_c_keeps_what_is_tuned_and_a_second_one_writes_nothing(line: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with started(line, *ENDLESS, "--out", str(out)) as run:
+        wait_for(tmp_path / "out.run" / "state.pt", run)
+        run.send_signal(signal.SIGINT)
+        told, errors = run.communicate()
+    assert run.returncode == 0
+    assert "stopping: the best so far is scored and written; Ctrl-C again writes nothing" in errors
+    assert "fine-tuning, stitch stopped after step " in told
+    assert told.endswith(f"wrote {out}\n")
+    assert names(tmp_path) == ["out"]
+    first = open_bundle(out).digest
+
+    with started(line, *ENDLESS, "--out", str(out)) as run:
+        wait_for(tmp_path / "out.run" / "state.pt", run)
+        run.send_signal(signal.SIGINT)
+        assert run.stderr is not None
+        while "stopping:" not in run.stderr.readline():
+            pass
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate()
+    assert run.returncode == 130
+    assert errors.splitlines()[-1] == "restnet-export: interrupted, no bundle was written; --resume goes on"
+    assert open_bundle(out).digest == first
+    assert names(tmp_path) == ["out", "out.run"]
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_the_state_alone(line: list[str], tmp_path: Path) -> None:
+    with started(line, *ENDLESS, "--out", str(tmp_path / "out")) as run:
+        wait_for(tmp_path / "out.run" / "state.pt", run)
+        run.terminate()
+        _, errors = run.communicate()
+    assert run.returncode == 143
+    assert errors.splitlines()[-1] == "restnet-export: interrupted, no bundle was written; --resume goes on"
+    assert (names(tmp_path), names(tmp_path / "out.run")) == (["out.run"], ["state.pt"])
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes_of_batches_twice_as_large(line: list[str], tmp_path: Path) -> None:
+    options = ("--finetune", "full", "--steps", "8", "--stitch-steps", "4", "--loss", "features=0")
+    assert main([*line, *options, "--batch", "32", "--out", str(tmp_path / "one"), "--quiet"]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "restnet_export"]
+    done = subprocess.run([*command, *line, *options, "--out", str(tmp_path / "two")], capture_output=True, text=True, check=True)
+    assert done.stdout.count("wrote ") == 1
+    assert names(tmp_path) == ["one", "two"]
+    one, two = (np.fromfile(tmp_path / name / "weights.bin", np.float32) for name in ("one", "two"))
+    np.testing.assert_allclose(two, one, atol=1e-4)
+    assert [route.accuracy for route in open_bundle(tmp_path / "one").routes] == [
+        pytest.approx(route.accuracy, abs=0.051) for route in open_bundle(tmp_path / "two").routes
+    ]
