@@ -19,6 +19,7 @@ from restnet_export.cuts import CutAnchor, cut_anchor
 from restnet_export.data import Samples, load_images
 from restnet_export.fitting import fit_layers
 from restnet_export.inputs import GivenPreprocessing
+from restnet_export.objectives import Objective
 from restnet_export.parity import check_routes
 from restnet_export.pipeline import export_bundle, strongest
 from restnet_export.routes import StitchedRoute
@@ -261,10 +262,12 @@ def test_the_report_repeats_the_run_and_shows_latencies_where_they_were_measured
     told = json.loads((made.settings.out / "report" / "settings.json").read_text())
     assert told["anchors"] == list(made.settings.anchors)
     assert told["versions"]["torch"] == torch.__version__
-    names = {field.name for field in fields(ExportSettings)} - {"progress", "out", "preprocessing"}
+    names = {field.name for field in fields(ExportSettings)} - {"progress", "out", "preprocessing", "tuning"}
     given = {name: tuple(value) if isinstance(value := told[name], list) else value for name in names}
     preprocessing = GivenPreprocessing(**{name: tuple(v) if isinstance(v, list) else v for name, v in told["preprocessing"].items()})
-    again = ExportSettings(out=tmp_path / "family", preprocessing=preprocessing, progress=False, **given)  # type: ignore[arg-type]
+    tuning = TuneSettings(**{**told["tuning"], "objective": Objective(**told["tuning"]["objective"])})
+    kept = {"preprocessing": preprocessing, "tuning": tuning, "progress": False}
+    again = ExportSettings(out=tmp_path / "family", **kept, **given)  # type: ignore[arg-type]
     repeated = export_bundle(again, lambda _: None)
     assert repeated.weights.read_bytes() == made.bundle.weights.read_bytes()
     assert [route.accuracy for route in repeated.routes] == [route.accuracy for route in made.bundle.routes]
