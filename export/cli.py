@@ -206,6 +206,7 @@ def _settings(args: argparse.Namespace, progress: bool) -> "ExportSettings":
         tuning=_tuning(args),
         samples=args.samples,
         max_routes=None if args.max_routes is None else _at_least(args.max_routes, 1, "--max-routes"),
+        fold=args.fold,
         seed=_at_least(args.seed, 0, "--seed"),
         preprocessing=GivenPreprocessing(mean, std, args.resize, args.interpolation, _crop_pct(args.crop_pct)),
         input_shape=input_shape,
@@ -226,7 +227,6 @@ def _require_extra() -> None:
         raise ExportError(f"this needs {', '.join(missing)}, which a device install leaves out: pip install 'restnet-runtime[export]'")
 
 
-_OF_SN_NET = ("kernel", "stride", "stages")
 _OF_FULL = ("lr_weights", "stitch_steps", "sampling", "drawn")
 _OF_TUNING = ("steps", "batch_size", "accumulate", "lr", "held_out", "flip", "shift", "bf16", "rank", *_OF_FULL)
 _OF_OBJECTIVE = ("labels", "soft", "hard", "features")
