@@ -4,12 +4,12 @@ Runs the exporter once without tuning and once per mode, and compares the bundle
 $RESTNET_SHARED (README there).
 
   python benchmarks/cifar_tuning.py --modes stitch full --picture docs/cifar.png --json build/benchmarks/cifar.json
+  python benchmarks/cifar_tuning.py --modes stitch --rule sn-net --stages 0 1 2
   python benchmarks/cifar_tuning.py --modes stitch --set jpeg
   python benchmarks/cifar_tuning.py --modes stitch --few 500      (so many images, their labels not used)
 """
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -17,17 +17,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from common import REPOSITORY, ROOT, Floor, Result, arguments, publish
+from cifar_family import cifar_settings
+from common import ROOT, Floor, Result, arguments, publish
 
-from restnet_export.inputs import GivenPreprocessing
 from restnet_export.pipeline import export_bundle
+from restnet_export.rules import RULES
 from restnet_export.settings import ExportSettings, TuneSettings
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.routes import pareto_front
 
-CHECKPOINTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 44: "resnet44-014dd654.th", 56: "resnet56-4bfd9763.th"}
-ADAPTED = {20: "resnet20_jpeg.pt", 56: "resnet56_jpeg.pt"}
-"""Tuned on the JPEG images."""
 TO_LINE, POINTS_OF_FEW, ANCHOR_LOSS, ON_FRONT = 1.5, 2.0, 0.5, 5
 """Floors: points under the straight line between the anchors, points that few images bring, points an anchor may lose, routes between."""
 MINUTES = {"stitch": 15, "lora": 60, "full": 60}
@@ -61,27 +59,12 @@ class Tuning:
 
 
 def settings_for(args: argparse.Namespace, out: Path) -> ExportSettings:
-    root = Path(os.environ.get("RESTNET_SHARED", REPOSITORY.parent / "shared"))
-    if not (root / "data" / "checkpoints").is_dir():
-        raise SystemExit(f"no checkpoints under {root / 'data'}: set RESTNET_SHARED")
-    files = CHECKPOINTS if args.set == "lossless" else ADAPTED
-    factory = f"python:{root / 'anchors' / 'cifar_resnet.py'}:resnet"
-    data = root / "data" / "cifar10" / f"{args.set}_train.npz"
-    return ExportSettings(
-        anchors=tuple(f"{factory}{depth}@{root / 'data' / 'checkpoints' / files[depth]}" for depth in args.depths),
-        data=f"npz:{few_images(data, args.few, args.seed) if args.few else data}",
-        val=f"npz:{root / 'data' / 'cifar10' / f'{args.set}_val.npz'}",
-        out=out,
-        rule=args.rule,
-        finetune="none",
-        samples=args.samples,
-        seed=args.seed,
-        preprocessing=GivenPreprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        input_shape=(3, 32, 32),
-        tuning=TuneSettings(
-            steps=args.steps, stitch_steps=args.stitch_steps, flip=True, shift=2 if args.few else 0, labelled=not args.few, bf16=args.bf16
-        ),
+    settings = cifar_settings(out, args.depths, args.set, rule=args.rule, samples=args.samples, seed=args.seed)
+    tuning = TuneSettings(
+        steps=args.steps, stitch_steps=args.stitch_steps, flip=True, shift=2 if args.few else 0, labelled=not args.few, bf16=args.bf16
     )
+    few = {"data": f"npz:{few_images(Path(settings.data.removeprefix('npz:')), args.few, args.seed)}"} if args.few else {}
+    return replace(settings, tuning=tuning, **few)
 
 
 def few_images(data: Path, count: int, seed: int) -> Path:
@@ -224,7 +207,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=("stitch", "lora", "full"), default=("stitch",))
     parser.add_argument("--depths", type=int, nargs="+", default=(20, 56))
     parser.add_argument("--set", choices=("lossless", "jpeg"), default="lossless")
-    parser.add_argument("--rule", default="both-ways")
+    parser.add_argument("--rule", choices=sorted(RULES), default="restnet", help="restnet: large to small, sn-net: small to large")
+    parser.add_argument("--stages", type=int, nargs="+", help="of sn-net")
     parser.add_argument("--few", type=int, metavar="N", help="tune on so many images, without their labels")
     parser.add_argument("--samples", type=int, default=400, help="images behind least squares (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=TuneSettings.steps)
@@ -236,6 +220,7 @@ def main() -> None:
     base = settings_for(args, ROOT / "cifar" / "none")
     if args.few:
         base = replace(base, samples=min(args.samples, args.few))
+    base = replace(base, stages=None if args.stages is None else tuple(args.stages))
     before, _, _ = exported(base)
     tunings = []
     for mode in args.modes:

@@ -8,12 +8,12 @@ from restnet_runtime.errors import ExportError
 from .cuts import CutAnchor
 
 
-def cut_activations(anchor: CutAnchor, images: Tensor) -> list[Tensor]:
+def cut_activations(anchor: CutAnchor, images: Tensor, *, finite: bool = True) -> list[Tensor]:
     """The output of every block but the head, in order.
 
     images: float32 (B, *anchor.input_shape).
     Returns one tensor per cut, (B, *cut.shape), all of them held at once: the batch size bounds the memory.
-    Raises `ExportError` for images of another shape, and where a block answers with something that is not finite.
+    Raises `ExportError` for images of another shape and, unless `finite` is off, where a block answers with something that is not finite.
     """
     if tuple(images.shape[1:]) != tuple(anchor.input_shape):
         raise ExportError(
@@ -24,7 +24,7 @@ def cut_activations(anchor: CutAnchor, images: Tensor) -> list[Tensor]:
         x = images
         for block, cut in zip(anchor.blocks[:-1], anchor.cuts, strict=True):
             x = block(x)
-            if not bool(torch.isfinite(torch.stack(x.aminmax())).all()):  # a NaN is both, and no tensor of the size of x is made
+            if finite and not bool(torch.isfinite(torch.stack(x.aminmax())).all()):  # a NaN is both, and no tensor of the size of x is made
                 raise ExportError(f"{anchor.name}: what it computes up to {cut.module} is not finite for some of the images")
             outputs.append(x)
     return outputs

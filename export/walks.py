@@ -33,7 +33,7 @@ class Network:
         """Every anchor on images (B, C, H, W); all activations at cuts are held at once, so the batch bounds the memory."""
         found = {}
         for name, anchor in self.anchors.items():
-            cuts = cut_activations(anchor, images)
+            cuts = cut_activations(anchor, images, finite=False)  # steps that went too far are for the guard to take back
             with torch.no_grad():
                 found[name] = Seen(cuts, self._answer(name, cuts[-1]))
         return found

@@ -9,7 +9,7 @@ from torch import nn
 
 from restnet_export.anchors import Anchor
 from restnet_export.costs import count_macs, count_params
-from restnet_export.cuts import CutAnchor, cut_anchor
+from restnet_export.cuts import Cut, CutAnchor, cut_anchor
 from restnet_export.layouts import Layout
 from restnet_export.routes import StitchedRoute, block_name
 from restnet_export.scoring import score_routes
@@ -79,7 +79,8 @@ def anchor(name: str, width: int, blocks: int) -> CutAnchor:
     body = [nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.Tanh()) for _ in range(blocks)]
     head = nn.Sequential(nn.Flatten(), nn.Linear(width * 36, 4))
     layouts = tuple(Layout("map", width, 6, 6) for _ in range(blocks + 1))
-    return CutAnchor(name, "", (1, 6, 6), (), layouts, (stem, *body, head), (blocks,))
+    cuts = tuple(Cut(str(block), str(block), (width, 6, 6)) for block in range(blocks + 1))
+    return CutAnchor(name, "", (1, 6, 6), cuts, layouts, (stem, *body, head), (blocks,))
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from restnet_export.anchors import Anchor
 from restnet_export.cuts import CutAnchor, cut_anchor
 from restnet_export.finetune import finetune, route_macs
 from restnet_export.objectives import Objective
+from restnet_export.plans import LayerPlan, crossed_once
 from restnet_export.routes import StitchedRoute, routes_of
-from restnet_export.rules import LayerPlan
 from restnet_export.settings import TuneSettings
 from restnet_export.stitching import StitchingLayer
 from restnet_export.tuner import Tuned, Tuner
@@ -117,7 +117,7 @@ def made() -> Family:
         plan.name: StitchingLayer(anchors[plan.front].layouts[plan.pairs[0][0]], anchors[plan.end].layouts[plan.pairs[0][1] - 1])
         for plan in plans
     }
-    return Family(anchors, layers, routes_of(anchors, plans), images(160, 2))
+    return Family(anchors, layers, routes_of(anchors, crossed_once(plans)), images(160, 2))
 
 
 @pytest.fixture
