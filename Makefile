@@ -71,7 +71,7 @@ $(DEMO_ENV): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV_ENV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing everything into $(VENV) ..."
-	@$(INSTALL) -e '.[export,timm,hf,dev]'
+	@$(INSTALL) -e '.[export,timm,dev]'
 	@# All of it at once here: compiled under pytest, a dependency's own SyntaxWarning would be an error.
 	@$(BIN)/python -W ignore -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $(DEMO_ENV) $@

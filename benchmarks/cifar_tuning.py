@@ -3,7 +3,7 @@
 Runs the exporter once without tuning and once per mode, and compares the bundles route by route. Needs the checkpoints and images under
 $RESTNET_SHARED (README there).
 
-  python benchmarks/cifar_tuning.py --modes stitch full --picture docs/cifar.png --json build/benchmarks/cifar.json
+  python benchmarks/cifar_tuning.py --modes stitch full --json build/benchmarks/cifar/down.json
   python benchmarks/cifar_tuning.py --modes stitch --rule sn-net --stages 0 1 2
   python benchmarks/cifar_tuning.py --modes stitch --set jpeg
   python benchmarks/cifar_tuning.py --modes stitch --few 500      (so many images, their labels not used)
@@ -166,41 +166,6 @@ def floors(tuning: Tuning, images: int, few: bool) -> list[Floor]:
     return found
 
 
-def picture(tunings: Sequence[Tuning], path: Path) -> None:
-    """Accuracy over cost: anchors, the straight line between them, and every route by mode."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    start = tunings[0].points
-    anchors = sorted((p.macs / 1e6, 100 * p.start, p.name) for p in start if ">" not in p.name)
-    axes.plot([a[0] for a in anchors], [a[1] for a in anchors], "--", color="0.6", linewidth=1, label="straight line between the anchors")
-    axes.scatter([a[0] for a in anchors], [a[1] for a in anchors], marker="*", s=150, color="tab:orange", zorder=5, label="anchors")
-    for cost, percent, name in anchors:
-        axes.annotate(name, (cost, percent), xytext=(6, 7), textcoords="offset points", fontsize=8)
-    stitched = [p for p in start if ">" in p.name]
-    axes.scatter([p.macs / 1e6 for p in stitched], [100 * p.start for p in stitched], s=14, color="0.7", label="least squares alone")
-    for tuning, colour, marker in zip(tunings, ("tab:blue", "tab:green", "tab:purple"), "os^", strict=False):
-        points = [p for p in tuning.points if ">" in p.name]
-        axes.scatter(
-            [p.macs / 1e6 for p in points],
-            [100 * p.accuracy for p in points],
-            s=22,
-            color=colour,
-            marker=marker,
-            label=tuning.mode,
-            zorder=3,
-        )
-    low = min(100 * p.accuracy for tuning in tunings for p in tuning.points)
-    axes.set_ylim(bottom=max(low - 2, min(100 * p.start for p in start) - 1), top=max(a[1] for a in anchors) + 2)
-    axes.set_xlabel("cost, MMACs per image")
-    axes.set_ylabel("top-1 accuracy, %")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
-
-
 def main() -> None:
     started = time.monotonic()
     parser = arguments(__doc__ or "")
@@ -215,16 +180,16 @@ def main() -> None:
     parser.add_argument("--stitch-steps", type=int, default=TuneSettings.stitch_steps, help="full: of stitch before")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", type=Path, metavar="PNG")
     args = parser.parse_args()
-    base = settings_for(args, ROOT / "cifar" / "none")
+    family = ROOT / "cifar" / "-".join(map(str, (*args.depths, args.set, args.rule, *([f"few{args.few}"] if args.few else []))))
+    base = settings_for(args, family / "none")
     if args.few:
         base = replace(base, samples=min(args.samples, args.few))
     base = replace(base, stages=None if args.stages is None else tuple(args.stages))
     before, _, _ = exported(base)
     tunings = []
     for mode in args.modes:
-        after, wall, cpu = exported(replace(base, out=ROOT / "cifar" / mode, finetune=mode))
+        after, wall, cpu = exported(replace(base, out=family / mode, finetune=mode))
         tunings.append(Tuning(mode, compared(before, after), wall, cpu))
     images = before.manifest.provenance.scored_on
     result = Result(
@@ -239,8 +204,6 @@ def main() -> None:
         result.rows += [{"mode": tuning.mode, **asdict(point)} for point in tuning.points]
         result.floors += floors(tuning, images, bool(args.few))
         result.notes.append(f"{tuning.mode}: {tuning.wall_s / 60:.1f} minutes, {tuning.cpu_s / 60:.1f} of one processor")
-    if args.picture:
-        picture(tunings, args.picture)
     publish(result, args, started)
 
 
