@@ -6,6 +6,7 @@ Needs the checkpoints and images under $RESTNET_SHARED (README there). Routes ar
   python benchmarks/cifar_family.py --rule all --images 466      (every pair of cuts, scored on half of the images)
 """
 
+import argparse
 import os
 import statistics
 import time
@@ -65,12 +66,16 @@ def cifar_settings(out: Path, depths: Sequence[int] = (20, 56), images: str = "l
 
 @dataclass(frozen=True)
 class Family:
-    """Cut anchors, small to large, with images to fit and to score on. bf16: score in bfloat16, which takes less than half the time."""
+    """Cut anchors, small to large, with images to fit and to score on. bf16: score in bfloat16, which takes less than half the time.
+
+    match_spread: as the exporter does by default; without, plain least squares.
+    """
 
     anchors: Mapping[str, CutAnchor]
     fitting: Samples
     scoring: Samples
     bf16: bool = False
+    match_spread: bool = True
 
     @classmethod
     def load(cls, settings: ExportSettings, scored_images: int | None = None, bf16: bool = False) -> "Family":
@@ -83,12 +88,13 @@ class Family:
             Samples(fitting.subset(np.arange(settings.samples)), preprocessing, shape),
             Samples(scoring.subset(np.arange(min(scored_images or len(scoring), len(scoring)))), preprocessing, shape),
             bf16,
+            settings.match_spread,
         )
 
     def score(self, plan: RoutePlan) -> list["Scored"]:
         """The anchors, then every route of the plan, fitted and scored."""
         routes = routes_of(self.anchors, plan)
-        layers = fit_layers(plan.layers, self.anchors, self.fitting)
+        layers = fit_layers(plan.layers, self.anchors, self.fitting, match_spread=self.match_spread)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             accuracies = score_routes(routes, self.anchors, layers, self.scoring.batches())
         macs = [*(sum(block_macs(anchor)) for anchor in self.anchors.values()), *route_macs(plan, self.anchors)]
@@ -125,9 +131,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400, help="images behind least squares (default: %(default)s)")
     parser.add_argument("--images", type=int, help="to score on (default: all)")
     parser.add_argument("--bf16", action="store_true", help="score in bfloat16")
+    parser.add_argument("--match-spread", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     settings = cifar_settings(Path("unused"), args.depths, args.set, rule=args.rule, samples=args.samples, seed=args.seed)
+    settings = replace(settings, match_spread=args.match_spread, stages=(0, 1, 2) if args.rule == "sn-net" else None)
     family = Family.load(settings, args.images, args.bf16)
     rule = settings.rule_with_options()
     anchors = list(family.anchors.values())

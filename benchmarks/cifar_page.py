@@ -19,7 +19,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
     lines = [
         "# CIFAR-10: ResNets of 20 to 56 layers, stitched and tuned",
         "",
-        "Written by `python benchmarks/cifar_page.py`; edit the benchmark, not this page. Anchors are public checkpoints, images real ones;",
+        "Written by `python benchmarks/cifar_page.py`; edit the benchmark, not this page. Anchors are public checkpoints;",
         "routes are scored on held-out images, whose number stands with each run. `line` is what the straight line between the anchors",
         "gives for a route's cost, `start` what least squares alone gives. What works in tuning, and why:",
         "[decision 15](decisions/0015-tuning.md).",

@@ -167,7 +167,7 @@ def main() -> None:
     example: dict[str, list[Scored]] = {}
     anchors = 2
     for seed in range(args.seeds):
-        family = Family.load(cifar_settings(Path("unused"), samples=args.samples, seed=seed), args.images, args.bf16)
+        family = Family.load(cifar_settings(Path("unused"), samples=args.samples, seed=seed, match_spread=False), args.images, args.bf16)
         for (way, count), scored in score_ways(family, [routes - anchors for routes in args.routes], seed).items():
             rows.append({"way": way, "routes": count + anchors, "seed": seed, **judged(scored, anchors)})
             if seed == 0 and count + anchors == max(args.routes):

@@ -77,6 +77,12 @@ def parser() -> argparse.ArgumentParser:
     )
     rule.add_argument("--max-routes", type=int, metavar="N", help="make what promises most, and keep the N best routes, anchors among them")
     rule.add_argument(
+        "--match-spread",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="stretch what a stitching layer answers to the spread of its target; without, plain least squares as in SN-Net (default: do)",
+    )
+    rule.add_argument(
         "--fold",
         action="store_true",
         help="multiply a stitching layer into the block behind it where that is exact and cheaper: fewer MACs, more bytes",
@@ -206,6 +212,7 @@ def _settings(args: argparse.Namespace, progress: bool) -> "ExportSettings":
         tuning=_tuning(args),
         samples=args.samples,
         max_routes=None if args.max_routes is None else _at_least(args.max_routes, 1, "--max-routes"),
+        match_spread=args.match_spread,
         fold=args.fold,
         seed=_at_least(args.seed, 0, "--seed"),
         preprocessing=GivenPreprocessing(mean, std, args.resize, args.interpolation, _crop_pct(args.crop_pct)),

@@ -10,7 +10,7 @@ from restnet_runtime.errors import ExportError
 
 from .activations import cut_activations
 from .cuts import CutAnchor
-from .least_squares import Moments, Solution, best_ridge, held_out_error, joint, mean_of_solutions, merged
+from .least_squares import Moments, Solution, best_ridge, held_out_error, joint, mean_of_solutions, merged, spread_matched
 from .plans import LayerPlan
 from .resampling import resamplings
 from .samples import Samples
@@ -26,12 +26,16 @@ Place = tuple[str, int]
 _Known = Mapping[str, Sequence[Tensor]]
 
 
-def fit_layers(plans: Sequence[LayerPlan], anchors: Mapping[str, CutAnchor], samples: Samples) -> dict[str, StitchingLayer]:
+def fit_layers(
+    plans: Sequence[LayerPlan], anchors: Mapping[str, CutAnchor], samples: Samples, *, match_spread: bool = True
+) -> dict[str, StitchingLayer]:
     """Every planned stitching layer, fitted by least squares in one pass over the images.
 
     What is left open is chosen by the relative error at the target's cut on images that were not fitted on: the resampling of the grid,
     the strength of the ridge, and where pairs share a layer one joint solve or the mean of their own solutions. What was chosen is
     in `StitchingLayer.fit`.
+    match_spread: stretch every output to the spread of its target, which the routes gain by and the error at the cut loses by; off, the
+                  layers are those of SN-Net. Created prefix tokens stay as they are fitted.
     Raises `ExportError` when an activation is not finite or a source never varies.
     """
     attempts = {plan.name: _attempts(plan, anchors) for plan in plans}
@@ -42,7 +46,7 @@ def fit_layers(plans: Sequence[LayerPlan], anchors: Mapping[str, CutAnchor], sam
                 rows.want(layer, (plan.front, front_block), (plan.end, end_block - 1))
     for images, _ in samples.batches():
         rows.add({name: cut_activations(anchor, images) for name, anchor in anchors.items()})
-    return {plan.name: _fitted(plan, attempts[plan.name], rows) for plan in plans}
+    return {plan.name: _fitted(plan, attempts[plan.name], rows, match_spread) for plan in plans}
 
 
 def _attempts(plan: LayerPlan, anchors: Mapping[str, CutAnchor]) -> list[StitchingLayer]:
@@ -52,7 +56,7 @@ def _attempts(plan: LayerPlan, anchors: Mapping[str, CutAnchor]) -> list[Stitchi
     return [StitchingLayer(source, target, how) for how in resamplings(source, target)]
 
 
-def _fitted(plan: LayerPlan, attempts: Sequence[StitchingLayer], rows: "_Rows") -> StitchingLayer:
+def _fitted(plan: LayerPlan, attempts: Sequence[StitchingLayer], rows: "_Rows", match_spread: bool) -> StitchingLayer:
     """The attempt with the smallest error on held-out images, with its weights."""
     pairs = [((plan.front, j), (plan.end, k - 1)) for j, k in plan.pairs]
     found: list[tuple[float, Fit, StitchingLayer, Solution]] = []
@@ -68,7 +72,10 @@ def _fitted(plan: LayerPlan, attempts: Sequence[StitchingLayer], rows: "_Rows") 
         if len(pairs) > 1:
             errors["mean"] = held_out_error(folds, mean_of_solutions, ridge)
         method = min(errors, key=lambda name: errors[name])
-        solution = METHODS[method]([merged(pair) for pair in folds], ridge)
+        whole = [merged(pair) for pair in folds]
+        solution = METHODS[method](whole, ridge)
+        if match_spread:
+            solution = spread_matched(solution, merged(whole))
         found.append((errors[method], Fit(method, ridge, errors[method]), layer, solution))
     _, fit, layer, (weight, bias) = min(found, key=lambda item: item[0])
     layer.fit = fit

@@ -19,6 +19,8 @@ WEAK_RIDGES = RIDGES[:3]
 """Where rows abound: strong ridges cost the route accuracy that the error at the cut does not show."""
 MANY_ROWS = 10
 """So many rows for each channel abound."""
+MOST_STRETCH = 3.0
+"""An output that is predicted worse than this would mostly be noise."""
 _TINY = 1e-300
 _CHUNK_ROWS = 16384  # bounds the float64 copies of a batch
 
@@ -127,6 +129,18 @@ def mean_of_solutions(pairs: Sequence[Moments], ridge: float) -> Solution:
     """The mean of the pairs' own solutions: what SN-Net's implementation starts shared layers from."""
     weights, biases = zip(*(solve(pair, ridge) for pair in pairs), strict=True)
     return torch.stack(weights).mean(0), torch.stack(biases).mean(0)
+
+
+def spread_matched(solution: Solution, moments: Moments) -> Solution:
+    """The solution with every output stretched to the spread that its target has, up to `MOST_STRETCH` times; means stay where they are.
+
+    Least squares answers with the mean of all targets that its input allows, which varies less than they do. The blocks behind were made
+    for activations of the full spread (after REPAIR, Jordan et al., ICLR 2023, which does so to merged networks).
+    """
+    weight, _ = solution
+    predicted = ((weight @ moments.xx) * weight).sum(1).clamp_min(_TINY)
+    weight = weight * (moments.yy / predicted).sqrt().clamp(1.0, MOST_STRETCH)[:, None]
+    return weight, moments.mean_y - weight @ moments.mean_x
 
 
 Method = Callable[[Sequence[Moments], float], Solution]

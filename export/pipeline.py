@@ -115,7 +115,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
     plan = plan_routes(rule, anchors, promise, settings.max_routes)
     say(f"rule {settings.rule}: {len(plan.routes)} stitched routes through {len(plan.layers)} stitching layers")
     phases.begin("fit")
-    layers = fit_layers(plan.layers, anchors, samples)
+    layers = fit_layers(plan.layers, anchors, samples, match_spread=settings.match_spread)
     say(f"least squares on {len(samples.images)} images")
     routes = routes_of(anchors, plan)
     if settings.finetune != "none":

@@ -92,6 +92,7 @@ class ExportSettings:
     stages, kernel, stride, nearest: of the rule; None is the rule's own
     select:         what tells which stitches promise most
     max_routes:     keep so many, the anchors among them
+    match_spread:   stretch what stitching layers answer to the spread of their targets
     fold:           stitching layers into the block behind them, where that is exact and cheaper
     teacher:        an anchor by name, or a spec of another network; default: the strongest anchor
     tuning:         how to fine-tune; `finetune` and `seed` stand in for its mode and seed
@@ -112,6 +113,7 @@ class ExportSettings:
     teacher: str | None = None
     samples: int = 100
     max_routes: int | None = None
+    match_spread: bool = True
     fold: bool = False
     seed: int = 0
     preprocessing: GivenPreprocessing = field(default_factory=GivenPreprocessing)

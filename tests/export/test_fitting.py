@@ -12,7 +12,7 @@ from restnet_export.cuts import Cut, CutAnchor
 from restnet_export.data import Images, Samples
 from restnet_export.fitting import FOLDS, fit_layers
 from restnet_export.layouts import Layout
-from restnet_export.least_squares import Moments, held_out_error, joint, mean_of_solutions
+from restnet_export.least_squares import Moments, held_out_error, joint, mean_of_solutions, merged, spread_matched
 from restnet_export.plans import LayerPlan
 from restnet_export.resampling import Resampling, resamplings
 from restnet_export.stitching import StitchingLayer
@@ -129,10 +129,11 @@ def deep(name: str, seed: int) -> CutAnchor:
     return cut_anchor(name, [(Front(), MAP8), *((Residual(6, seed + index), MAP8) for index in range(3))])
 
 
-def test_pairs_that_share_a_layer_get_the_better_of_joint_and_mean() -> None:
+@pytest.mark.parametrize("match_spread", [False, True])
+def test_pairs_that_share_a_layer_get_the_better_of_joint_and_mean(match_spread: bool) -> None:
     anchors, samples = {name: deep(name, seed) for name, seed in (("front", 1), ("end", 10))}, noise_images(50)
     pairs = ((1, 2), (2, 2), (2, 4))
-    (layer,) = fit_layers([LayerPlan("shared", "front", "end", pairs)], anchors, samples).values()
+    (layer,) = fit_layers([LayerPlan("shared", "front", "end", pairs)], anchors, samples, match_spread=match_spread).values()
     fit = layer.fit
     assert fit is not None
     x, _ = next(samples.batches(50))
@@ -146,7 +147,10 @@ def test_pairs_that_share_a_layer_get_the_better_of_joint_and_mean() -> None:
     assert fit.method == min(errors, key=lambda name: errors[name])
     assert fit.error == pytest.approx(errors[fit.method], rel=1e-9)
     method = {"joint": joint, "mean": mean_of_solutions}[fit.method]
-    weight, bias = method([Moments.of(rows(front[j]), rows(end[k - 1])) for j, k in pairs], fit.ridge)
+    whole = [Moments.of(rows(front[j]), rows(end[k - 1])) for j, k in pairs]
+    weight, bias = method(whole, fit.ridge)
+    if match_spread:
+        weight, bias = spread_matched((weight, bias), merged(whole))
     assert torch.allclose(layer.weight.double(), weight, atol=1e-5)
     assert torch.allclose(layer.bias.double(), bias, atol=1e-5)
 

@@ -5,7 +5,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from restnet_export.least_squares import RIDGES, WEAK_RIDGES, Moments, best_ridge, held_out_error, joint, mean_of_solutions, merged, solve
+from restnet_export.least_squares import (
+    MOST_STRETCH,
+    RIDGES,
+    WEAK_RIDGES,
+    Moments,
+    best_ridge,
+    held_out_error,
+    joint,
+    mean_of_solutions,
+    merged,
+    solve,
+    spread_matched,
+)
 from restnet_runtime.errors import ExportError
 
 torch.set_num_threads(1)
@@ -159,3 +171,26 @@ def test_what_is_refused() -> None:
         merged([Moments.of(noise(3, 2), noise(3, 2)), Moments.of(noise(3, 4), noise(3, 2))])
     with pytest.raises(ExportError, match=r"ridge -0\.1"):
         solve(Moments.of(noise(3, 2), noise(3, 2)), -0.1)
+
+
+def test_matched_outputs_have_the_spread_and_mean_of_their_targets() -> None:
+    x = noise(400, 5).double() + 2
+    y = x @ noise(5, 3, seed=2).double() + 2 * noise(400, 3, seed=1).double() - 4  # noise that x cannot tell
+    moments = Moments.of(x, y)
+    plain = solve(moments, 1e-6)
+    weight, bias = spread_matched(plain, moments)
+    answered, before = x @ weight.T + bias, x @ plain[0].T + plain[1]
+    assert (before.var(0) < 0.9 * y.var(0)).any()
+    assert answered.var(0).numpy() == pytest.approx(y.var(0).numpy(), rel=1e-9)
+    assert answered.mean(0).numpy() == pytest.approx(y.mean(0).numpy(), abs=1e-9)
+
+
+def test_what_cannot_be_predicted_is_stretched_only_so_far_and_nothing_is_shrunk() -> None:
+    x, y = noise(2000, 4).double(), noise(2000, 2, seed=1).double()
+    moments = Moments.of(x, y)
+    plain = solve(moments, 1e-6)
+    assert torch.allclose(spread_matched(plain, moments)[0], MOST_STRETCH * plain[0])
+    large = 10 * noise(2, 4, seed=3).double(), plain[1]
+    assert torch.equal(spread_matched(large, moments)[0], large[0])
+    nothing = torch.zeros(2, 4).double(), plain[1]
+    assert torch.equal(spread_matched(nothing, moments)[0], nothing[0])
