@@ -60,8 +60,8 @@ class BatchRoom:
     def __call__(self, route: str) -> int:
         now_s = self._clock()
         if now_s >= self._due_s:
-            self._due_s = now_s + _VALID_S
             self._look()
+            self._due_s = now_s + _VALID_S  # only now: who asks meanwhile looks too, and does not take it that there is no limit
         free_bytes = self._free_bytes
         if free_bytes is None:
             return sys.maxsize

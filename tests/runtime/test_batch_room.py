@@ -157,3 +157,23 @@ def test_batches_keep_within_the_memory_limit(own_family: Callable[..., Path], t
         assert seen["peak"] > seen["base"] + 7 * seen["per_input"], "without a limit on them batches would have broken the other one"
     # What batches left in the arena is not taken for the process's own, or they would allow themselves less and less.
     assert abs(seen["base_after"] - seen["base"]) < 2 * seen["per_input"]
+
+
+def test_who_asks_while_another_looks_for_the_first_time_is_limited_too() -> None:
+    class OneRoute:
+        loaded = ("a",)
+        overhead_bytes = 0
+
+        def need(self, _name: str, /) -> Need:
+            return Need(frozenset(), 0, 10)
+
+    found: list[int] = []
+
+    def limit() -> int:
+        if not found:
+            found.append(0)
+            found.append(room("a"))  # as another thread does, in the midst of the look
+        return 100
+
+    room = BatchRoom(OneRoute(), limit, lambda: 1, lambda: 0.0)
+    assert [room("a"), *found[1:]] == [5, 5]
