@@ -1,5 +1,6 @@
 """From anchors to a bundle: load, cut, compare, stitch, fit, tune, score, write."""
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -209,15 +210,19 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
 
 
 def strongest(anchors: Mapping[str, CutAnchor], samples: Samples) -> str:
-    """The anchor that is right most often on `samples`; of equals, and where there are no labels, the larger.
+    """The largest anchor that is right about as often as the best on `samples`; without labels, the largest.
 
-    Anchors are given small to large.
+    About as often is within one standard error (Laplace's): on images that anchors were trained on all are nearly always right, and
+    that one more is then says nothing. Anchors are given small to large.
     """
     if not samples.images.has_labels:
         return list(anchors)[-1]
     alone = routes_of(anchors)
     scores = score_routes(alone, anchors, {}, samples.batches())
-    return max(zip(scores, range(len(alone)), anchors, strict=True))[2]
+    count, best = len(samples), max(scores)
+    share = (best * count + 1) / (count + 2)
+    error = math.sqrt(2 * share * (1 - share) / count)  # of a difference
+    return [name for name, score in zip(anchors, scores, strict=True) if score >= best - error][-1]
 
 
 def _given_teacher(text: str, anchors: Sequence[Anchor]) -> str | Anchor:
@@ -236,5 +241,5 @@ def _latencies(source: BundleSource, out: Path, say: Callable[[str], None]) -> d
     """Of each route, on a bundle without a report that lies beside the one to come for so long."""
     with tempfile.TemporaryDirectory(prefix=f".{source.name}.", dir=out.resolve().parent) as scratch:
         found = measure_latencies(write_bundle(source, Path(scratch) / source.name), [route.name for route in source.routes])
-    say(f"measured {len(found)} routes: {min(found.values()):.2f} to {max(found.values()):.2f} ms")
+    say(f"measured {len(found)} routes: {min(found.values()):.3g} to {max(found.values()):.3g} ms")
     return found

@@ -141,7 +141,7 @@ def _table(routes: Sequence[RouteResult]) -> str:
         ("accuracy", [(f"{route.accuracy:.2%}", route.accuracy) for route in routes]),
         ("before tuning", [_percent(route.untuned) for route in routes]),
         ("above the line", [_points(above_line(route, anchors)) for route in routes]),
-        ("latency", [("", "") if route.latency_ms is None else (f"{route.latency_ms:.2f} ms", route.latency_ms) for route in routes]),
+        ("latency", [("", "") if route.latency_ms is None else (f"{route.latency_ms:.3g} ms", route.latency_ms) for route in routes]),
         ("on the front", [("yes", 1) if on_front[route.name] else ("", 0) for route in routes]),
     ]
     filled = [(name, cells) for name, cells in columns if any(text for text, _ in cells)]

@@ -563,6 +563,16 @@ class TestSteps:
         assert strongest({"small": cut["small"], "large": untrained}, samples) == "small"
         assert strongest({"small": cut["small"], "twin": replace(cut["small"], name="twin")}, samples) == "twin"
 
+    def test_one_image_more_does_not_make_a_teacher(
+        self, cut: dict[str, CutAnchor], samples: Samples, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A fifth of the images does."""
+        scores = {"small": 1.0, "large": 1 - 1 / len(samples)}
+        monkeypatch.setattr("restnet_export.pipeline.score_routes", lambda *_: list(scores.values()))
+        assert strongest(cut, samples) == "large"
+        scores["large"] = 0.8
+        assert strongest(cut, samples) == "small"
+
     def test_a_layer_between_twins_is_the_identity(self, cut: dict[str, CutAnchor], samples: Samples) -> None:
         twins = {"small": cut["small"], "twin": replace(cut["small"], name="twin")}
         layers = fit_layers([LayerPlan("x", "small", "twin", ((0, 1), (1, 2)))], twins, samples)
