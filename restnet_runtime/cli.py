@@ -134,27 +134,40 @@ class _TerminatedError(BaseException):
     """SIGTERM came."""
 
 
+_told: list[int] = []
+"""Signals that came while a command ran."""
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM unwinds what runs, as Ctrl-C does, instead of killing the process in the midst of it."""
-    told: list[int] = []
 
-    def end(number: int, _frame: FrameType | None) -> None:
-        told.append(number)
+    def end(number: int, frame: FrameType | None) -> None:
+        _told.append(number)
+        if number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
         raise _TerminatedError
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield  # not ours to handle
         return
-    signal.signal(signal.SIGTERM, end)
+    _told.clear()
+    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     except Exception as error:
-        if told:  # what is interrupted may make an error of its own of it: a class that is being made does
-            raise _TerminatedError from error
+        if _told:  # what is interrupted may make an error of its own of it: a class that is being made does
+            raise (KeyboardInterrupt if _told[0] == signal.SIGINT else _TerminatedError) from error
         raise
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _unwind_if_told() -> None:
+    """Raise what a signal raised before, should it have been lost: Python drops what is raised in a finalizer or a weakref's callback."""
+    if _told:
+        raise KeyboardInterrupt if _told[0] == signal.SIGINT else _TerminatedError
 
 
 def serve(argv: Sequence[str] | None = None) -> int:
@@ -221,7 +234,8 @@ def _serve(args: argparse.Namespace) -> int:
                     engine.wait_ready(_FIRST_ROUTE_S)
             from restnet_runtime.api import create_app  # not above: for this reason, and the other commands need no HTTP
 
-            run_server(create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher), listener)
+            app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher)
+            run_server(app, listener, ready=_unwind_if_told)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -40,10 +41,13 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
-def run_server(app: ASGIApp, listener: socket.socket, *, log_level: str = "info", graceful_s: int = 30) -> None:
+def run_server(
+    app: ASGIApp, listener: socket.socket, *, log_level: str = "info", graceful_s: int = 30, ready: Callable[[], object] = lambda: None
+) -> None:
     """Serve `app` until SIGTERM or SIGINT; then take no new requests, finish those in flight, close `listener`, and return.
 
     graceful_s:  how long requests in flight may take to finish
+    ready:       called once signals are handled here, before anything is served
     Call it from the main thread. Raises `SystemExit` with a code other than 0 when `app` does not start.
     """
     config = uvicorn.Config(
@@ -65,6 +69,7 @@ def run_server(app: ASGIApp, listener: socket.socket, *, log_level: str = "info"
     # which would end the process by that signal instead of with code 0.
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        ready()
         server.run(sockets=[listener])
     finally:
         for number, handler in previous.items():

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -20,6 +22,7 @@ from PIL import Image
 from restnet_runtime import __version__, cli
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import SHIPPED_BUNDLE, Bundle
+from restnet_runtime.engine import Engine
 from restnet_runtime.units import format_macs
 
 COMMANDS = ("serve", "bench", "inspect")
@@ -209,7 +212,10 @@ def test_a_signal_while_the_server_starts_ends_it_quietly(family_path: Path, tmp
         while not process.stdout.readline().startswith("listening"):
             assert process.poll() is None
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or leaving waits for one that lost the signal
     assert process.returncode == status
     assert all(re.match(r"\d{4}-\d\d-\d\d .* restnet_runtime\.", entry) for entry in err.splitlines()), err
 
@@ -235,6 +241,29 @@ def test_a_termination_that_becomes_another_error_is_still_one(monkeypatch: pyte
     monkeypatch.setattr(cli, "open_bundle", opened)
     assert cli.inspect([]) == 143
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_python_loses_still_ends_the_start(
+    family_path: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
+) -> None:
+    """What is raised in a weakref's callback goes nowhere."""
+    opened = cli._open
+
+    def lose_it(*given: Any) -> Engine:
+        class Thing:
+            pass
+
+        thing = Thing()
+        reference = weakref.ref(thing, lambda _: signal.raise_signal(number))
+        with monkeypatch.context() as silent:
+            silent.setattr(sys, "unraisablehook", lambda _: None)
+            del thing
+        assert reference() is None
+        return opened(*given)
+
+    monkeypatch.setattr(cli, "_open", lose_it)
+    assert cli.serve([str(family_path), "--port", "0", "--cache", str(cache_root)]) == status
 
 
 def test_serve_says_what_it_does_first(serve: Callable[..., Server]) -> None:
