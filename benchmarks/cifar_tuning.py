@@ -194,7 +194,7 @@ def main() -> None:
     images = before.manifest.provenance.scored_on
     result = Result(
         f"{len(before.routes)} routes of ResNets {' '.join(map(str, args.depths))}, "
-        f"{args.set}, rule {args.rule}, scored on {images} images",
+        f"{args.set}, rule {args.rule}{f', tuned on {args.few} images without labels' if args.few else ''}, scored on {images} images",
         ("route", "MMACs", "line", "start", *(tuning.mode for tuning in tunings)),
     )
     for row in zip(*(tuning.points for tuning in tunings), strict=True):
