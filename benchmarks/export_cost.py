@@ -61,7 +61,7 @@ def export(root: Path, samples: int, finetune: str, threads: int) -> dict[str, A
         progress=False,
     )
     phases = Phases()
-    bundle = export_bundle(settings, print, phases)
+    bundle = export_bundle(settings, print, phases=phases)
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     stitches = sum(4 * segment.params for segment in bundle.manifest.segments if segment.kind == "stitch")
     distinct = stitches + sum(
