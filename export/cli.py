@@ -134,7 +134,9 @@ def _add_tuning(result: argparse.ArgumentParser) -> None:
         "stitching layers (default: %(default)s)",
     )
     tune.add_argument(
-        "--teacher", metavar="ANCHOR", help="who teaches: an anchor's name, or the SPEC of another network (default: the strongest anchor)"
+        "--teacher",
+        metavar="ANCHOR",
+        help="who teaches: an anchor's name, or the SPEC of another network (default: the largest that is right about as often as the best)",
     )
     tune.add_argument(
         "--ignore-labels",

@@ -94,7 +94,7 @@ class ExportSettings:
     max_routes:     keep so many, the anchors among them
     match_spread:   stretch what stitching layers answer to the spread of their targets
     fold:           stitching layers into the block behind them, where that is exact and cheaper
-    teacher:        an anchor by name, or a spec of another network; default: the strongest anchor
+    teacher:        an anchor by name, or a spec of another network; default: the largest anchor that is right about as often as the best
     tuning:         how to fine-tune; `finetune` and `seed` stand in for its mode and seed
     latency:        measure every route on this machine, for the report
     workers:        threads that decode images; the result does not depend on them
