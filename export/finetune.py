@@ -5,6 +5,7 @@ of the fitted layers. `full` begins with `stitch`, then tunes all weights, a few
 its own frozen original. What comes of it is judged on images that are not tuned on, and no route and no anchor is left below its start.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -103,12 +104,14 @@ def _saver(run: Run | None, began: Mapping[str, Any], tuner: Tuner, say: Callabl
 
 def _run_phase(tuner: Tuner, steps: int, progress: bool, stop: Stop, save: Callable[[bool], None]) -> None:
     """Run a tuner to its end, or until it is stopped or interrupted: then too the best weights so far are in place."""
-    with tuner, tqdm(total=steps, initial=tuner.steps_done, desc="fine-tuning", unit="step", disable=not progress) as bar:
+    seconds = 0.1 if sys.stderr.isatty() else 10.0  # a log keeps every line
+    bar = tqdm(total=steps, initial=tuner.steps_done, desc="fine-tuning", unit="step", disable=not progress, mininterval=seconds)
+    with tuner, bar:
         while not tuner.done and not stop:
             loss = tuner.step()
             save(False)
+            bar.set_postfix_str(f"loss {loss:.3f}{_best(tuner.results())}", refresh=False)
             bar.update()
-            bar.set_postfix_str(f"loss {loss:.3f}{_best(tuner.results())}")
         if stop and tuner.steps_done:
             tuner.judge()
         save(True)
