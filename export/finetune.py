@@ -51,7 +51,7 @@ def finetune(
     macs = route_macs(anchors, layers, routes)
     phases = _phases(settings)
     state: Mapping[str, Any] = (run.state if run is not None else None) or {"phase": 0, "results": []}
-    results = {item["route"]: Tuned(**item) for item in state["results"]}
+    results = {item["route"]: Tuned(**{**item, "curve": tuple(map(tuple, item["curve"]))}) for item in state["results"]}
     if "layers" in state:
         for name, values in state["layers"].items():
             layers[name].load_state_dict(values)
@@ -69,13 +69,15 @@ def finetune(
                 tuner.load_state_dict(state["tuner"])
                 say(f"going on after step {tuner.steps_done} of {phase.steps} of {phase.mode}")
             _run_phase(tuner, phase.steps, progress, stop, _saver(run if ranks.first else None, began, tuner, say))
+            before = sum(earlier.steps for earlier in phases[:index])
             for item in tuner.results():
-                first = results.get(item.route, item)
+                first = results.get(item.route, replace(item, curve=()))
                 results[item.route] = replace(
                     item,
                     accuracy_before=first.accuracy_before,
                     loss_before=first.loss_before,
                     improved=item.improved or first.improved,
+                    curve=(*first.curve, *((before + step, loss) for step, loss in item.curve)),
                 )
             stopped = f" stopped after step {tuner.steps_done} of {phase.steps}" if stop else ""
             say(f"fine-tuning, {phase.mode}{stopped}: {_told(list(results.values()))}")

@@ -28,7 +28,7 @@ from .checks import (
 )
 from .cuts import CutAnchor, cut_anchor
 from .data import load_split
-from .figures import RouteResult
+from .figures import Curve, RouteResult
 from .finetune import finetune
 from .fitting import fit_layers
 from .folding import FoldedSegment, fold_routes
@@ -51,6 +51,7 @@ from .screening import readable
 from .settings import ExportSettings
 from .similarity import measure_similarity
 from .sources import segment_sources
+from .tuner import Tuned
 from .writer import BundleSource, RouteSource, write_bundle
 
 TEACHER_IMAGES = 512
@@ -119,13 +120,19 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
     layers = fit_layers(plan.layers, anchors, samples, match_spread=settings.match_spread)
     say(f"least squares on {len(samples.images)} images")
     routes = routes_of(anchors, plan)
+    names = [route.name for route in routes]
+    untuned: dict[str, float] = {}
+    tuned: list[Tuned] = []
     if settings.finetune != "none":
+        if ranks.first:
+            phases.begin("score")
+            untuned = dict(zip(names, score_routes(routes, anchors, layers, sampled(scoring).batches()), strict=True))
         phases.begin("tune")
         taught_by = teacher or strongest(anchors, sampled(fitting.first(TEACHER_IMAGES)))
         say(f"fine-tuning on {len(fitting)} images, taught by {taught_by if isinstance(taught_by, str) else taught_by.name}")
         labelled = settings.tuning.labelled and fitting.has_labels
         run.begin(run_identity(settings, anchors, routes, sampled(fitting), ranks.size))
-        finetune(
+        tuned = finetune(
             anchors,
             layers,
             routes,
@@ -150,7 +157,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
         routes, folded = fold_routes(routes, anchors, layers)
         say(f"folded {len(folded)} stitching layers into the blocks behind them")
     kept, sources = segment_sources(routes, anchors, layers, accuracies, settings.max_routes, folded, say)
-    accuracy = dict(zip((route.name for route in routes), accuracies, strict=True))
+    accuracy = dict(zip(names, accuracies, strict=True))
     versions = {package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")}
     source = BundleSource(
         name=settings.out.resolve().name,
@@ -187,6 +194,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
                 sum(sources[name].params for name in route.segments()),
                 accuracy[route.name],
                 not route.layers,
+                untuned.get(route.name),
                 latency_ms=latencies.get(route.name),
             )
             for route in kept
@@ -196,6 +204,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
         joined_cuts(kept),
         {"command": "restnet-export", "version": __version__, **settings.told(), "versions": versions},
         len(scoring),
+        [Curve(item.route, *map(tuple, zip(*item.curve, strict=True))) for item in tuned if item.curve],
         measure=settings.select,
     )
     phases.begin("write")

@@ -41,6 +41,7 @@ class Tuned:
     accuracy_before, accuracy_after:  0..1; without labels the agreement with the teacher
     loss_before, loss_after:          of the logits
     improved:                         the tuned weights stayed, or those of the start are back
+    curve:                            (step, loss of the best values so far), from the start and from each check
     """
 
     route: str
@@ -49,6 +50,7 @@ class Tuned:
     loss_before: float
     loss_after: float
     improved: bool
+    curve: tuple[tuple[int, float], ...] = ()
 
 
 class Tuner:
@@ -96,6 +98,7 @@ class Tuner:
             [*self._blocks, *layers.values(), *taught_by], [parameter for group in self._groups for parameter in group.trained]
         )
         self.steps_done = 0
+        self._curves: dict[int, list[tuple[int, float]]] = {}
 
     def __enter__(self) -> "Tuner":
         self._frozen.__enter__()
@@ -119,6 +122,7 @@ class Tuner:
         """Tune on the next batch, and judge the weights when it is time. Returns the mean loss of the routes that took part."""
         if self.steps_done == 0:
             self._guard.begin(sorted({route for group in self._groups for route in group.routes}))
+            self._draw()
         losses = [loss for _ in range(self._settings.accumulate) for loss in self._gather()]
         self._ranks.sum_gradients(self.parameters)
         share = self._share()
@@ -134,6 +138,11 @@ class Tuner:
         """Judge the weights of now: those that are the best so far are kept."""
         for route in self._guard.judge([group for group in self._groups if not group.done], blend=self._full):
             self._sampler.favour(route)
+        self._draw()
+
+    def _draw(self) -> None:
+        for route, score in self._guard.best.items():
+            self._curves.setdefault(route, []).append((self.steps_done, score.loss))
 
     def results(self) -> list[Tuned]:
         """What became of the routes so far, in their order; those that no group tunes are left out."""
@@ -141,7 +150,8 @@ class Tuner:
         for route, before in self._guard.start.items():
             after = self._guard.best[route]
             improved = any(group.improved for group in self._groups if route in group.routes)
-            found.append(Tuned(self._routes[route].name, before.accuracy, after.accuracy, before.loss, after.loss, improved))
+            name, curve = self._routes[route].name, tuple(self._curves.get(route, ()))
+            found.append(Tuned(name, before.accuracy, after.accuracy, before.loss, after.loss, improved, curve))
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,6 +163,7 @@ class Tuner:
             "images": self._images.state_dict(),
             "routes": self._sampler.state_dict(),
             "generator": self._generator.get_state(),
+            "curves": self._curves,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -164,6 +175,7 @@ class Tuner:
         self._images.load_state_dict(state["images"])
         self._sampler.load_state_dict(state["routes"])
         self._generator.set_state(state["generator"])
+        self._curves = {route: [tuple(point) for point in curve] for route, curve in state["curves"].items()}
 
     def _check_steps(self) -> set[int]:
         """After which steps weights are judged: evenly spread, the last among them."""

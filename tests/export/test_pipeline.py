@@ -259,6 +259,9 @@ def test_the_report_repeats_the_run_and_shows_latencies_where_they_were_measured
     assert (measured.settings.out / "report" / "latency.png").is_file()
     assert any(line.startswith("measured 3 routes: ") for line in measured.said)
     assert [entry.name for entry in measured.settings.out.parent.iterdir()] == ["family"]
+    assert (made.settings.out / "report" / "tuning.png").is_file()
+    assert not (measured.settings.out / "report" / "tuning.png").exists()
+    assert "before tuning" in (made.settings.out / "report" / "report.html").read_text()
     told = json.loads((made.settings.out / "report" / "settings.json").read_text())
     assert told["anchors"] == list(made.settings.anchors)
     assert told["versions"]["torch"] == torch.__version__
@@ -327,7 +330,7 @@ def test_it_says_what_it_does(make: Callable[..., Made]) -> None:
     assert any(line.startswith("fine-tuning, stitch: 2 of 2 routes improved on held-out images") for line in said)
     assert any(line.endswith("routes on 60 images") for line in said)
     assert any(line.startswith("exporting ") for line in said)
-    phases = ("load", "cut", "similarity", "fit", "tune", "score", "segments", "report", "write")
+    phases = ("load", "cut", "similarity", "fit", "score", "tune", "segments", "report", "write")
     assert re.fullmatch(r"took [0-9.]+ s: " + ", ".join(f"{phase} [0-9.]+" for phase in phases), said[-1])
 
 

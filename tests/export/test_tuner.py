@@ -4,6 +4,7 @@ import copy
 import io
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -264,6 +265,18 @@ def test_a_state_is_all_that_a_run_depends_on(made: Family, mode: str) -> None:
     assert resumed.results() == results
     assert same(whole.layer_state(), second.layer_state())
     assert all(same(whole.state(name), second.state(name)) for name in made.anchors)
+
+
+def test_curves_fall_from_the_start_to_the_end(family: Family) -> None:
+    """A point at the start and one a check, of the best so far: it never rises and ends at the result. Phases follow one another."""
+    found = family.tuned(replace(QUICK, mode="full", stitch_steps=QUICK.steps))
+    for item in found:
+        steps, losses = zip(*item.curve, strict=True)
+        assert list(steps) == sorted(steps)
+        assert (steps[0], steps[-1]) == (0 if ">" in item.route else QUICK.steps, 2 * QUICK.steps)
+        assert losses[0] == item.loss_before
+        assert losses[-1] == item.loss_after
+        assert all(later <= earlier + 1e-6 for earlier, later in pairwise(losses)) or ">" not in item.route
 
 
 def test_a_seed_decides_everything(made: Family) -> None:
