@@ -24,7 +24,7 @@ from restnet_export.cuts import CutAnchor, cut_anchor
 from restnet_export.data import Samples, load_images
 from restnet_export.fitting import fit_layers
 from restnet_export.inputs import GivenPreprocessing, agreed_input
-from restnet_export.planning import block_macs, plan_routes, route_macs
+from restnet_export.planning import family_macs, plan_routes
 from restnet_export.plans import RoutePlan
 from restnet_export.promise import measure_promise
 from restnet_export.routes import StitchedRoute, routes_of
@@ -97,7 +97,7 @@ class Family:
         layers = fit_layers(plan.layers, self.anchors, self.fitting, match_spread=self.match_spread)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             accuracies = score_routes(routes, self.anchors, layers, self.scoring.batches())
-        macs = [*(sum(block_macs(anchor)) for anchor in self.anchors.values()), *route_macs(plan, self.anchors)]
+        macs = family_macs(plan, self.anchors)
         return [Scored(*item) for item in zip(routes, macs, accuracies, strict=True)]
 
 

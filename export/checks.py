@@ -13,10 +13,10 @@ from restnet_runtime.manifest import Name
 
 from .activations import cut_activations
 from .anchors import Anchor
-from .costs import count_macs
 from .cuts import CutAnchor
 from .images import Images
 from .onnx_module import OnnxModule
+from .planning import block_macs
 from .samples import Samples
 from .similarity import MIN_BATCH
 from .writer import check_target
@@ -104,13 +104,7 @@ def check_tuning(loaded: Sequence[Anchor], finetune: str) -> None:
 
 
 def check_order(anchors: Mapping[str, CutAnchor]) -> None:
-    macs = {
-        name: sum(
-            count_macs(block, shape)
-            for block, shape in zip(anchor.blocks, (anchor.input_shape, *(cut.shape for cut in anchor.cuts)), strict=True)
-        )
-        for name, anchor in anchors.items()
-    }
+    macs = {name: sum(block_macs(anchor)) for name, anchor in anchors.items()}
     ordered = sorted(macs, key=lambda name: macs[name])
     if ordered != list(macs):
         raise ExportError(f"anchors are given small to large, by MACs that is: {' '.join(ordered)}")

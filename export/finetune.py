@@ -16,11 +16,10 @@ from tqdm.auto import tqdm
 
 from restnet_runtime.errors import ExportError
 
-from .costs import count_macs
 from .cuts import CutAnchor
 from .interrupts import Stop, stopping
 from .ranks import Ranks
-from .routes import StitchedRoute, block_name
+from .routes import StitchedRoute
 from .runs import Run
 from .sampling import LabelledImages
 from .settings import TuneSettings
@@ -32,6 +31,7 @@ def finetune(
     anchors: Mapping[str, CutAnchor],
     layers: Mapping[str, StitchingLayer],
     routes: Sequence[StitchedRoute],
+    macs: Sequence[int],
     teacher: str | nn.Module,
     data: LabelledImages,
     settings: TuneSettings,
@@ -42,13 +42,13 @@ def finetune(
 ) -> list[Tuned]:
     """Tune the family in place. Returns what became of every route that was tuned, against its start before the first phase.
 
+    macs:   of each route
     run:    where the state is kept now and then, and gone on from; with it the first Ctrl-C stops tuning, and the best so far stays
     ranks:  processes that tune together
     Raises `ExportError` where no route has a stitching layer, or too few images remain to tune on.
     """
     ranks = ranks or Ranks()
     ranks.take_from_first([parameter for layer in layers.values() for parameter in layer.parameters()])
-    macs = route_macs(anchors, layers, routes)
     phases = _phases(settings)
     state: Mapping[str, Any] = (run.state if run is not None else None) or {"phase": 0, "results": []}
     results = {item["route"]: Tuned(**{**item, "curve": tuple(map(tuple, item["curve"]))}) for item in state["results"]}
@@ -126,15 +126,6 @@ def _best(results: Sequence[Tuned]) -> str:
         return ""
     best = max(stitched, key=lambda item: item.accuracy_after)
     return f", best {best.route} {100 * best.accuracy_after:.1f} %, {sum(item.improved for item in results)} of {len(results)} better"
-
-
-def route_macs(anchors: Mapping[str, CutAnchor], layers: Mapping[str, StitchingLayer], routes: Sequence[StitchedRoute]) -> list[int]:
-    """Multiply-accumulates of every route."""
-    macs = {name: count_macs(layer, layer.source.shape) for name, layer in layers.items()}
-    for name, anchor in anchors.items():
-        for block, (module, shape) in enumerate(zip(anchor.blocks, (anchor.input_shape, *(cut.shape for cut in anchor.cuts)), strict=True)):
-            macs[block_name(name, block)] = count_macs(module, shape)
-    return [sum(macs[name] for name in route.segments()) for route in routes]
 
 
 def _told(results: Sequence[Tuned]) -> str:

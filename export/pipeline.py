@@ -38,7 +38,7 @@ from .inputs import agreed_input
 from .latency import measure_latencies
 from .parity import check_routes
 from .phases import Phases
-from .planning import plan_routes
+from .planning import family_macs, plan_routes
 from .promise import measure_promise
 from .ranks import Ranks
 from .report import Report, render_report
@@ -136,6 +136,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
             anchors,
             layers,
             routes,
+            family_macs(plan, anchors),
             taught_by if isinstance(taught_by, str) else taught_by.module,
             sampled(fitting),
             replace(settings.tuning, mode=settings.finetune, seed=settings.seed, labelled=labelled),

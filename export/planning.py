@@ -70,6 +70,11 @@ def route_macs(plan: RoutePlan, anchors: Mapping[str, CutAnchor]) -> list[int]:
     return costs
 
 
+def family_macs(plan: RoutePlan, anchors: Mapping[str, CutAnchor]) -> list[int]:
+    """Of the anchors, then of each route: in the order of `routes_of`."""
+    return [*(sum(block_macs(anchor)) for anchor in anchors.values()), *route_macs(plan, anchors)]
+
+
 def block_macs(anchor: CutAnchor) -> list[int]:
     """Of each block: multiply-accumulates for one input."""
     shapes = (anchor.input_shape, *(cut.shape for cut in anchor.cuts))

@@ -45,6 +45,7 @@ from restnet_export.finetune import finetune
 from restnet_export.objectives import Objective
 from restnet_export.ranks import Ranks, joined_ranks
 from restnet_export.routes import routes_of
+from restnet_export.planning import family_macs
 from restnet_export.plans import LayerPlan, crossed_once
 from restnet_export.settings import TuneSettings
 from restnet_export.stitching import StitchingLayer
@@ -67,10 +68,12 @@ def tuned(ranks, batch_size):
     torch.set_num_threads(1)
     anchors = {name: cut_anchor(Anchor(name, name, Net(width).eval(), (1, 8, 8), None)) for name, width in (("small", 3), ("large", 5))}
     layer = StitchingLayer(anchors["small"].layouts[1], anchors["large"].layouts[1])
-    routes = routes_of(anchors, crossed_once([LayerPlan("up", "small", "large", ((1, 2),))]))
+    plan = crossed_once([LayerPlan("up", "small", "large", ((1, 2),))])
+    routes = routes_of(anchors, plan)
     data = TensorDataset(torch.randn(43, 1, 8, 8), torch.arange(43) % 4)
     settings = TuneSettings("full", steps=5, batch_size=batch_size, stitch_steps=3, checks=2, objective=Objective(labels=1.0, features=0.0))
-    finetune(anchors, {"up": layer}, routes, "large", data, settings, lambda _: None, progress=False, ranks=ranks)
+    macs = family_macs(plan, anchors)
+    finetune(anchors, {"up": layer}, routes, macs, "large", data, settings, lambda _: None, progress=False, ranks=ranks)
     modules = [layer, *(block for anchor in anchors.values() for block in anchor.blocks)]
     return [round(float(value), 6) for module in modules for weight in module.parameters() for value in weight.detach().flatten()[:5]]
 

@@ -14,8 +14,9 @@ from torch.utils.data import TensorDataset
 
 from restnet_export.anchors import Anchor
 from restnet_export.cuts import CutAnchor, cut_anchor
-from restnet_export.finetune import finetune, route_macs
+from restnet_export.finetune import finetune
 from restnet_export.objectives import Objective
+from restnet_export.planning import family_macs
 from restnet_export.plans import LayerPlan, crossed_once
 from restnet_export.routes import StitchedRoute, routes_of
 from restnet_export.settings import TuneSettings
@@ -48,14 +49,14 @@ class Family:
     anchors: dict[str, CutAnchor]
     layers: dict[str, StitchingLayer]
     routes: list[StitchedRoute]
+    macs: list[int]
     data: TensorDataset
 
     def tuner(self, settings: TuneSettings = QUICK, teacher: str | nn.Module = "large", data: TensorDataset | None = None) -> Tuner:
-        macs = route_macs(self.anchors, self.layers, self.routes)
-        return Tuner(self.anchors, self.layers, self.routes, macs, teacher, data or self.data, settings)
+        return Tuner(self.anchors, self.layers, self.routes, self.macs, teacher, data or self.data, settings)
 
     def tuned(self, settings: TuneSettings = QUICK, teacher: str | nn.Module = "large") -> list[Tuned]:
-        return finetune(self.anchors, self.layers, self.routes, teacher, self.data, settings, lambda _: None, progress=False)
+        return finetune(self.anchors, self.layers, self.routes, self.macs, teacher, self.data, settings, lambda _: None, progress=False)
 
     def accuracies(self, data: TensorDataset) -> list[float]:
         x, labels = data.tensors
@@ -118,7 +119,8 @@ def made() -> Family:
         plan.name: StitchingLayer(anchors[plan.front].layouts[plan.pairs[0][0]], anchors[plan.end].layouts[plan.pairs[0][1] - 1])
         for plan in plans
     }
-    return Family(anchors, layers, routes_of(anchors, crossed_once(plans)), images(160, 2))
+    plan = crossed_once(plans)
+    return Family(anchors, layers, routes_of(anchors, plan), family_macs(plan, anchors), images(160, 2))
 
 
 @pytest.fixture
@@ -195,6 +197,7 @@ def test_a_route_of_two_layers_is_measured_as_it_will_be(family: Family) -> None
         StitchedRoute("down-late", (Part("large", 0, 3), Part("small", 4, 4)), ("late",)),
         StitchedRoute("there-and-back", parts, ("up", "late")),
     ]
+    family.macs += [1, 1]  # drawn evenly, whatever they cost
     tuner = family.tuner()
     with tuner:
         while tuner.steps_done < 9:
