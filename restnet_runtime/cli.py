@@ -5,11 +5,9 @@ import json
 import logging
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from restnet_runtime import __version__
@@ -19,6 +17,7 @@ from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
 from restnet_runtime.errors import CompileError, RestnetError, UnitError
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.providers import NAMES
+from restnet_runtime.signals import TerminatedError, terminable, unwind_if_told
 from restnet_runtime.tables import routes_table
 from restnet_runtime.units import format_bytes, parse_quantity
 
@@ -119,55 +118,15 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
 
 def _run(command: str, action: Callable[[], int]) -> int:
     try:
-        with _terminable():
+        with terminable():
             return action()
     except (RestnetError, OSError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT  # as shells have it
-    except _TerminatedError:
+    except TerminatedError:
         return 128 + signal.SIGTERM
-
-
-class _TerminatedError(BaseException):
-    """SIGTERM came."""
-
-
-_told: list[int] = []
-"""Signals that came while a command ran."""
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM unwinds what runs, as Ctrl-C does, instead of killing the process in the midst of it."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        _told.append(number)
-        if number == signal.SIGINT:
-            signal.default_int_handler(number, frame)
-        raise _TerminatedError
-
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield  # not ours to handle
-        return
-    _told.clear()
-    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except Exception as error:
-        if _told:  # what is interrupted may make an error of its own of it: a class that is being made does
-            raise (KeyboardInterrupt if _told[0] == signal.SIGINT else _TerminatedError) from error
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _unwind_if_told() -> None:
-    """Raise what a signal raised before, should it have been lost: Python drops what is raised in a finalizer or a weakref's callback."""
-    if _told:
-        raise KeyboardInterrupt if _told[0] == signal.SIGINT else _TerminatedError
 
 
 def serve(argv: Sequence[str] | None = None) -> int:
@@ -235,7 +194,7 @@ def _serve(args: argparse.Namespace) -> int:
             from restnet_runtime.api import create_app  # not above: for this reason, and the other commands need no HTTP
 
             app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher)
-            run_server(app, listener, ready=_unwind_if_told)
+            run_server(app, listener, ready=unwind_if_told)
     return 0
 
 
