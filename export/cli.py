@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="MINUTES",
         help="between two states in DIR.run, from which --resume goes on (default: %(default)s)",
     )
-    result.add_argument("--seed", type=int, default=0)
+    result.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
     result.add_argument(
         "--latency", action="store_true", help="measure every route on this machine; the report then shows accuracy over latency as well"
     )
@@ -143,20 +143,22 @@ def _add_tuning(result: argparse.ArgumentParser) -> None:
         metavar="NAME=WEIGHT",
         help="labels (cross-entropy), soft and hard (distillation), features (of the anchor that the route ends in)",
     )
-    tune.add_argument("--temperature", type=float, help="of soft distillation")
-    tune.add_argument("--steps", type=int, help="of --batch images for every route; full: for the routes drawn")
-    tune.add_argument("--batch", type=int, dest="batch_size", help="images in a batch")
-    tune.add_argument("--accumulate", type=int, help="batches in a step")
-    tune.add_argument("--lr", type=float, help="how far a step moves a stitching layer's output, in standard deviations of its target")
-    tune.add_argument("--held-out", type=float, metavar="SHARE", help="of --data, to judge on")
+    tune.add_argument("--temperature", type=float, help="of soft distillation (default: 2)")
+    tune.add_argument("--steps", type=int, help="of --batch images for every route; full: for the routes drawn (default: 100)")
+    tune.add_argument("--batch", type=int, dest="batch_size", help="images in a batch (default: 64)")
+    tune.add_argument("--accumulate", type=int, help="batches in a step (default: 1)")
+    tune.add_argument(
+        "--lr", type=float, help="how far a step moves a layer's output, in deviations of its target (default: 0.05)"
+    )
+    tune.add_argument("--held-out", type=float, metavar="SHARE", help="of --data, to judge on (default: 0.2)")
     tune.add_argument("--flip", action="store_true", default=None, help="mirror half of the images; where that keeps what they show")
-    tune.add_argument("--shift", type=int, metavar="PIXELS", help="move images by up to so many pixels")
+    tune.add_argument("--shift", type=int, metavar="PIXELS", help="move images by up to so many pixels (default: 0)")
     tune.add_argument("--bf16", action="store_true", default=None, help="tune in bfloat16; faster on CPUs that have it")
     tune.add_argument("--rank", type=int, help="lora: of the updates (default: 8); full: low-rank updates of stitching layers")
-    tune.add_argument("--lr-weights", type=float, help="full: how far a step moves a weight, relative to its tensor's root mean square")
-    tune.add_argument("--stitch-steps", type=int, metavar="STEPS", help="full: steps of stitch before; 0 for none")
-    tune.add_argument("--sampling", choices=("random", "sandwich", "binned"), help="full: which routes a step draws")
-    tune.add_argument("--drawn", type=int, metavar="N", help="full: how many routes a step draws")
+    tune.add_argument("--lr-weights", type=float, help="full: how far a step moves a weight, relative to its tensor (default: 0.002)")
+    tune.add_argument("--stitch-steps", type=int, metavar="STEPS", help="full: steps of stitch before; 0 for none (default: 100)")
+    tune.add_argument("--sampling", choices=("random", "sandwich", "binned"), help="full: which routes a step draws (default: random)")
+    tune.add_argument("--drawn", type=int, metavar="N", help="full: how many routes a step draws (default: 2)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

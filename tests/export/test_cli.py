@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from restnet_export.cli import main
+from restnet_export.cli import main, parser
+from restnet_export.objectives import Objective
+from restnet_export.settings import TuneSettings
 from restnet_runtime import __version__
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.manifest import Preprocessing
@@ -268,3 +270,11 @@ def test_what_argparse_refuses(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--anchors", "a", "b", "--data", "digits", "--out", "x", "--rule", "best"])
     assert ended.value.code == 2
     assert "invalid choice: 'best'" in capsys.readouterr().err
+
+
+def test_help_names_the_defaults_that_tuning_has() -> None:
+    shown = {action.dest: match[1] for action in parser()._actions if (match := re.search(r"\(default: ([\w.]+)\)$", action.help or ""))}
+    own, objective = TuneSettings(), Objective()
+    for name in ("steps", "batch_size", "accumulate", "lr", "held_out", "shift", "lr_weights", "stitch_steps", "sampling", "drawn"):
+        assert type(getattr(own, name))(shown[name]) == getattr(own, name)
+    assert float(shown["temperature"]) == objective.temperature
