@@ -147,9 +147,7 @@ def _add_tuning(result: argparse.ArgumentParser) -> None:
     tune.add_argument("--steps", type=int, help="of --batch images for every route; full: for the routes drawn (default: 100)")
     tune.add_argument("--batch", type=int, dest="batch_size", help="images in a batch (default: 64)")
     tune.add_argument("--accumulate", type=int, help="batches in a step (default: 1)")
-    tune.add_argument(
-        "--lr", type=float, help="how far a step moves a layer's output, in deviations of its target (default: 0.05)"
-    )
+    tune.add_argument("--lr", type=float, help="how far a step moves a layer's output, in deviations of its target (default: 0.05)")
     tune.add_argument("--held-out", type=float, metavar="SHARE", help="of --data, to judge on (default: 0.2)")
     tune.add_argument("--flip", action="store_true", default=None, help="mirror half of the images; where that keeps what they show")
     tune.add_argument("--shift", type=int, metavar="PIXELS", help="move images by up to so many pixels (default: 0)")

@@ -71,6 +71,7 @@ _STYLE = """
 :root{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;max-width:64em;margin:2em auto;padding:0 1em}
 img{max-width:100%;background:#fff}
+div.wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%}
 td,th{white-space:nowrap;padding:.2em .8em;text-align:right;border-bottom:1px solid #8884}
 td:first-child,th:first-child{text-align:left}
@@ -153,7 +154,7 @@ def _table(routes: Sequence[RouteResult]) -> str:
             f'<td data-value="{html.escape(str(value))}">{html.escape(text)}</td>' for text, value in (cells[index] for _, cells in filled)
         )
         rows.append(f'<tr class="{kind}">{cells}</tr>')
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody>\n</table>"
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody>\n</table></div>'
 
 
 def _percent(accuracy: float | None) -> tuple[str, object]:
