@@ -13,7 +13,7 @@ from torch import nn
 from restnet_export.anchors import Anchor, AnchorSpec, load_anchor
 from restnet_export.cuts import CutAnchor, cut_anchor
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # workers share out the cores
 
 
 def _import_torchvision() -> torch.library.Library | None:
