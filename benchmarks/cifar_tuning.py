@@ -61,11 +61,10 @@ class Tuning:
 def settings_for(args: argparse.Namespace, out: Path) -> ExportSettings:
     settings = cifar_settings(out, args.depths, args.set, rule=args.rule, samples=args.samples, max_routes=args.max_routes, seed=args.seed)
     shift = args.shift if args.shift is not None else 2 if args.few else 0
-    tuning = TuneSettings(
-        steps=args.steps, stitch_steps=args.stitch_steps, flip=True, shift=shift, labelled=not args.few, bf16=args.bf16
-    )
+    tuning = TuneSettings(steps=args.steps, stitch_steps=args.stitch_steps, flip=True, shift=shift, labelled=not args.few, bf16=args.bf16)
     few = {"data": f"npz:{few_images(Path(settings.data.removeprefix('npz:')), args.few, args.seed)}"} if args.few else {}
-    return replace(settings, tuning=tuning, **few)
+    teacher = cifar_settings(out, [args.teacher], args.set).anchors[0] if args.teacher else None
+    return replace(settings, tuning=tuning, teacher=teacher, **few)
 
 
 def few_images(data: Path, count: int, seed: int) -> Path:
@@ -177,6 +176,7 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", help="of sn-net")
     parser.add_argument("--max-routes", type=int, help="keep the most promising")
     parser.add_argument("--shift", type=int, help="move images by up to so many pixels (default: 0; with --few 2)")
+    parser.add_argument("--teacher", type=int, metavar="DEPTH", help="a network of another depth teaches (default: one of the anchors)")
     parser.add_argument("--few", type=int, metavar="N", help="tune on so many images, without their labels")
     parser.add_argument("--samples", type=int, default=400, help="images behind least squares (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=TuneSettings.steps)
@@ -189,7 +189,7 @@ def main() -> None:
     if args.few:
         base = replace(base, samples=min(args.samples, args.few))
     base = replace(base, stages=None if args.stages is None else tuple(args.stages))
-    before, _, _ = exported(replace(base, max_routes=None))
+    before, _, _ = exported(replace(base, max_routes=None, teacher=None))
     tunings = []
     for mode in args.modes:
         after, wall, cpu = exported(replace(base, out=family / mode, finetune=mode))

@@ -20,7 +20,7 @@ FAMILIES = {
 }
 """Anchors, the stages that SN-Net stitches, and the side of the input. 32 pixels are what CIFAR has: few positions, all the weights."""
 QUICK = ("resnet18-50", "deit-ti-s")
-"""What is measured unless somebody asks for more: the largest family takes ten minutes to make."""
+"""What is measured unless somebody asks for more: the largest family takes two minutes to make."""
 
 
 def family(name: str) -> Bundle:

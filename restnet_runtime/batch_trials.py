@@ -1,7 +1,7 @@
 """Trials: what aiming for each size costs on one route, learnt from the requests themselves. Nothing is run only to be timed."""
 
 from collections import deque
-from statistics import median
+from collections.abc import Collection
 
 from restnet_runtime.batch_plan import Measured, cheapest
 
@@ -55,7 +55,7 @@ class BatchTrials:
         if run_ms is not None:
             kept = self._run_ms.setdefault(size, deque(maxlen=_KEPT))
             kept.append(run_ms)
-            self._medians[size] = median(kept)
+            self._medians[size] = _median(kept)
         self._count(aim, size, busy_ms)
         if run_ms is not None or self.turn != turn:
             self.measured = self._snapshot()
@@ -86,7 +86,7 @@ class BatchTrials:
         size = self._sizes[-self._turns % len(self._sizes)]
         if self._aimed:
             self._costs[size].append(self._aimed_ms / self._aimed)
-            self._cost_ms[size] = median(self._costs[size])
+            self._cost_ms[size] = _median(self._costs[size])
         else:  # the latency limit forbids it
             self._costs[size].clear()
             self._cost_ms.pop(size, None)
@@ -105,3 +105,9 @@ class BatchTrials:
         self._runs = self._requests = self._aimed = self._counted = 0
         self._settling = self._most  # as many as may still be under way
         self.turn += 1
+
+
+def _median(values: Collection[float]) -> float:
+    """`statistics.median`, without what that module imports: this one is part of every start."""
+    ordered, middle = sorted(values), len(values) // 2
+    return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -20,7 +20,9 @@ REST_S = 0.03
 """Before a turn."""
 _WARM_S = 0.002
 _SLOW_MS = 100
-_LEAST_ROUNDS = 5
+_SLOW_BLOCK = 2
+LEAST_ROUNDS = 6
+"""Fewer say nothing of the median with 95 % confidence."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,19 @@ def take_turns(
     runs: int,
     *,
     max_s: float | None = None,
+    least_rounds: int = LEAST_ROUNDS,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Turns:
     """Time both programs `runs` times each, rounded up to whole rounds of `BLOCK`.
 
-    max_s: no round begins after so many seconds, but for the first five; and a program that takes more than 100 ms has two runs a
-           turn, both of which count
+    max_s: no round begins after so many seconds, but for the first `least_rounds`; and a program that takes more than 100 ms has
+           two runs a turn that count
     """
     times: tuple[list[tuple[float, ...]], list[tuple[float, ...]]] = ([], [])
     began = clock()
     for index in range(max(1, math.ceil(runs / BLOCK))):
-        if max_s is not None and index >= _LEAST_ROUNDS and clock() - began > max_s:
+        if max_s is not None and index >= least_rounds and clock() - began > max_s:
             break
         for which in (0, 1) if index % 2 == 0 else (1, 0):
             sleep(REST_S)
@@ -84,11 +87,10 @@ def quickest_ratio(ours_ms: Sequence[Sequence[float]], theirs_ms: Sequence[Seque
 
 def _turn(program: Callable[[], object], clock: Callable[[], float], hurry: bool) -> tuple[float, ...]:
     warm, first_ms = clock() + _WARM_S, _timed_ms(program, clock)
-    if hurry and first_ms > _SLOW_MS:
-        return first_ms, _timed_ms(program, clock)
+    counted = _SLOW_BLOCK if hurry and first_ms > _SLOW_MS else BLOCK
     while clock() < warm:
         program()
-    return tuple(_timed_ms(program, clock) for _ in range(BLOCK))
+    return tuple(_timed_ms(program, clock) for _ in range(counted))
 
 
 def _timed_ms(program: Callable[[], object], clock: Callable[[], float]) -> float:
