@@ -123,7 +123,7 @@ def load_anchor(spec: AnchorSpec, input_shape: tuple[int, int, int] | None = Non
     module = module.float().cpu().eval()
     shape = input_shape or own_shape
     if shape is None:
-        raise SpecError(f"anchor {spec.text!r} does not say what images it takes: give the input size, mean and std")
+        raise SpecError(f"anchor {spec.text!r} does not say what images it takes: give --input, --mean and --std")
     _try(spec, module, shape)
     return Anchor(spec.name, spec.text, module, shape, preprocessing)
 

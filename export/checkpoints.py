@@ -68,6 +68,8 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
     shapes = [f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in differing]
     found = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes}
     problems = [f"{what}: {_few(keys)}" for what, keys in found.items() if keys]
+    if state and len(unexpected) == len(state):
+        problems = [f"none of its {len(state)} keys is known there: it has {_few(unexpected)}, wanted are {_few(missing)}"]
     if problems:
         raise SpecError(f"{where} does not fit {type(module).__name__}: {'; '.join(problems)}")
     # `own` says which version of each layer's format this is, and some layers insist on knowing.

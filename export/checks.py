@@ -81,7 +81,8 @@ def class_names(
         )
     names = given or fitting.classes or scoring.classes or tuple(str(index) for index in range(count))
     if len(names) != count:
-        raise SpecError(f"{len(names)} class names for {count} classes")
+        where = "--classes" if given else repr(fitting.name if fitting.classes else scoring.name)
+        raise SpecError(f"the anchors tell {count} classes apart, but {where} names {len(names)} ({_some(names)})")
     for images in (fitting, scoring):
         highest = int(images.labels.max())
         if highest >= count:

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from restnet_runtime import __version__
@@ -164,11 +165,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns the exit status: 0, 2 with one line on standard error, or 130 and 143 for Ctrl-C and SIGTERM, which write no bundle.
     """
+    argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     try:
         with terminating():
             _require_extra()
-            return _export(args)
+            return _export(args, argv)
     except (RestnetError, OSError) as error:
         print(f"restnet-export: {error}", file=sys.stderr)
         return 2
@@ -178,13 +180,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 143 if isinstance(error, Terminated) else 130
 
 
-def _export(args: argparse.Namespace) -> int:
+def _export(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from .options import settings_of
     from .pipeline import export_bundle
     from .ranks import joined_ranks
 
     with joined_ranks() as ranks:
-        settings = settings_of(args, progress=ranks.first and not args.quiet)
+        settings = replace(settings_of(args, progress=ranks.first and not args.quiet), command=("restnet-export", *argv))
         bundle = export_bundle(settings, (lambda line: print(line, flush=True)) if settings.progress else (lambda _: None), ranks)
     if settings.progress:
         print(routes_table(bundle.routes))

@@ -19,7 +19,7 @@ MEASURES: dict[str, tuple[str, float | None, float]] = {
     "kl": ("minus KL divergence of probes, nats", None, 0),
     "windows": ("minus distance in depth", None, 0),
 }
-"""What a heat map may show, and the ends of its colours; None is the lowest value."""
+"""What a heat map may show, and the ends of its colours; None is the lowest value of all pairs."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ def similarity_figure(
     from matplotlib.figure import Figure
 
     label, low, high = MEASURES[measure]
+    if low is None:  # one scale for all pairs
+        low = min(float(values.min()) for values in similarity.values())
     largest = max(max(values.shape) for values in similarity.values())
     side = min(8.0, 3.0 + 0.25 * largest)
     figure = Figure(figsize=(side * len(similarity) + 1, side), dpi=110, layout="constrained")

@@ -32,7 +32,7 @@ def settings_of(args: argparse.Namespace, progress: bool) -> ExportSettings:
         teacher=args.teacher,
         tuning=_tuning(args),
         samples=args.samples,
-        max_routes=None if args.max_routes is None else _at_least(args.max_routes, 1, "--max-routes"),
+        max_routes=_most_routes(args),
         match_spread=args.match_spread,
         fold=args.fold,
         seed=_at_least(args.seed, 0, "--seed"),
@@ -47,6 +47,13 @@ def settings_of(args: argparse.Namespace, progress: bool) -> ExportSettings:
         progress=progress,
         **_of_choices(args),
     )
+
+
+def _most_routes(args: argparse.Namespace) -> int | None:
+    limit: int | None = args.max_routes
+    if limit is not None and limit < len(args.anchors):
+        raise SpecError(f"--max-routes {limit} must be at least {len(args.anchors)}: the anchors are among them and always kept")
+    return limit
 
 
 def _of_choices(args: argparse.Namespace) -> dict[str, Any]:

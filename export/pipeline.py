@@ -203,7 +203,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
         similarity if settings.select == "cka" else promise,
         {name: [f"{block} {cut.module}" for block, cut in enumerate(anchor.cuts)] for name, anchor in anchors.items()},
         joined_cuts(kept),
-        {"command": "restnet-export", "version": __version__, **settings.told(), "versions": versions},
+        {"version": __version__, **settings.told(), "versions": versions},
         len(scoring),
         [Curve(item.route, *map(tuple, zip(*item.curve, strict=True))) for item in tuned if item.curve],
         measure=settings.select,
@@ -237,9 +237,14 @@ def strongest(anchors: Mapping[str, CutAnchor], samples: Samples) -> str:
 
 def _given_teacher(text: str, anchors: Sequence[Anchor]) -> str | Anchor:
     """The anchor of that name, or another network. Raises `SpecError` if that cannot be loaded or has another number of classes."""
-    if text in [anchor.name for anchor in anchors]:
+    names = [anchor.name for anchor in anchors]
+    if text in names:
         return text
-    teacher = load_anchor(AnchorSpec.parse(text), anchors[0].input_shape)
+    try:
+        spec = AnchorSpec.parse(text)
+    except SpecError as error:
+        raise SpecError(f"--teacher {text!r} is none of the anchors {', '.join(names)}, and no other network: {error}") from error
+    teacher = load_anchor(spec, anchors[0].input_shape)
     with torch.no_grad():
         counts = [int(anchor.module(torch.zeros(1, *anchor.input_shape)).shape[1]) for anchor in (teacher, anchors[0])]
     if counts[0] != counts[1]:

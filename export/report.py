@@ -103,15 +103,17 @@ def _page(report: Report, pictures: Mapping[str, tuple[str, bytes]]) -> str:
         f'<h2>{title}</h2>\n<img alt="{title.lower()}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
         for title, picture in pictures.values()
     )
+    title = html.escape(f"Routes between {' and '.join(route.name for route in report.routes if route.anchor)}")
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>Routes</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>
 <style>{_STYLE}</style>
-<h1>Routes</h1>
+<h1>{title}</h1>
 <p>{html.escape(_summary(report))}</p>
 {shown}
 <h2>All routes</h2>
 {_table(report.routes)}
 <h2>How to repeat it</h2>
+<pre>{html.escape(str(report.settings.get("command", "")))}</pre>
 <pre>{html.escape(json.dumps(report.settings, indent=2))}</pre>
 <script>{_SORT}</script>
 </html>

@@ -1,6 +1,7 @@
 """What an export was asked for."""
 
 import math
+import shlex
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,7 +77,8 @@ class TuneSettings:
             ("drawn", self.drawn, self.drawn >= 1, "at least 1"),
         ):
             if not fits:
-                raise ExportError(f"finetune: {name} is {value}, allowed is {allowed}")
+                option = {"batch_size": "batch"}.get(name, name.replace("_", "-"))
+                raise ExportError(f"finetune: --{option} is {value}, allowed is {allowed}")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class ExportSettings:
     max_bad:        share of the images that may be unreadable and are left out
     resume:         go on with the unfinished run that writes to `out`, if there is one
     checkpoint_minutes: between two states of the run on disk
+    command:        what was typed, for the report
     """
 
     anchors: tuple[str, ...]
@@ -130,6 +133,7 @@ class ExportSettings:
     resume: bool = False
     checkpoint_minutes: float = 5.0
     progress: bool = True
+    command: tuple[str, ...] = ("restnet-export",)
 
     def rule_with_options(self) -> Rule:
         """The rule that is asked for. Raises `RuleError` for an option that it has not."""
@@ -142,7 +146,9 @@ class ExportSettings:
         def plain(value: object) -> object:
             return {name: plain(part) for name, part in vars(value).items()} if is_dataclass(value) else _json(value)
 
-        return {name: plain(value) for name, value in vars(self).items() if name not in ("progress", "resume", "checkpoint_minutes")}
+        left_out = ("progress", "resume", "checkpoint_minutes", "command")
+        told = {name: plain(value) for name, value in vars(self).items() if name not in left_out}
+        return {"command": shlex.join(self.command), **told}
 
 
 def _json(value: object) -> object:

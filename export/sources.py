@@ -50,6 +50,8 @@ def segment_sources(
         for name, anchor in anchors.items()
         for block in range(len(anchor.blocks))
     }
+    if len(kept) < len(routes):
+        say(f"kept {len(kept)} of {len(routes)} routes")
     say(f"exporting {len(used)} segments")
     templates = Templates()
     with one_registry():

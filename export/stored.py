@@ -19,17 +19,21 @@ _CHANNELS = (1, 3, 4)
 
 def read_npz(path: Path) -> Images:
     """Arrays x uint8 (N, H, W, C) and y integers (N,); without y the images have no labels. Raises `SpecError`."""
+    if not path.is_file():
+        raise SpecError(f"data npz:{path} does not exist, or is no file")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             labels = arrays["y"] if "y" in arrays.files else None
             shape, dtype, source = _pixels(file, path, arrays)
     except Exception as error:  # numpy, zipfile and zlib raise what they trip over
-        raise SpecError(f"data npz:{path} cannot be read: {error}; it needs the arrays x (uint8, NHWC) and y (int64)") from error
+        told = str(error) if zipfile.is_zipfile(path) else "it is damaged, or no .npz file as numpy.savez writes them"
+        raise SpecError(f"data npz:{path} cannot be read: {told}; it needs the arrays x (uint8, NHWC) and y (int64)") from error
     if dtype != np.uint8 or len(shape) != 4 or shape[0] == 0 or (labels is not None and labels.shape != shape[:1]):
         told = "no y" if labels is None else f"y {labels.shape}"
         raise SpecError(f"data npz:{path} has x {dtype}{shape} and {told}; give uint8 (N, H, W, C) and (N,), N > 0")
     if shape[3] not in _CHANNELS or 0 in shape:
-        raise SpecError(f"data npz:{path} has images of shape {shape[1:]}; give (H, W, C) with C one of 1, 3, 4, none of them 0")
+        turned = "; it looks like NCHW: give x.transpose(0, 2, 3, 1)" if shape[1] in _CHANNELS and min(shape[2:]) > max(_CHANNELS) else ""
+        raise SpecError(f"data npz:{path} has images of shape {shape[1:]}; give (H, W, C) with C one of 1, 3, 4, none of them 0{turned}")
     if labels is None:
         return Images(f"npz:{path.name}", np.full(shape[0], UNLABELLED, np.int64), None, source)
     if labels.dtype.kind not in "iu" or labels.min() < 0:

@@ -6,6 +6,7 @@ segment's graph is checked where graphs are parsed: `compose.py`.
 
 import hashlib
 import json
+import os
 import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ def open_bundle(path: str | Path, *, weights_later: bool = False) -> Bundle:
         raise BundleError(str(path), f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
     if not root.is_dir():
         raise BundleError(str(path), "is not a directory")
+    if not os.path.lexists(root / MANIFEST_FILE):
+        raise BundleError(str(path), f"is no bundle: there is no {MANIFEST_FILE} in it")
     raw = read_file(root, MANIFEST_FILE, at_most=MAX_MANIFEST_BYTES)
     manifest = _parse_manifest(raw)
     segments = _check_consistency(manifest)

@@ -245,7 +245,7 @@ def test_what_the_users_code_can_get_wrong(code, spec, told):
 def test_images_the_network_does_not_take(code):
     with pytest.raises(SpecError, match=r"does not take images of shape \(1, 8, 8\): RuntimeError"):
         load(f"python:{code}:small", (1, 8, 8))
-    with pytest.raises(SpecError, match="give the input size, mean and std"):
+    with pytest.raises(SpecError, match="give --input, --mean and --std"):
         load(f"python:{code}:small")
 
 
@@ -305,6 +305,11 @@ def test_keys_that_do_not_fit_are_named():
     )
     with pytest.raises(SpecError, match=r"missing: 0.weight, 0.bias, 1.weight, 1.bias and 4 more$"):
         fit_state(net, {}, "checkpoint x.pt")
+
+
+def test_a_checkpoint_of_another_network_is_told_from_one_that_lacks_keys():
+    with pytest.raises(SpecError, match=r"does not fit Linear: none of its 2 keys is known there: it has a, b, wanted are weight, bias$"):
+        fit_state(nn.Linear(2, 2), {"a": torch.zeros(1), "b": torch.zeros(1)}, "checkpoint x.pt")
 
 
 def test_timm_brings_its_preprocessing():

@@ -1,7 +1,9 @@
 """`restnet-export`: what it prints, writes, returns and refuses."""
 
 import importlib.util
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +109,8 @@ def test_it_prints_its_way_and_the_routes(line: list[str], tmp_path: Path, capsy
     assert lines[0] == "anchor mini: 4 blocks in stages of 2"
     assert "rule sn-net: 2 stitched routes through 2 stitching layers" in lines
     assert lines[-1] == f"wrote {out}"
+    typed = json.loads((out / "report" / "settings.json").read_text())["command"]
+    assert shlex.split(typed) == ["restnet-export", *line, *options]
     listed = [re.split(r"  +", row)[0] for row in lines[lines.index(next(row for row in lines if row.startswith("---"))) + 1 : -1]]
     assert listed == [route.name for route in sorted(bundle.routes, key=lambda route: route.macs)]
     assert len(listed) == 3
@@ -131,7 +135,7 @@ def test_it_prints_its_way_and_the_routes(line: list[str], tmp_path: Path, capsy
         ("--teacher", ["large"], "--teacher does nothing with --finetune none"),
         ("--crop-pct", ["0"], "--crop-pct 0.0 must be above 0 and at most 1"),
         ("--crop-pct", ["nan"], "--crop-pct nan must be above 0"),
-        ("--max-routes", ["0"], "--max-routes 0 must be at least 1"),
+        ("--max-routes", ["0"], "--max-routes 0 must be at least 2: the anchors are among them"),
         ("--seed", ["-1"], "--seed -1 must be at least 0"),
         ("--stages", ["7"], "stages (7,) must be different and from 0..0"),
         ("--stride", ["0"], "stride 0 must be at least 1"),
@@ -185,8 +189,8 @@ def test_the_other_rules(
 @pytest.mark.parametrize(
     ("mode", "options", "told"),
     [
-        ("stitch", ["--steps", "0"], "finetune: steps is 0, allowed is at least 1"),
-        ("stitch", ["--held-out", "0"], "finetune: held_out is 0.0, allowed is above 0 and below 1"),
+        ("stitch", ["--steps", "0"], "finetune: --steps is 0, allowed is at least 1"),
+        ("stitch", ["--held-out", "0"], "finetune: --held-out is 0.0, allowed is above 0 and below 1"),
         ("stitch", ["--rank", "4"], "--rank does nothing with --finetune stitch"),
         ("lora", ["--lr-weights", "1e-3"], "--lr-weights does nothing with --finetune lora"),
         ("stitch", ["--loss", "kl=1"], "--loss 'kl=1': give NAME=WEIGHT, NAME one of labels, soft, hard, features"),
@@ -227,7 +231,7 @@ def test_a_size_alone_is_of_colour_images(line: list[str], tmp_path: Path, capsy
 def test_nothing_about_input_at_all(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = line.index("--input")
     assert main([*line[:start], *line[start + 6 :], "--out", str(tmp_path / "bundle")]) == 2
-    assert "give the input size, mean and std" in capsys.readouterr().err
+    assert "give --input, --mean and --std" in capsys.readouterr().err
 
 
 def test_a_device_install_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -412,6 +412,7 @@ def test_under_a_limit_less_is_fitted_and_scored(make: Callable[..., Made]) -> N
     made = make("large", "deep", rule="all", select="kl", max_routes=3, finetune="none")
     assert "rule all: 2 stitched routes through 2 stitching layers" in made.said
     assert "scored 4 routes on 60 images" in made.said
+    assert "kept 3 of 4 routes" in made.said
     assert len(made.bundle.routes) == 3
 
 
@@ -450,13 +451,13 @@ class TestRefusals:
             (("small", "Pair"), {}, SpecError, "must answer 2 images with float32 scores"),
             (("small", "missing"), {}, SpecError, "no function 'missing'"),
             (("small", "shallow"), {}, RuleError, "both need 2"),
-            (("small", "large"), {"classes": ("a", "b")}, SpecError, "2 class names for 4 classes"),
+            (("small", "large"), {"classes": ("a", "b")}, SpecError, "tell 4 classes apart, but --classes names 2 (a, b)"),
             (("small", "large"), {"preprocessing": GivenPreprocessing()}, SpecError, "give --input, --mean and --std"),
-            (("small", "large"), {"input_shape": None}, SpecError, "give the input size, mean and std"),
+            (("small", "large"), {"input_shape": None}, SpecError, "give --input, --mean and --std"),
             (("small", "large"), {"samples": 3}, SpecError, "--samples 3 must be at least 4"),
-            (("small", "large"), {"data": "npz:nowhere.npz"}, SpecError, "nowhere.npz cannot be read"),
+            (("small", "large"), {"data": "npz:nowhere.npz"}, SpecError, "nowhere.npz does not exist"),
             (("small", "large"), {"rule": "sn-net", "kernel": 0}, RuleError, "kernel 0"),
-            (("small", "large"), {"finetune": "stitch", "teacher": "nobody"}, SpecError, "'nobody' cannot be read"),
+            (("small", "large"), {"finetune": "stitch", "teacher": "nobody"}, SpecError, "'nobody' is none of the anchors small, large"),
         ],
     )
     def test_a_clear_error_and_no_new_bundle(

@@ -1,6 +1,7 @@
 """The report: a page that lists the routes, holds its pictures and tells how to repeat the run."""
 
 import base64
+import html
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -110,6 +111,12 @@ def test_settings_are_told_and_cannot_break_the_page() -> None:
     assert json.loads(files["report/settings.json"]) == REPORT.settings
     assert "&lt;s&gt;.pt" in files["report/report.html"].decode()
     assert "<s>" not in files["report/report.html"].decode()
+
+
+def test_the_page_is_called_after_the_anchors_and_tells_the_command() -> None:
+    text = html.unescape(page(settings={"command": "restnet-export --anchors 'a b.py:s'"}).text)
+    assert text.count("Routes between s and l") == 2
+    assert "restnet-export --anchors 'a b.py:s'" in text
 
 
 def test_the_summary_counts_and_gives_the_error() -> None:

@@ -123,7 +123,7 @@ REFUSED = {
     "no directory": (shutil.rmtree, "bundle", "cannot be opened: No such file"),
     "a file": (lambda path: (shutil.rmtree(path), path.write_text("")), "bundle", "is not a directory"),
     "a link to itself": (lambda path: (shutil.rmtree(path), path.symlink_to(path)), "bundle", "cannot be opened"),
-    "no manifest": (lambda path: (path / MANIFEST).unlink(), MANIFEST, "cannot be read: No such file"),
+    "no manifest": (lambda path: (path / MANIFEST).unlink(), "bundle", "is no bundle: there is no manifest.json in it"),
     "manifest a directory": (instead(MANIFEST, Path.mkdir), MANIFEST, "cannot be read: Is a directory"),
     "manifest a link": (instead(MANIFEST, link), MANIFEST, "links are refused"),
     "manifest a pipe": (instead(MANIFEST, os.mkfifo), MANIFEST, "is not a regular file"),
