@@ -107,7 +107,9 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> Trace:
         with quiet():
             program = _functional(exported(module, input_shape), input_shape)
     except Exception as error:  # torch.export fails in as many ways as there are models
-        raise CutError(f"torch.export cannot trace {type(module).__name__} with a dynamic batch: {_first_line(error)}") from error
+        fixed = "Constraints violated (batch)" in str(error)
+        told = "its code fixes the batch, as len(x) and int(x.shape[0]) do; x.shape[0] leaves it open" if fixed else _first_line(error)
+        raise CutError(f"torch.export cannot trace {type(module).__name__} with a dynamic batch: {told}") from error
     graph = program.graph
     entries = [node for node in graph.nodes if node.op == "placeholder"]
     results = graph.output_node().args[0]

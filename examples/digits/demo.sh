@@ -60,11 +60,14 @@ done
 after=$(curl -sS -F "image=@$out/images/3.png" "$url/predict" | field route)
 
 say "6. a limit for one request alone"
-show curl -sS -H 'X-Restnet-Budget: 300kFLOPs' -F "image=@$out/images/3.png" "$url/predict?top_k=2"
+show curl -sS -H 'X-Restnet-Budget: 300kFLOPs' -F "image=@$out/images/0.png" "$url/predict?top_k=2"
 
 kill -TERM "$server"
 wait "$server"
 trap - EXIT
+
+say "7. two kinds of network, a convolutional one and a transformer, joined both ways"
+sh examples/digits/families.sh "$out/families"
 
 say "before the budget: $before; after it: $after; curve: $out/digits/report/routes.png; $(($(date +%s) - started)) s"
 [ "$before" != "$after" ] || { echo "the route did not change"; exit 1; }

@@ -180,6 +180,16 @@ class Branching(nn.Module):
         return y if y.sum() > 0 else -y
 
 
+class FixedBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 10)
+        self.offset = nn.Parameter(torch.zeros(1, 3))
+
+    def forward(self, x):
+        return self.fc(x.mean((2, 3)) + self.offset.expand(len(x), -1))
+
+
 class Constant(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -204,6 +214,7 @@ class Pair(nn.Module):
         ),
         (OneLayer, "net: has no cut with weights before and after it; its cuts are flatten"),
         (Branching, "torch.export cannot trace Branching with a dynamic batch"),
+        (FixedBatch, r"cannot trace FixedBatch with a dynamic batch: its code fixes the batch, as len\(x\) .* leaves it open"),
         (Constant, "does not depend on its input"),
         (Pair, "must take one tensor and return one tensor"),
     ],

@@ -215,6 +215,32 @@ def test_the_shipped_bundle_can_be_made_anew(tmp_path: Path) -> None:
         assert route.accuracy == pytest.approx(shipped.route(route.name).accuracy, abs=TOLERANCE), route.name
 
 
+def test_both_kinds_of_network_are_cut_and_join() -> None:
+    """Without weights: the blocks, and the maps and tokens between them that a stitching layer turns into each other."""
+    specs = (AnchorSpec.parse(f"python:{EXAMPLE / 'anchors.py'}:{name}") for name in ("cnn_t", "vit"))
+    cnn, vit = (cut_anchor(load_anchor(spec, (1, 8, 8))) for spec in specs)
+    assert [cut.shape for cut in cnn.cuts] == [(8, 4, 4), (8, 4, 4), (16, 2, 2)]
+    assert [cut.shape for cut in vit.cuts] == [(17, 32)] * 5
+    assert (cnn.layouts[0].kind, vit.layouts[0].kind) == ("map", "tokens")
+
+
+@pytest.mark.slow
+def test_two_kinds_trained_now_are_joined_both_ways(tmp_path: Path) -> None:
+    """As the demo does it: accuracies of the networks, and of what joins them, through the compiled runtime."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shutil.copytree(ROOT / "examples", tmp_path / "tree" / "examples")
+    script = tmp_path / "tree" / "examples/digits/families.sh"
+    subprocess.run(["sh", script, tmp_path / "families"], env={**os.environ, "PATH": path}, check=True)
+    bundle = open_bundle(tmp_path / "families")
+    assert bundle.route("cnn-t").accuracy == pytest.approx(0.900, abs=TOLERANCE)
+    assert bundle.route("vit").accuracy == pytest.approx(0.972, abs=TOLERANCE)
+    stitched = [route for route in bundle.routes if "[" in route.name]
+    assert {route.name.partition("[")[0] for route in stitched} == {"cnn-t", "vit"}
+    assert all((route.accuracy or 0) > 0.7 for route in stitched)
+    found = accuracies(bundle, tmp_path / "cache", "digits:val")
+    assert found == pytest.approx({route.name: route.accuracy for route in bundle.routes}, abs=1.01 / HELD_OUT)
+
+
 @pytest.mark.slow
 def test_published_cifar_networks(shared: Path, tmp_path: Path) -> None:
     """ResNet-20 and 56 as published, stitched by least squares on 300 images alone."""
