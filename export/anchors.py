@@ -2,15 +2,12 @@
 
 import difflib
 import importlib
-import importlib.util
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -22,6 +19,7 @@ from restnet_runtime.manifest import Name, Preprocessing
 
 from .checkpoints import fit_state, read_state
 from .onnx_file import read_onnx
+from .user_code import importable, run_file
 
 Kind = Literal["python", "timm", "torchvision", "onnx"]
 
@@ -31,9 +29,6 @@ FORMS = (
 )
 RANDOM = "random"
 """In place of a checkpoint: random weights, the same each time, for trying a pipeline out. A file of that name is ./random."""
-
-_FILE_MODULE = "restnet_anchor_"
-"""In front of the names that modules get that are run from a file."""
 
 _SPEC = re.compile(r"(?:(?P<name>[^=:@]+)=)?(?P<kind>python|timm|torchvision|onnx):(?P<what>[^@]+?)(?:@(?P<checkpoint>.+))?")
 _FACTORY = re.compile(r"(?P<target>.+):(?P<factory>[A-Za-z_]\w*)")
@@ -217,9 +212,9 @@ def _from_python(spec: AnchorSpec) -> nn.Module:
     is_file = where.suffix == ".py" or len(where.parts) > 1
     if is_file and not where.is_file():
         raise SpecError(f"anchor {spec.text!r}: there is no file {where}")
-    with _importable(where.resolve().parent if is_file else Path.cwd()):
+    with importable(where.resolve().parent if is_file else Path.cwd()):
         try:
-            code = _run_file(where) if is_file else importlib.import_module(spec.target)
+            code = run_file(where) if is_file else importlib.import_module(spec.target)
         except Exception as error:  # the user's code may raise anything
             raise SpecError(f"anchor {spec.text!r}: {spec.target} cannot be imported: {_told(error)}") from error
         factory = getattr(code, spec.factory, None)
@@ -227,49 +222,6 @@ def _from_python(spec: AnchorSpec) -> nn.Module:
             public = [name for name, value in vars(code).items() if callable(value) and not name.startswith("_")]
             raise SpecError(f"anchor {spec.text!r}: {spec.target} has no function {spec.factory!r}{_similar(spec.factory, public)}")
         return _built(spec, factory)
-
-
-def _run_file(path: Path) -> ModuleType:
-    # A name of its own, so that two files called model.py do not replace one another.
-    name = f"{_FILE_MODULE}{path.stem}_{abs(hash(path.resolve())):x}"
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    code = importlib.util.module_from_spec(found)
-    # dataclasses and pickling look a class's module up by name.
-    sys.modules[name] = code
-    try:
-        found.loader.exec_module(code)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return code
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let the user's code import its neighbours, as it can when it is run as a script.
-
-    They are forgotten afterwards: another anchor's neighbours may have the same names.
-    """
-    path, modules = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        # Not by the file of each module: a virtual environment may lie in this folder too.
-        new = {name for name in sys.modules if name not in modules and not name.startswith(_FILE_MODULE)}
-        tops = {top for top in {name.partition(".")[0] for name in new} if _lies_in(folder, sys.modules.get(top))}
-        for name in new:
-            if name.partition(".")[0] in tops:
-                del sys.modules[name]
-
-
-def _lies_in(folder: Path, module: ModuleType | None) -> bool:
-    """Is this the module or package that `import` finds in `folder` itself?"""
-    places = getattr(module, "__path__", None) or [getattr(module, "__file__", None)]
-    return any(Path(place).resolve().parent == folder.resolve() for place in places if place)
 
 
 def _built(spec: AnchorSpec, factory: Callable[..., Any], *args: Any, **options: Any) -> nn.Module:
