@@ -53,30 +53,30 @@ class BatchRoom:
     ) -> None:
         self._executor, self._limit, self._at_once, self._clock = executor, limit, at_once, clock
         self._due_s = -float("inf")
-        self._rooms: dict[str, int] = {}
-        self._arena_bytes = 0
-        self._free_bytes: int | None = None
+        self._seen: tuple[int, int, dict[str, int]] | None = None
+        """Of the last look, replaced as one: free bytes, arena bytes, and the rooms that follow. None: no limit."""
 
     def __call__(self, route: str) -> int:
         now_s = self._clock()
         if now_s >= self._due_s:
-            self._look()
+            self._seen = self._look()
             self._due_s = now_s + _VALID_S  # only now: who asks meanwhile looks too, and does not take it that there is no limit
-        free_bytes = self._free_bytes
-        if free_bytes is None:
+        seen = self._seen
+        if seen is None:
             return sys.maxsize
-        room = self._rooms.get(route)
+        free_bytes, arena_bytes, rooms = seen
+        room = rooms.get(route)
         if room is None:
-            activation_bytes = self._executor.need(route).activation_bytes
-            room = self._rooms[route] = inputs_that_fit(activation_bytes, self._arena_bytes, free_bytes, self._at_once())
+            room = rooms[route] = inputs_that_fit(self._executor.need(route).activation_bytes, arena_bytes, free_bytes, self._at_once())
         return room
 
-    def _look(self) -> None:
+    def _look(self) -> tuple[int, int, dict[str, int]] | None:
         limit = self._limit()
         if limit is None:
-            self._free_bytes = None
-            return
+            return None
         needs = [self._executor.need(name) for name in self._executor.loaded]
-        self._arena_bytes = max((need.activation_bytes for need in needs), default=0)
-        self._free_bytes = limit - self._executor.overhead_bytes - together(needs)
-        self._rooms = {}
+        return (
+            limit - self._executor.overhead_bytes - together(needs),
+            max((need.activation_bytes for need in needs), default=0),
+            {},
+        )

@@ -221,8 +221,10 @@ def _bench(args: argparse.Namespace) -> int:
     from restnet_runtime.bench import render, run_benchmark
 
     engine = _open(args)
-    result = run_benchmark(engine, args.budget, args.runs)
-    engine.stop()
+    try:
+        result = run_benchmark(engine, args.budget, args.runs)
+    finally:
+        engine.stop()
     print(render(result))
     if args.json is not None:
         args.json.write_text(json.dumps(result.document(), indent=1) + "\n")

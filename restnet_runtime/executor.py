@@ -203,7 +203,8 @@ class Executor:
                 self._weigh()
         elif resident is not None:
             times = time_runs(lambda: infer(resident.session, noise(self.bundle)), time.perf_counter, max_runs=10, max_s=0.1)
-            self._ledger.refine(resident, Timing.of(times))
+            with self._loading:
+                self._ledger.refine(resident, Timing.of(times))
 
     def release(self, name: str) -> None:
         """Forget a loaded route; requests that run on it finish. Raises `CompileError` for the current one."""
