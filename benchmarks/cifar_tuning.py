@@ -61,7 +61,9 @@ class Tuning:
 def settings_for(args: argparse.Namespace, out: Path) -> ExportSettings:
     settings = cifar_settings(out, args.depths, args.set, rule=args.rule, samples=args.samples, max_routes=args.max_routes, seed=args.seed)
     shift = args.shift if args.shift is not None else 2 if args.few else 0
-    tuning = TuneSettings(steps=args.steps, stitch_steps=args.stitch_steps, flip=True, shift=shift, labelled=not args.few, bf16=args.bf16)
+    tuning = TuneSettings(
+        steps=args.steps, stitch_steps=args.stitch_steps, flip=True, shift=shift, blend=args.blend, labelled=not args.few, bf16=args.bf16
+    )
     few = {"data": f"npz:{few_images(Path(settings.data.removeprefix('npz:')), args.few, args.seed)}"} if args.few else {}
     teacher = cifar_settings(out, [args.teacher], args.set).anchors[0] if args.teacher else None
     return replace(settings, tuning=tuning, teacher=teacher, **few)
@@ -177,6 +179,7 @@ def main() -> None:
     parser.add_argument("--max-routes", type=int, help="keep the most promising")
     parser.add_argument("--shift", type=int, help="move images by up to so many pixels (default: 0; with --few 2)")
     parser.add_argument("--teacher", type=int, metavar="DEPTH", help="a network of another depth teaches (default: one of the anchors)")
+    parser.add_argument("--blend", action="store_true", help="tune on blends of two images")
     parser.add_argument("--few", type=int, metavar="N", help="tune on so many images, without their labels")
     parser.add_argument("--samples", type=int, default=400, help="images behind least squares (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=TuneSettings.steps)

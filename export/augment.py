@@ -1,4 +1,4 @@
-"""Changes to images that keep their label: mirrored, moved by a few pixels. Whether they do is for the user to say."""
+"""Changes to images: mirrored, moved by a few pixels, which keep their label where the user says so; blended, which keep none."""
 
 import torch
 from torch import Tensor
@@ -18,3 +18,13 @@ def augmented(images: Tensor, flip: bool, shift: int, generator: torch.Generator
             [image[:, top : top + height, left : left + width] for image, (top, left) in zip(padded, corners, strict=True)]
         )
     return images
+
+
+def blended(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (B, C, H, W), each blended with another of the batch, by shares that are drawn evenly from 0..1 (mixup, Zhang et al. 2018).
+
+    What a teacher says of a blend is as good a target as what it says of an image, and there are many more of them (function matching,
+    Beyer et al. 2022): for distillation on few images.
+    """
+    shares = torch.rand(len(images), generator=generator).view(-1, 1, 1, 1).to(images)
+    return torch.lerp(images, images[torch.randperm(len(images), generator=generator)], shares)

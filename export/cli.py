@@ -152,6 +152,7 @@ def _add_tuning(result: argparse.ArgumentParser) -> None:
     tune.add_argument("--held-out", type=float, metavar="SHARE", help="of --data, to judge on (default: 0.2)")
     tune.add_argument("--flip", action="store_true", default=None, help="mirror half of the images; where that keeps what they show")
     tune.add_argument("--shift", type=int, metavar="PIXELS", help="move images by up to so many pixels (default: 0)")
+    tune.add_argument("--blend", action="store_true", default=None, help="blend pairs of images, and learn what teachers say of them")
     tune.add_argument("--bf16", action="store_true", default=None, help="tune in bfloat16; faster on CPUs that have it")
     tune.add_argument("--rank", type=int, help="lora: of the updates (default: 8); full: low-rank updates of stitching layers")
     tune.add_argument("--lr-weights", type=float, help="full: how far a step moves a weight, relative to its tensor (default: 0.002)")

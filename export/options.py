@@ -15,7 +15,7 @@ from .rules import RULES, needs_promise, options_of
 from .settings import ExportSettings, TuneSettings
 
 _OF_FULL = ("lr_weights", "stitch_steps", "sampling", "drawn")
-_OF_TUNING = ("steps", "batch_size", "accumulate", "lr", "held_out", "flip", "shift", "bf16", "rank", *_OF_FULL)
+_OF_TUNING = ("steps", "batch_size", "accumulate", "lr", "held_out", "flip", "shift", "blend", "bf16", "rank", *_OF_FULL)
 _OF_OBJECTIVE = ("labels", "soft", "hard", "features")
 
 

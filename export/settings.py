@@ -29,6 +29,7 @@ class TuneSettings:
     checks:           how often weights are judged on the way
     held_out:         share of the images that is not tuned on, above 0
     flip, shift:      mirror half of the images; move them by up to so many pixels
+    blend:            blend every image with another one; what the teachers say of the blend is the target, labels cannot be
     stitch_steps:     in full tuning, steps of `stitch` before; 0 for none
     labelled:         weights are judged by the labels; without, by agreement with the teacher
     bf16:             run batches in bfloat16, which takes 0.6 of the time where the CPU has it
@@ -48,6 +49,7 @@ class TuneSettings:
     held_out: float = 0.2
     flip: bool = False
     shift: int = 0
+    blend: bool = False
     stitch_steps: int = 100
     sampling: RouteSampling = "random"
     drawn: int = 2
@@ -59,6 +61,8 @@ class TuneSettings:
         weights = (self.objective.labels, self.objective.soft, self.objective.hard)
         if self.objective.labels and not self.labelled:
             raise ExportError("finetune: a loss of labels where labels are not to be used")
+        if self.objective.labels and self.blend:
+            raise ExportError("finetune: a loss of labels, which blended images have not: leave out --blend or the loss")
         if not any(weights):
             raise ExportError("finetune: one of the losses labels, soft and hard must have a weight above 0")
         for name, value, fits, allowed in (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from restnet_runtime.errors import ExportError
 
-from .augment import augmented
+from .augment import augmented, blended
 from .coordinates import LayerCoordinates, spreads_of
 from .cuts import CutAnchor
 from .groups import Group
@@ -202,6 +202,8 @@ class Tuner:
         part = len(mine) / len(indices) / settings.accumulate / (len(chosen) if self._full else 1)
         images, labels = batch_of(self._data, mine, self._ranks.share(self._images.following))
         images = augmented(images, settings.flip, settings.shift, generator)
+        if settings.blend:
+            images = blended(images, generator)
         with self._precision():
             originals = self._original.seen(images)
             taught = self._taught(images, originals)
@@ -222,7 +224,7 @@ class Tuner:
 
     def _own_generator(self) -> torch.Generator:
         """For what ranks draw differently, as they change images of their own; the common one stays in step."""
-        if not self._settings.flip and not self._settings.shift:
+        if not (self._settings.flip or self._settings.shift or self._settings.blend):
             return self._generator
         seed = int(torch.randint(2**62, (), generator=self._generator))
         return torch.Generator().manual_seed(seed + self._ranks.rank)

@@ -2,7 +2,7 @@
 
 import torch
 
-from restnet_export.augment import augmented
+from restnet_export.augment import augmented, blended
 
 
 def images(count: int = 64) -> torch.Tensor:
@@ -38,3 +38,19 @@ def test_shifts_keep_the_shape_and_most_of_the_image() -> None:
         assert len(found) == 1
         moves.add(found[0])
     assert len(moves) == 9
+
+
+def test_blends_lie_between_two_images_of_the_batch() -> None:
+    x = images()
+    y = blended(x, torch.Generator().manual_seed(0))
+    assert y.shape == x.shape
+    shares = torch.rand(len(x), generator=torch.Generator().manual_seed(0))
+    assert shares.min() < 0.1
+    assert shares.max() > 0.9
+    moved = (y - x).flatten(1)
+    others = x.mean((1, 2, 3))
+    for index, share in enumerate(shares):
+        assert torch.allclose(moved[index], moved[index, :1].expand(48), rtol=1e-4, atol=1e-2)  # these images differ by a constant
+        partner = others[index] + moved[index, 0] / share
+        assert (others - partner).abs().min() < 0.1
+    assert torch.equal(y, blended(x, torch.Generator().manual_seed(0)))

@@ -196,6 +196,7 @@ def test_the_other_rules(
         ("stitch", ["--loss", "kl=1"], "--loss 'kl=1': give NAME=WEIGHT, NAME one of labels, soft, hard, features"),
         ("stitch", ["--loss", "soft=-1"], "--loss 'soft=-1': give NAME=WEIGHT"),
         ("stitch", ["--loss", "soft=0"], "one of the losses labels, soft and hard must have a weight above 0"),
+        ("stitch", ["--loss", "labels=1", "--blend"], "a loss of labels, which blended images have not: leave out --blend or the loss"),
         ("full", ["--loss", "labels=1", "--ignore-labels"], "a loss of labels where labels are not to be used"),
     ],
 )
