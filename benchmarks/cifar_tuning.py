@@ -144,20 +144,23 @@ def floors(tuning: Tuning, images: int, few: bool) -> list[Floor]:
     )
     anchors = [p for p in points if ">" not in p.name]
     if few:
+        worse = [fall for fall, _, _ in falls if fall > 0]
+        told = f"{len(worse)} of {len(falls)}, worst {-max(worse):+.1f} points" if worse else "none"
+        found.append(Floor(f"{mode}: routes worse than untuned, on the images scored", "no tuning", "none", told, not worse))
         gains = [100 * (p.accuracy - p.start) for p in points if p not in anchors]
         gain = statistics.median(gains)
         found.append(Floor(f"{mode}: gain, median", "no tuning", f">= {POINTS_OF_FEW}", f"{gain:.1f} points", gain >= POINTS_OF_FEW))
         return found
-    if mode == "full":
+    if mode in ("full", "lora"):
         front = pareto_front((p.macs, p.accuracy) for p in points)
         low, high = min(p.macs for p in anchors), max(p.macs for p in anchors)
-        between = sum(on and low < p.macs < high for p, on in zip(points, front, strict=True))
+        between = sum(on and ">" in p.name and low < p.macs < high for p, on in zip(points, front, strict=True))
         lost = max(100 * (p.start - p.accuracy) for p in anchors)
         found.append(
-            Floor("full: stitched routes on the front, strictly between", "anchors", f">= {ON_FRONT}", str(between), between >= ON_FRONT)
+            Floor(f"{mode}: stitched routes on the front, strictly between", "anchors", f">= {ON_FRONT}", str(between), between >= ON_FRONT)
         )
-        found.append(Floor("full: anchors lose at most", "their start", f"<= {ANCHOR_LOSS} points", f"{lost:.1f}", lost <= ANCHOR_LOSS))
-    else:
+        found.append(Floor(f"{mode}: anchors lose at most", "their start", f"<= {ANCHOR_LOSS} points", f"{lost:.1f}", lost <= ANCHOR_LOSS))
+    if mode != "full":
         for anchor, best in best_per_front(points).items():
             median = statistics.median(p.below_line for p in best)
             what = f"{mode}: best route after each of {len(best)} blocks of {anchor}, median below the straight line"

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from restnet_runtime.errors import ExportError
 
 from .cuts import CutAnchor
+from .guard import Score
 from .interrupts import Stop, stopping
 from .ranks import Ranks
 from .routes import StitchedRoute
@@ -39,12 +40,14 @@ def finetune(
     progress: bool = True,
     run: Run | None = None,
     ranks: Ranks | None = None,
+    fitted: int = 0,
 ) -> list[Tuned]:
     """Tune the family in place. Returns what became of every route that was tuned, against its start before the first phase.
 
     macs:   of each route
     run:    where the state is kept now and then, and gone on from; with it the first Ctrl-C stops tuning, and the best so far stays
     ranks:  processes that tune together
+    fitted: the layers were fitted on the first so many of `data`: they are held out last
     Raises `ExportError` where no route has a stitching layer, or too few images remain to tune on.
     """
     ranks = ranks or Ranks()
@@ -55,6 +58,7 @@ def finetune(
     if "layers" in state:
         for name, values in state["layers"].items():
             layers[name].load_state_dict(values)
+    starts: Mapping[int, Score] = {}
     with stopping() if run is not None and ranks.size == 1 else nullcontext(Stop()) as stop:
         for index, phase in enumerate(phases):
             if index < state["phase"] or stop:
@@ -64,11 +68,12 @@ def finetune(
                 "results": [asdict(item) for item in results.values()],
                 "layers": {name: {key: value.clone() for key, value in layer.state_dict().items()} for name, layer in layers.items()},
             }
-            tuner = Tuner(anchors, layers, routes, macs, teacher, data, phase, ranks)
+            tuner = Tuner(anchors, layers, routes, macs, teacher, data, phase, ranks, fitted=fitted, starts=starts)
             if index == state["phase"] and "tuner" in state:
                 tuner.load_state_dict(state["tuner"])
                 say(f"going on after step {tuner.steps_done} of {phase.steps} of {phase.mode}")
             _run_phase(tuner, phase.steps, progress, stop, _saver(run if ranks.first else None, began, tuner, say))
+            starts = tuner.starts
             before = sum(earlier.steps for earlier in phases[:index])
             for item in tuner.results():
                 first = results.get(item.route, replace(item, curve=()))

@@ -89,9 +89,10 @@ class Guard:
         self.start: dict[int, Score] = {}
         self.best: dict[int, Score] = {}
 
-    def begin(self, routes: Sequence[int]) -> None:
-        self.start = self._measure(routes)
-        self.best = dict(self.start)
+    def begin(self, routes: Sequence[int], earlier: Mapping[int, Score]) -> None:
+        """earlier: what routes began with before weights were taken that are in place now: they may not fall below that."""
+        self.best = self._measure(routes)
+        self.start = {**self.best, **earlier}
 
     def judge(self, groups: Sequence[Group], blend: bool) -> list[int]:
         """Keep the present values of groups that lower the mean loss of their routes and let none of them fall; dismiss the others.

@@ -144,6 +144,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
             settings.progress,
             run,
             ranks,
+            len(samples),
         )
     if not ranks.first:
         ranks.wait()

@@ -108,12 +108,16 @@ class RouteSampler:
         self.weights = dict(state["weights"])
 
 
-def split_of(count: int, held_out: float, generator: torch.Generator) -> tuple[list[int], list[int]]:
-    """Indices that are held out, and those to tune on, shuffled."""
+def split_of(count: int, held_out: float, generator: torch.Generator, fitted: int = 0) -> tuple[list[int], list[int]]:
+    """Indices that are held out, and those to tune on, shuffled.
+
+    fitted: layers were fitted on the first so many images, where they look better than they are: the others are held out as far as they go
+    """
     order = torch.randperm(count, generator=generator).tolist()
     split = min(math.ceil(held_out * count), HELD_OUT_MOST)
     if split >= count:
         raise ExportError(f"finetune: {count} images leave none to tune on with {held_out:.0%} held out")
+    order.sort(key=lambda index: index < fitted)  # stable: both parts stay shuffled
     return order[:split], order[split:]
 
 

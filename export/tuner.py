@@ -71,9 +71,14 @@ class Tuner:
         data: LabelledImages,
         settings: TuneSettings,
         ranks: Ranks | None = None,
+        *,
+        fitted: int = 0,
+        starts: Mapping[int, Score] | None = None,
     ) -> None:
         """macs: of each route. ranks: processes that tune together, `batch_size` images each; all are given the same.
         teacher: whose logits are the target: an anchor, or a network (B, C, H, W) to (B, classes).
+        fitted: the layers were fitted on the first so many of `data`, which are held out last.
+        starts: by index of the route, what an earlier phase began with; no route falls below that.
 
         Raises `ExportError` where no route has a stitching layer, or too few images remain to tune on.
         """
@@ -85,11 +90,11 @@ class Tuner:
         self._network = Network(anchors, layers)
         self._original = self._network if not self._full else Network(_copied(anchors), {})
         self._generator = torch.Generator().manual_seed(settings.seed)
-        self._held_out, tuned_on = split_of(len(data), settings.held_out, self._generator)
+        self._held_out, tuned_on = split_of(len(data), settings.held_out, self._generator, fitted)
         self._images = ImageOrder(tuned_on, settings.batch_size * self._ranks.size, self._generator)
         self._always, pool = ([], list(range(len(self._routes)))) if self._full else _always(self._routes)
         self._sampler = RouteSampler({route: macs[route] for route in pool}, settings.sampling, settings.drawn, self._generator)
-        self._guard = Guard(self._scores)
+        self._guard, self._earlier = Guard(self._scores), dict(starts or {})
         self._layers = layers
         self._blocks = [block for anchor in anchors.values() for block in anchor.blocks]
         self._groups = self._made_groups(tuned_on[:SPREAD_IMAGES])
@@ -121,7 +126,7 @@ class Tuner:
     def step(self) -> float:
         """Tune on the next batch, and judge the weights when it is time. Returns the mean loss of the routes that took part."""
         if self.steps_done == 0:
-            self._guard.begin(sorted({route for group in self._groups for route in group.routes}))
+            self._guard.begin(sorted({route for group in self._groups for route in group.routes}), self._earlier)
             self._draw()
         losses = [loss for _ in range(self._settings.accumulate) for loss in self._gather()]
         self._ranks.sum_gradients(self.parameters)
@@ -143,6 +148,11 @@ class Tuner:
     def _draw(self) -> None:
         for route, score in self._guard.best.items():
             self._curves.setdefault(route, []).append((self.steps_done, score.loss))
+
+    @property
+    def starts(self) -> Mapping[int, Score]:
+        """What the routes may not fall below, by index; empty before the first step."""
+        return self._guard.start
 
     def results(self) -> list[Tuned]:
         """What became of the routes so far, in their order; those that no group tunes are left out."""

@@ -37,6 +37,11 @@ def test_held_out_images_are_not_tuned_on() -> None:
     held_out, tuned_on = split_of(50, 0.2, generator())
     assert len(held_out) == 10
     assert sorted(held_out + tuned_on) == list(range(50))
+    assert sorted(split_of(50, 0.2, generator(), fitted=40)[0]) == list(range(40, 50)), "none that layers were fitted on"
+    held_out, tuned_on = split_of(50, 0.2, generator(), fitted=45)
+    assert sorted(held_out + tuned_on) == list(range(50))
+    assert set(range(45, 50)) < set(held_out)
+    assert len(held_out) == 10
     assert len(split_of(100_000, 0.2, generator())[0]) == 512
     assert [len(part) for part in split_of(2, 0.01, generator())] == [1, 1]
     with pytest.raises(ExportError, match="1 images leave none"):

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ from torch.utils.data import TensorDataset
 from restnet_export.anchors import Anchor
 from restnet_export.cuts import CutAnchor, cut_anchor
 from restnet_export.finetune import finetune
+from restnet_export.guard import Guard, Score
 from restnet_export.objectives import Objective
 from restnet_export.planning import family_macs
 from restnet_export.plans import LayerPlan, crossed_once
@@ -268,6 +270,39 @@ def test_a_state_is_all_that_a_run_depends_on(made: Family, mode: str) -> None:
     assert resumed.results() == results
     assert same(whole.layer_state(), second.layer_state())
     assert all(same(whole.state(name), second.state(name)) for name in made.anchors)
+
+
+def test_no_route_falls_below_what_an_earlier_phase_began_with(family: Family) -> None:
+    """As if every route had been right on all images before the first phase: whatever the second one finds, nothing is taken."""
+    with family.tuner() as tuner:
+        tuner.step()
+    perfect = {route: Score(score.losses, torch.ones_like(score.hits)) for route, score in tuner.starts.items()}
+    before = family.layer_state()
+    later = Tuner(
+        family.anchors, family.layers, family.routes, family.macs, "large", family.data, replace(QUICK, mode="full"), starts=perfect
+    )
+    with later:
+        while not later.done:
+            later.step()
+    assert not any(item.improved for item in later.results())
+    assert {item.accuracy_before for item in later.results() if ">" in item.route} == {1.0}
+    assert same(family.layer_state(), before)
+
+
+def test_phases_share_one_start(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    begin = Guard.begin
+
+    def noted(self: Guard, routes: Sequence[int], earlier: Mapping[int, Score]) -> None:
+        begin(self, routes, earlier)
+        begun.append((dict(earlier), dict(self.start)))
+
+    monkeypatch.setattr(Guard, "begin", noted)
+    family.tuned(replace(QUICK, mode="full", stitch_steps=QUICK.steps))
+    (nothing, first), (given, second) = begun
+    assert not nothing
+    assert given == first
+    assert {route: second[route] for route in first} == first
 
 
 def test_curves_fall_from_the_start_to_the_end(family: Family) -> None:
