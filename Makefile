@@ -54,6 +54,17 @@ bench: $(DEV_ENV) ## Every measured claim in benchmarks/, and docs/benchmarks.md
 	  $(BIN)/python benchmarks/$$name.py $$options --json $(RESULTS)/$$name.json || failed="$$failed $$name"; done; \
 	$(BIN)/python benchmarks/render.py; if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
+EXPORTED := build/benchmarks/exporter
+TUNING := $(BIN)/python benchmarks/cifar_tuning.py --bf16
+
+bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where RESTNET_SHARED has them, and docs/exporter.md; two to three hours
+	@mkdir -p $(EXPORTED)
+	$(BIN)/python benchmarks/export_cost.py --json $(EXPORTED)/01-cost.json
+	$(BIN)/python benchmarks/cifar_family.py --samples 100 --json $(EXPORTED)/02-none.json
+	$(TUNING) --modes stitch lora --json $(EXPORTED)/03-down.json
+	$(TUNING) --modes stitch --rule sn-net --stages 0 1 2 --json $(EXPORTED)/04-up.json
+	$(BIN)/python benchmarks/exporter_page.py $(EXPORTED)/*.json
+
 bundle: $(DEMO_ENV) ## Make the digits bundle that ships anew
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/bundle.sh
 

@@ -64,6 +64,15 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def machine_line(machine: dict[str, Any]) -> str:
+    """A result's machine in words."""
+    return (
+        f"{machine['processor']} ({machine['machine']}), {machine['usable_cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"Linux {machine['kernel']}, Python {machine['python']}, ONNX Runtime {machine['onnxruntime']}, "
+        f"restnet-runtime {machine['restnet_runtime']}"
+    )
+
+
 def publish(result: Result, args: argparse.Namespace, started: float) -> None:
     """Print a result and, with `--json`, write it. started: `time.monotonic()` at the beginning."""
     from restnet_runtime.machine import describe_machine

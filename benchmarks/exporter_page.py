@@ -1,6 +1,9 @@
-"""Result files of benchmarks/cifar_tuning.py -> docs/cifar.md and docs/cifar.png.
+"""Result files of the exporter's benchmarks -> docs/exporter.md and its picture.
 
-python benchmarks/cifar_page.py build/benchmarks/cifar/*.json
+python benchmarks/exporter_page.py build/benchmarks/exporter/*.json
+
+The files are those that `--json` of export_cost.py, cifar_family.py, cifar_tuning.py, batchnorm.py and resampling.py writes; they
+stand on the page in the order of their names. `make bench-exporter` makes all of them.
 """
 
 import argparse
@@ -8,23 +11,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import REPOSITORY
+from common import REPOSITORY, machine_line
 from render import MET, rows
 
 COLOURS = {"stitch": "tab:blue", "lora": "tab:purple", "full": "tab:green"}
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """The page: floors of all runs, then every route of each."""
+    """The page: floors of all runs, then the table of each."""
+    machines = dict.fromkeys(machine_line(result["machine"]) for result in results)
     lines = [
-        "# CIFAR-10: ResNets of 20 to 56 layers, stitched and tuned",
+        "# The exporter: what it costs, and what its routes score",
         "",
-        "Written by `python benchmarks/cifar_page.py`; edit the benchmark, not this page. Anchors are public checkpoints;",
-        "routes are scored on held-out images, whose number stands with each run. `line` is what the straight line between the anchors",
-        "gives for a route's cost, `start` what least squares alone gives. What works in tuning, and why:",
-        "[decision 15](decisions/0015-tuning.md).",
+        "Written by `make bench-exporter` (`benchmarks/exporter_page.py`); edit the benchmarks, not this page. The CIFAR-10 networks",
+        "are public checkpoints of 20 to 56 layers; routes are scored on held-out images, whose number stands with each run. `line` is",
+        "what the straight line between the anchors gives for a route's cost, `start` what least squares alone gives. What works in",
+        "tuning, and why: [decision 15](decisions/0015-tuning.md). Measured on",
         "",
-        "![accuracy over cost of every route, before and after tuning](cifar.png)",
+        *(f"- {machine}" for machine in machines),
+        "",
+        "![accuracy over cost of every route, before and after tuning](exporter.png)",
         "",
         "## Floors",
         "",
@@ -38,18 +44,19 @@ def markdown(results: list[dict[str, Any]]) -> str:
         ),
     ]
     for result in results:
-        lines += ["", f"## {result['title']}", "", f"`{result['command']}`, {result['date']}. {'; '.join(result['notes'])}.", ""]
+        lines += ["", f"## {result['title']}", "", f"`{result['command']}`, {result['date']}. {'; '.join(result['notes'])}".rstrip(), ""]
         lines += rows(result["header"], result["cells"])
     return "\n".join(lines) + "\n"
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each run: anchors, the straight line between them, and every route before and after."""
+    """A panel for each run that tuned: anchors, the straight line between them, and every route before and after."""
     from matplotlib.figure import Figure
 
+    results = [result for result in results if result["rows"] and "mode" in result["rows"][0]]
     figure = Figure(figsize=(7 * min(2, len(results)), 4.6 * ((len(results) + 1) // 2)), dpi=110, layout="constrained")
     panels = figure.subplots((len(results) + 1) // 2, min(2, len(results)), squeeze=False).flat
-    for axes, result in zip(panels, results, strict=False):
+    for result, axes in zip(results, panels, strict=False):
         first = [row for row in result["rows"] if row["mode"] == result["rows"][0]["mode"]]
         anchors = sorted((row["macs"] / 1e6, 100 * row["start"], row["name"]) for row in first if ">" not in row["name"])
         axes.plot(
@@ -82,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", metavar="JSON")
     parser.add_argument(
-        "--out", type=Path, default=REPOSITORY / "docs" / "cifar.md", help="the page; its picture lies beside it (%(default)s)"
+        "--out", type=Path, default=REPOSITORY / "docs" / "exporter.md", help="the page; its picture lies beside it (%(default)s)"
     )
     args = parser.parse_args()
     results = [json.loads(path.read_text()) for path in args.results]
