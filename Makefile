@@ -50,7 +50,7 @@ bench: $(DEV_ENV) ## Every measured claim in benchmarks/, and docs/benchmarks.md
 	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/*.json
 	@# One that fails does not keep the others from being measured and shown.
 	@failed=; for name in $(BENCHMARKS); do echo "== $$name"; \
-	  case $$name in small_memory) options="--minutes $(SMALL_MEMORY_MINUTES) --cold-minutes 0.5";; thread_waiting) options="--busy 1";; batching) options="--routes digits/cnn-l resnet18-50-32px/resnet18 resnet18-50-32px/resnet50 --clients 4 8 --seconds 0.3";; thread_count) options="--seconds 8";; route_latency) options="--seconds 5";; compile_time) options="--family resnet18-50 deit-ti-s deit-ti-s-b";; *) options=;; esac; \
+	  case $$name in small_memory) options="--minutes $(SMALL_MEMORY_MINUTES) --cold-minutes 0.5";; thread_waiting) options="--busy 1";; batching) options="--routes digits/cnn-l resnet18-50-32px/resnet18 resnet18-50-32px/resnet50 --clients 4 8 --seconds 0.3";; thread_count) options="--seconds 8";; route_latency) options="--seconds 3";; compile_time) options="--family resnet18-50 deit-ti-s deit-ti-s-b";; *) options=;; esac; \
 	  $(BIN)/python benchmarks/$$name.py $$options --json $(RESULTS)/$$name.json || failed="$$failed $$name"; done; \
 	$(BIN)/python benchmarks/render.py; if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
