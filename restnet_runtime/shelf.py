@@ -89,7 +89,8 @@ class Shelf:
 
     def _size(self, path: Path) -> int:
         total = 0
-        for entry in [*_entries(path), *(path / ENGINES).rglob("*")]:
+        engines = (Path(folder, name) for folder, _, names in os.walk(path / ENGINES) for name in names)
+        for entry in [*_entries(path), *engines]:
             try:
                 found = entry.stat()
             except OSError:  # removed since
