@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from restnet_runtime.compile import need_bytes
-from restnet_runtime.errors import RoomError
+from restnet_runtime.errors import RoomError, StoppedError
 from restnet_runtime.executor import Executor
 from restnet_runtime.memory import Gauge
 from restnet_runtime.residency import by_value, keep
@@ -245,6 +245,8 @@ class Loader:
             if self._counted(lambda begin: self._executor.improve(name, begin)):
                 self._refined.discard(name)
                 log.info("route %s compiled anew, now that there is room", name)
+        except StoppedError as error:
+            log.info("%s", error)
         except Exception as error:  # the session that is there serves on
             log.warning("route %s stays as it is: %s", name, error)
         return True
@@ -262,6 +264,9 @@ class Loader:
             if self._on_loaded is not None:
                 self._on_loaded(name)
         except Exception as error:  # whatever it is, the other routes can still be made ready
+            if isinstance(error, StoppedError) and self._stop.is_set():
+                log.info("%s", error)
+                return
             self._failed[name] = str(error) or repr(error)
             if isinstance(error, RoomError):
                 self._roomless.add(name)
