@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from restnet_runtime.compile import Compiler
 from restnet_runtime.engine import Engine
 from restnet_runtime.errors import BundleError, CompileError, InfeasibleError
 from restnet_runtime.executor import Answer, preparation_order
+from restnet_runtime.loader import Loader, Progress
 from restnet_runtime.policy import Decision
 from restnet_runtime.providers import NAMES
 from restnet_runtime.sessions import SessionSettings, infer, plain_session
@@ -90,6 +92,22 @@ def test_a_cache_that_is_full_leaves_routes_out_and_serves_the_others(family_pat
         assert engine.executor.loaded == ("small",)
         assert {"room for" in reason for reason in engine.loader.progress().failed.values()} == {True}
         assert engine.run(X).route.name == "small"
+
+
+def test_a_route_loaded_between_two_looks_is_ready(family_path: Path, cache_root: Path) -> None:
+    engine = Engine.open(family_path, cache_root=cache_root, threads=1)
+
+    class Late(Loader):
+        def progress(self) -> Progress:
+            if self._thread.ident is None:
+                self.start()
+                self.join(60)
+            return super().progress()
+
+    late = replace(engine, loader=Late(engine.executor, ["small"]))
+    late.wait_ready()
+    assert late.executor.loaded == ("small",)
+    late.stop()
 
 
 def test_stopped_in_the_midst_of_a_first_start_it_complains_of_nothing(family_path: Path, tmp_path: Path, caplog) -> None:
