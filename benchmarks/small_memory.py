@@ -1,11 +1,14 @@
 """Claim: in a memory cgroup smaller than the large anchor's weights the server starts, serves what fits, and is not killed.
 
-    python benchmarks/small_memory.py [--share 0.9] [--minutes 5] [--cold-minutes 1] [--json FILE]      (as root, or in a group of your own)
+    python benchmarks/small_memory.py [--family deit-ti-s-b] [--share 0.9] [--minutes 5] [--cold-minutes 1] [--json FILE]
 
-The limit is `share` of the bytes of weights that ResNet-50 reads. In the same limit, each in a memory cgroup of its own that is
-removed afterwards: plain ONNX Runtime sessions of both anchors, loaded from their own files and run once; `restnet-serve` with an
-empty compiled cache; and `restnet-serve` with a warm one, whose budget is changed two times a second while a client asks. The kernel's
-own counter says who was killed. Ends with a reason where no memory cgroup can be made (version 1 or 2).
+The limit is `share` of the bytes of weights that the family's last anchor reads. In the same limit, each in a memory cgroup of its own
+that is removed afterwards: plain ONNX Runtime sessions of all anchors, loaded from their own files and run once; `restnet-serve` with an
+empty compiled cache; and `restnet-serve` with a warm one. While a client asks, the budget is changed two times a second: to the cost of
+a route that is loaded, which switches, or of any, for which routes come and go. The bundle served has no accuracies, so that the dearest
+route within the budget is chosen. A switch is an answer by another route than the one before. Python and its libraries take some 80 MB:
+in a family whose last anchor is not much bigger, one route fits, and nothing is decided. The kernel's own counter says who was killed.
+To be run as root, or in a group of your own; ends with a reason where no memory cgroup can be made (version 1 or 2).
 """
 
 import argparse
@@ -16,94 +19,27 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import CACHE, ROOT, Floor, Result, arguments, compile_all, in_child, noise, plain_file, publish
-from families import family
+from common import ROOT, Floor, Result, arguments, compile_all, in_child, noise, plain_file, publish
+from families import FAMILIES, family
+from memory_group import NoGroupError, group, inside
 from startup import PLAIN
 
-from restnet_runtime.bundle import Bundle
-from restnet_runtime.cgroups import parse_membership, parse_mounts, visible_groups
+from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.manifest import MANIFEST_FILE
 
-FAMILY, LARGE = "resnet18-50", "resnet50"
+FAMILY = "deit-ti-s-b"
+"""Of which several routes fit into a limit that the large anchor does not."""
 SERVE = "import sys; from restnet_runtime.cli import serve; sys.exit(serve())"
 SWITCH_EVERY_S = 0.5
 READY_S = 90
 FLOOR_MINUTES = 5
-
-
-class NoGroupError(Exception):
-    """Here no memory cgroup can be made."""
-
-
-class Group:
-    """A memory cgroup, version 1 or 2."""
-
-    def __init__(self, path: Path, version: int) -> None:
-        self.path, self.version = path, version
-
-    def limit(self, count: int) -> None:
-        (self.path / ("memory.limit_in_bytes" if self.version == 1 else "memory.max")).write_text(str(count))
-        swap = self.path / "memory.swap.max"
-        if swap.exists():
-            swap.write_text("0")
-
-    def killed(self) -> int:
-        """How many processes the kernel has killed here for want of memory."""
-        text = (self.path / ("memory.oom_control" if self.version == 1 else "memory.events")).read_text()
-        return int(dict(line.split() for line in text.splitlines()).get("oom_kill", 0))
-
-    def peak_bytes(self) -> int | None:
-        try:
-            return int((self.path / ("memory.max_usage_in_bytes" if self.version == 1 else "memory.peak")).read_text())
-        except OSError:
-            return None
-
-
-@contextmanager
-def group(limit_bytes: int) -> Iterator[Group]:
-    """A new group below this process's own, or below its nearest parent that allows it; removed afterwards. Raises `NoGroupError`."""
-    membership = parse_membership(Path("/proc/self/cgroup").read_text())
-    mounts = parse_mounts(Path("/proc/self/mountinfo").read_text())
-    version = 1 if "memory" in membership else 2
-    fitting = [mount for mount in mounts if mount.version == version and (version == 2 or "memory" in mount.controllers)]
-    reason = "no memory cgroup is mounted"
-    for parent in visible_groups(membership.get("memory", membership.get("", "/")), fitting):
-        path = Path(parent) / f"restnet-benchmark-{os.getpid()}"
-        try:
-            path.mkdir()
-            made = Group(path, version)
-            made.limit(limit_bytes)
-            break
-        except OSError as error:  # not ours to write, or without the memory controller
-            reason = str(error)
-            if path.exists():
-                path.rmdir()
-    else:
-        raise NoGroupError(reason)
-    try:
-        yield made
-    finally:
-        for _ in range(100):
-            try:
-                path.rmdir()
-                break
-            except OSError:  # its last process is still going
-                time.sleep(0.1)
-
-
-def inside(where: Group, code: str, *args: str, **options: Any) -> subprocess.Popen[str]:
-    """Python in the group from its first instruction on."""
-    shell = f'echo $$ > "{where.path}/cgroup.procs" && exec "$@"'
-    return subprocess.Popen(["sh", "-c", shell, "sh", sys.executable, "-c", code, *args], text=True, **options)
 
 
 def plain_anchors(bundle: Bundle, limit_bytes: int) -> dict[str, Any]:
@@ -111,7 +47,7 @@ def plain_anchors(bundle: Bundle, limit_bytes: int) -> dict[str, Any]:
     with group(limit_bytes) as where:
         process = inside(where, PLAIN, "2", *files, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         process.communicate()
-        return {"program": "plain sessions of both anchors", "killed": bool(where.killed()), "status": process.returncode}
+        return {"program": f"plain sessions of all {len(files)} anchors", "killed": bool(where.killed()), "status": process.returncode}
 
 
 class Client:
@@ -126,6 +62,7 @@ class Client:
         self.body = content.getvalue()
         self.answers, self.failed = 0, 0
         self.routes: set[str] = set()
+        self.switches, self.last = 0, ""
         self.problem = ""
 
     def call(self, path: str, method: str = "GET", body: bytes | None = None) -> Any:
@@ -136,8 +73,11 @@ class Client:
 
     def ask(self) -> None:
         try:
-            self.routes.add(self.call("/predict", "POST", self.body)["route"])
+            route = self.call("/predict", "POST", self.body)["route"]
             self.answers += 1
+            self.switches += self.last not in ("", route)
+            self.last = route
+            self.routes.add(route)
         except (OSError, ValueError) as error:
             self.failed += 1
             text = error.read().decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else str(error)
@@ -182,6 +122,7 @@ def server(bundle: Bundle, limit_bytes: int, cache: Path, minutes: float, name: 
             "alive": alive,
             "answers": client.answers,
             "failed": client.failed,
+            "switches": client.switches,
             "problem": client.problem,
             "routes_served": sorted(client.routes),
             "routes_loaded_at_the_end": loaded,
@@ -213,7 +154,8 @@ def _switch(process: subprocess.Popen[str], client: Client, bundle: Bundle, seco
     draw, end, next_switch = random.Random(0), time.monotonic() + seconds, 0.0
     while process.poll() is None and time.monotonic() < end:
         if time.monotonic() > next_switch:
-            macs = draw.choice(bundle.routes).macs
+            loaded = client.loaded() if draw.random() < 0.5 else []
+            macs = bundle.route(draw.choice(loaded)).macs if loaded else draw.choice(bundle.routes).macs
             try:
                 client.call("/budget", "PUT", json.dumps({"budget": f"{macs}MACs"}).encode())
             except (OSError, ValueError) as error:
@@ -224,17 +166,29 @@ def _switch(process: subprocess.Popen[str], client: Client, bundle: Bundle, seco
 
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("--family", choices=sorted(FAMILIES), default=FAMILY)
     parser.add_argument("--share", type=float, default=0.9, help="limit over the large anchor's weights (%(default)s)")
     parser.add_argument("--minutes", type=float, default=5, help="of switching with a warm cache (%(default)s)")
     parser.add_argument("--cold-minutes", type=float, default=1, help="of switching after a start with an empty cache (%(default)s)")
     args = parser.parse_args()
     started = time.monotonic()
-    bundle = family(FAMILY)
-    weights = bundle.route(LARGE).weight_bytes
+    bundle = family(args.family)
+    large = bundle.manifest.anchors[-1].name
+    weights = bundle.route(large).weight_bytes
     limit = int(weights * args.share)
     result = Result(
-        f"Memory cgroup of {limit / 1e6:.0f} MB: {args.share:.0%} of the {weights / 1e6:.0f} MB that {LARGE} reads",
-        ("program", "killed by the kernel", "compilers killed", "ready", "answers", "failed", "routes served", "loaded at the end"),
+        f"Memory cgroup of {limit / 1e6:.0f} MB: {args.share:.0%} of the {weights / 1e6:.0f} MB that {large} reads",
+        (
+            "program",
+            "killed by the kernel",
+            "compilers killed",
+            "ready",
+            "answers",
+            "failed",
+            "routes served",
+            "switches",
+            "loaded at the end",
+        ),
     )
     try:
         measure(bundle, limit, args, result)
@@ -246,35 +200,73 @@ def main() -> None:
     publish(result, args, started)
 
 
+def unscored(bundle: Bundle, path: Path) -> Bundle:
+    """A copy without accuracies. Those of random weights are all the same, and of equal routes the cheapest serves whatever the budget."""
+    shutil.copytree(bundle.path, path, copy_function=os.link)
+    manifest = json.loads((path / MANIFEST_FILE).read_text())
+    for route in manifest["routes"]:
+        route.update(accuracy=None, on_front=True)
+    (path / MANIFEST_FILE).unlink()  # a link too
+    (path / MANIFEST_FILE).write_text(json.dumps(manifest))
+    return open_bundle(path)
+
+
+def forget(folder: Path) -> None:
+    """Have the kernel drop what it keeps of files: pages count for the group that reads them first, and that is to be the server's."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
 def measure(bundle: Bundle, limit: int, args: argparse.Namespace, result: Result) -> None:
-    in_child(compile_all, bundle.path)  # outside of the limit: the warm cache
     plain = plain_anchors(bundle, limit)
-    empty = Path(tempfile.mkdtemp(prefix="cold-", dir=ROOT))
-    try:
-        cold = server(bundle, limit, empty, args.cold_minutes, "restnet-serve, empty cache")
-    finally:
-        shutil.rmtree(empty, ignore_errors=True)
-    warm = server(bundle, limit, CACHE, args.minutes, "restnet-serve, warm cache")
+    with tempfile.TemporaryDirectory(prefix="small-memory-", dir=ROOT) as name:
+        folder = Path(name)
+        served = unscored(bundle, folder / bundle.path.name)
+        forget(folder)
+        cold = server(served, limit, folder / "cold", args.cold_minutes, "restnet-serve, empty cache")
+        in_child(compile_all, served.path, folder / "warm")  # outside of the limit
+        forget(folder)
+        warm = server(served, limit, folder / "warm", args.minutes, "restnet-serve, warm cache")
     result.rows = [plain, cold, warm]
-    result.cells.append((plain["program"], "yes" if plain["killed"] else "no", *[""] * 6))
+    result.cells.append((plain["program"], "yes" if plain["killed"] else "no", *[""] * 7))
     for row in (cold, warm):
         ready = "never" if row["ready_s"] is None else f"{row['ready_s']:.1f} s"
-        counts = (str(row["answers"]), str(row["failed"]), str(len(row["routes_served"])), str(len(row["routes_loaded_at_the_end"])))
+        sizes = (row["answers"], row["failed"], len(row["routes_served"]), row["switches"], len(row["routes_loaded_at_the_end"]))
+        counts = (str(size) for size in sizes)
         result.cells.append((row["program"], "yes" if row["killed"] else "no", str(row["workers_killed"]), ready, *counts))
         if row["problem"]:
             result.notes.append(f"{row['program']}: first problem: {row['problem']}")
-    for row, minutes in ((warm, args.minutes), (cold, args.cold_minutes)):
-        held = row["alive"] and not row["killed"] and row["ready_s"] is not None and row["answers"] > 0 and not row["failed"]
-        figure = "killed" if row["killed"] else "ended" if not row["alive"] else f"alive after {minutes:g} minutes of switching"
+    asked = f"serves the routes that fit, never killed in {FLOOR_MINUTES} minutes of switching"
+    for row, minutes, does in (
+        (warm, args.minutes, "starts"),
+        (cold, args.cold_minutes, "starts with nothing compiled, compiles within the limit while it serves (a compiler may be killed)"),
+    ):
         result.floors.append(
             Floor(
                 f"memory cgroup smaller than the large anchor's weights ({limit / 1e6:.0f} MB), {row['program']}",
-                f"plain sessions of both anchors: {'killed by the kernel' if plain['killed'] else 'not killed'}",
-                "starts, serves the routes that fit, never killed in 5 minutes of switching",
-                f"{figure}; {row['answers']} answers on {len(row['routes_served'])} routes, {row['failed']} failed",
-                False if not held else True if minutes >= FLOOR_MINUTES else None,
+                f"{plain['program']}: {'killed by the kernel' if plain['killed'] else 'not killed'}",
+                f"{does}, {asked}",
+                figure(row, minutes),
+                met(row, minutes),
             )
         )
+
+
+def figure(row: dict[str, Any], minutes: float) -> str:
+    state = "killed" if row["killed"] else "ended" if not row["alive"] else f"alive after {minutes:g} minutes"
+    switches = f"{row['switches']} switches among {len(row['routes_served'])} routes served"
+    return f"{state}; {row['answers']} answers, {row['failed']} failed, {switches}"
+
+
+def met(row: dict[str, Any], minutes: float) -> bool | None:
+    """`None` where nothing was switched between, or not for long enough."""
+    if row["killed"] or not row["alive"] or row["ready_s"] is None or not row["answers"] or row["failed"]:
+        return False
+    return True if row["switches"] and len(row["routes_served"]) > 1 and minutes >= FLOOR_MINUTES else None
 
 
 if __name__ == "__main__":

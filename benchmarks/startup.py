@@ -6,6 +6,7 @@ Each start is a new process, ours and plain in turns; medians. Ours: `Engine` op
 earlier start). Plain: numpy and onnxruntime imported, an ONNX Runtime session of each anchor loaded from its own file. In the column
 "and run" every session has run once as well. Both from the start of the process, and from the moment when the imports are done.
 Both find Python's bytecode of everything that they import, as after an installation by pip, whatever PYTHONDONTWRITEBYTECODE says.
+Before, the anchors are asked once in both ways, and have to answer alike.
 """
 
 import os
@@ -13,8 +14,9 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from common import CACHE, ROOT, Floor, Result, arguments, plain_file, publish
+from common import CACHE, ROOT, Floor, Result, arguments, check_same, in_child, noise, plain_file, publish
 from families import DIGITS, FAMILIES, family
 
 from restnet_runtime.bundle import Bundle
@@ -65,8 +67,26 @@ def start(code: str, *args: str) -> list[float]:
     return [float(line) - began for line in done.stdout.split()]
 
 
+def same_answers(path: Path, threads: int) -> None:
+    """Exits where an anchor, as it is served, answers otherwise than the plain session that is started beside it."""
+    import onnxruntime as ort
+
+    from restnet_runtime.bundle import open_bundle
+    from restnet_runtime.compile import Compiler
+    from restnet_runtime.executor import Executor
+    from restnet_runtime.sessions import SessionSettings
+
+    bundle = open_bundle(path)
+    executor, x = Executor(bundle, Compiler.for_bundle(bundle, CACHE), SessionSettings(threads)), noise(bundle)
+    for anchor in bundle.manifest.anchors:
+        executor.load(anchor.name)
+        plain = ort.InferenceSession(str(plain_file(bundle, anchor.name)), providers=["CPUExecutionProvider"])
+        check_same(anchor.name, executor.run(x, anchor.name).logits, plain.run(None, {"x": x})[0])
+
+
 def measure(name: str, bundle: Bundle, threads: int, repeats: int) -> dict[str, object]:
     files = [str(plain_file(bundle, anchor.name)) for anchor in bundle.manifest.anchors]
+    in_child(same_answers, bundle.path, threads)
     ours, plain = [], []
     start(OURS, str(bundle.path), str(CACHE), str(threads))  # what is missing is compiled and profiled; fills the page cache
     start(PLAIN, str(threads), *files)

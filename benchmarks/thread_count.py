@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import CACHE, Child, Floor, Result, arguments, neighbours, noise, publish, quantile, timed_ms
+from common import CACHE, Child, Floor, Result, arguments, check_same, neighbours, noise, publish, quantile, timed_ms
 from families import FAMILIES, family
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def serve(connection: Connection, path: Path, route: str) -> None:
     sessions = {count: load_session(compiled, SessionSettings(count)) for count in counts}
     sessions[PLAIN] = plain_session(bundle, bundle.route(route), SessionSettings(1))
     x = noise(bundle)
-    for session in sessions.values():
-        infer(session, x)
+    expected = infer(sessions[PLAIN], x)
+    for count, session in sessions.items():
+        check_same(f"{route} on {count or 'a plain session of 1'} threads", infer(session, x), expected)
     connection.send("ready")
     while True:
         _, seconds = connection.recv()

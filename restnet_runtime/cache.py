@@ -4,6 +4,7 @@
     ROOT/KEY/weights-ID.bin        every tensor once that the bundle does not have in this form, appended only; sessions map it
     ROOT/KEY/bundle-ID.bin         hard link to the bundle's weights, where one can be made
     ROOT/KEY/route-ID.onnx         one optimised graph per compiled route
+    ROOT/KEY/tensorrt/             engines of that execution provider, which are its own business
     ROOT/KEY/lock                  held (flock) while a process adds to the cache
     ROOT/KEY/in-use                held (flock, shared) while a process has the cache open
 
@@ -27,7 +28,7 @@ from restnet_runtime.cache_writer import CacheWriter
 from restnet_runtime.catalog import FILE, LEVELS, LINKED, Catalog, CompiledRoute, DamagedCacheError, Shortage
 from restnet_runtime.checksum import file_checksum
 from restnet_runtime.replacement import write_atomically
-from restnet_runtime.shelf import IN_USE, SCRATCH, Shelf
+from restnet_runtime.shelf import ENGINES, IN_USE, SCRATCH, Shelf
 
 __all__ = ["Cache", "CompiledRoute", "DamagedCacheError", "LockedCache"]
 
@@ -153,11 +154,13 @@ class LockedCache:
         return True
 
     def drop(self) -> None:
-        """Forget everything. Files that sessions have mapped stay valid for them: they are unlinked, not truncated."""
+        """Forget everything compiled. Files that sessions have mapped stay valid for them: they are unlinked, not truncated."""
         for path in self._cache.path.iterdir():
+            if path.name in ("lock", IN_USE, ENGINES):
+                continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.name not in ("lock", IN_USE):
+            else:
                 path.unlink(missing_ok=True)
         self._cache._intact.clear()
 

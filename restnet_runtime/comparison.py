@@ -19,7 +19,7 @@ class RouteComparison:
     ratio_low, ratio_high:  95 % confidence interval of `ratio`
     difference:             of the outputs, relative to the largest logit
     load_ms:                from the compiled cache to a session that can run; median of a few, files in the page cache
-    plain_load_ms:          the same from the bundle: the segments joined, the session made
+    plain_load_ms:          the same from the joined graph: the session made. Joining the segments is not timed
     """
 
     name: str

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from restnet_runtime.bundle import Bundle, check_weights
 from restnet_runtime.cache import Cache, CompiledRoute, DamagedCacheError, LockedCache
 from restnet_runtime.catalog import LEVELS, CompiledLevel, Shortage
-from restnet_runtime.errors import CompileError, RoomError
+from restnet_runtime.errors import CompileError, RoomError, StoppedError
 from restnet_runtime.routes import Route
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Compiler:
         return self._lesser
 
     def abort(self) -> None:
-        """End a compile under way in the worker, and let none begin there any more; those that wait get a `RoomError`."""
+        """End a compile under way in the worker, and let none begin there any more; those that wait get a `StoppedError`."""
         if self._lesser is not None:
             self._lesser.abort()
         if self.worker is not None:
@@ -187,7 +187,7 @@ class Compiler:
         try:
             self.worker.compile(route.name, begin, level, anew)
         except RoomError as error:
-            if last:
+            if last or isinstance(error, StoppedError):
                 raise
             log.warning("%s: once more at the level %s, which takes the least memory", error, LEVELS[-1])
             self.worker.compile(route.name, begin, LEVELS[-1])

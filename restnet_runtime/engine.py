@@ -114,7 +114,8 @@ class Engine:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while self.executor.current is None:
             progress = self.loader.progress()
-            if progress.done or (deadline is not None and time.monotonic() > deadline):
+            over = progress.done or (deadline is not None and time.monotonic() > deadline)
+            if over and self.executor.current is None:  # asked again: it may have been loaded before the progress was read
                 raise CompileError(f"no route is loaded: {progress.failed or 'not yet'}")
             time.sleep(0.005)
 

@@ -6,6 +6,7 @@
         NotLoadedError       the route was asked to run, and is not loaded (any more)
         RoomError            ... for want of memory or of disk
           KilledError      the process that compiled it was killed, most likely because memory ran out
+          StoppedError     compiling has been stopped, and nothing is wrong with the route
       UnitError            a quantity or a budget could not be read
       InfeasibleError      no route fits the budget, and the operator chose to refuse rather than overrun
       AddressError         the address to serve on cannot be had
@@ -49,6 +50,10 @@ class RoomError(CompileError):
 
 class KilledError(RoomError):
     """The process that compiled a route was killed."""
+
+
+class StoppedError(RoomError):
+    """A route that is not compiled any more, because whoever wanted it ends."""
 
 
 class UnitError(RestnetError):

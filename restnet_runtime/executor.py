@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,10 +111,14 @@ class Executor:
         """The profile of a route that is or was loaded, else `None`. Its memory is that of the process with this route alone."""
         return self._ledger.profile(name)
 
-    def need(self, name: str) -> Need:
-        """What the route adds when it is loaded; before its first load a cautious guess from the size of its weights."""
+    def need(self, name: str, beside: Collection[str] | None = None) -> Need:
+        """What the route adds when it is loaded; before its first load a cautious guess from the size of its weights.
+
+        beside: of the loaded routes, those whose weights the guess may take to be there already; by default all
+        """
         with self._lock:
-            mapped = {segment for resident in self._residents.values() for segment in resident.route.segments if resident.compiled}
+            residents = [one for other, one in self._residents.items() if beside is None or other in beside]
+        mapped = {segment for resident in residents for segment in resident.route.segments if resident.compiled}
         return self._ledger.need(name, mapped)
 
     def load(self, name: str, on_compile: Callable[[Route], None] | None = None, *, warm: bool = False) -> Resident:

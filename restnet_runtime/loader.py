@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from restnet_runtime.compile import need_bytes
-from restnet_runtime.errors import RoomError
+from restnet_runtime.errors import RoomError, StoppedError
 from restnet_runtime.executor import Executor
 from restnet_runtime.memory import Gauge
 from restnet_runtime.residency import by_value, keep
@@ -142,19 +142,34 @@ class Loader:
         order = [name for name in ranked if name in self._names]
         loaded = self._executor.loaded
         staying = self._fitting([name for name in order if name in loaded], limit)
-        gone = [name for name in loaded if name in self._names and name not in staying]
-        for name in gone:
-            self._release(name)
-        able = [name for name in order if name not in self._failed]
-        fitting = self._fitting(able, None if limit is None else limit / LOAD_MARGIN)
-        self._left_out = tuple(name for name in able if name not in fitting and name not in staying)
+        able = [name for name in order if name not in self._failed or name in loaded]
+        room = None if limit is None else limit / LOAD_MARGIN
+        fitting = self._fitting(able, room)
         missing = sorted((name for name in self._names if name in fitting and name not in loaded), key=lambda name: name != wanted)
-        if missing:
+        coming, staying = self._next(missing, order, staying, room)
+        later = [] if coming is None else fitting
+        self._left_out = tuple(name for name in able if name not in later and name not in staying and name not in self._failed)
+        gone = [name for name in loaded if name in self._names and name not in staying]
+        released = [self._release(name) for name in gone]  # first, so that there is room for what comes
+        if coming is not None and all(released):
             # One at a time where memory is short, or once it is settled: what a load takes for a moment would be taken twice.
             together = 1 if self._left_out or self._settled.is_set() else min(usable_cores(), _MOST_AT_ONCE)
-            self._executor.prepare(missing, together)
-            self._load(missing[0])
-        return bool(gone or missing)
+            self._executor.prepare([coming, *(name for name in missing if name != coming)], together)
+            self._load(coming)
+        return bool(gone) or coming is not None
+
+    def _next(
+        self, missing: Sequence[str], order: Sequence[str], loaded: Sequence[str], limit: float | None
+    ) -> tuple[str | None, list[str]]:
+        """The first of `missing` for which nothing more valuable has to go, `None` without one; and what of `loaded` stays, it included."""
+        for name in missing:
+            among = [one for one in order if one == name or one in loaded]
+            place = among.index(name) + 1
+            while (staying := self._fitting(among, limit))[:place] == among[:place]:
+                if staying == among:
+                    return name, staying
+                among = staying  # once more: what goes may have weights that `name` was taken to share
+        return None, list(loaded)
 
     def _loop(self) -> None:
         self._guarded(self.run)
@@ -230,12 +245,14 @@ class Loader:
             if self._counted(lambda begin: self._executor.improve(name, begin)):
                 self._refined.discard(name)
                 log.info("route %s compiled anew, now that there is room", name)
+        except StoppedError as error:
+            log.info("%s", error)
         except Exception as error:  # the session that is there serves on
             log.warning("route %s stays as it is: %s", name, error)
         return True
 
     def _fitting(self, order: Sequence[str], limit: float | None) -> list[str]:
-        needs = {name: self._executor.need(name) for name in order}
+        needs = {name: self._executor.need(name, order) for name in order}
         return keep(order, needs, self._executor.overhead_bytes, limit)
 
     def _load(self, name: str) -> None:
@@ -247,6 +264,9 @@ class Loader:
             if self._on_loaded is not None:
                 self._on_loaded(name)
         except Exception as error:  # whatever it is, the other routes can still be made ready
+            if isinstance(error, StoppedError) and self._stop.is_set():
+                log.info("%s", error)
+                return
             self._failed[name] = str(error) or repr(error)
             if isinstance(error, RoomError):
                 self._roomless.add(name)
@@ -254,13 +274,15 @@ class Loader:
         finally:
             self._loading = None
 
-    def _release(self, name: str) -> None:
+    def _release(self, name: str) -> bool:
+        """Returns whether it is gone."""
         try:
             self._executor.release(name)
         except Exception as error:  # it became the current route a moment ago
             log.info("route %s stays: %s", name, error)
-        else:
-            log.info("route %s released for want of memory", name)
+            return False
+        log.info("route %s released for want of memory", name)
+        return True
 
     def _counted(self, make: Callable[[Callable[[Route], None]], bool]) -> bool:
         """What `make` returns: whether a compiled route came of it. If so the last compile that it begins is a good one, else it failed."""

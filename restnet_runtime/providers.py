@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restnet_runtime.errors import CompileError
+from restnet_runtime.shelf import ENGINES
 
 CPU = "CPUExecutionProvider"
 NAMES = {
@@ -76,7 +77,7 @@ def missing_note(asked: Sequence[str], got: Sequence[str]) -> str | None:
 
 def _options(name: str, cache: Path, threads: int) -> dict[str, str]:
     if name == "TensorrtExecutionProvider":
-        engines = str(cache / "tensorrt")
+        engines = str(cache / ENGINES)
         return {
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": engines,

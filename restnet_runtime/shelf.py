@@ -3,7 +3,7 @@
     ROOT/KEY/in-use    locked (flock, shared) by every process that has the cache open; its time is that of the last opening
 
 A cache that nobody has open is taken off the shelf, the longest unused first, when there is no room. Only files that this
-package writes are removed.
+package writes are removed, and engines that a provider has built there.
 """
 
 import errno
@@ -18,6 +18,8 @@ DEFAULT_CAP_BYTES = 2 * 10**9
 IN_USE = "in-use"
 OURS = ("cache.json", "lock", "profiles.json", IN_USE, "weights-*.bin", "bundle-*.bin", "route-*.onnx", ".*.json.*", ".route-*")
 SCRATCH = "tmp-*"
+ENGINES = "tensorrt"
+"""What an execution provider has built, in a directory of its own (`providers.py`); it takes minutes and knows what it is valid for."""
 _TRIES = 1000
 _KEY = re.compile(r"[0-9a-f]{32}")
 
@@ -87,7 +89,8 @@ class Shelf:
 
     def _size(self, path: Path) -> int:
         total = 0
-        for entry in _entries(path):
+        engines = (Path(folder, name) for folder, _, names in os.walk(path / ENGINES) for name in names)
+        for entry in [*_entries(path), *engines]:
             try:
                 found = entry.stat()
             except OSError:  # removed since
@@ -111,7 +114,7 @@ def _prune(path: Path) -> bool:
             if entry.name == IN_USE:
                 continue  # last: who waits for it starts over
             if entry.is_dir():
-                if fnmatch(entry.name, SCRATCH):
+                if entry.name == ENGINES or fnmatch(entry.name, SCRATCH):
                     shutil.rmtree(entry, ignore_errors=True)
             elif any(fnmatch(entry.name, pattern) for pattern in OURS):
                 entry.unlink(missing_ok=True)

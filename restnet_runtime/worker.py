@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from restnet_runtime.errors import BundleError, CompileError, KilledError, RoomError
+from restnet_runtime.errors import BundleError, CompileError, KilledError, RoomError, StoppedError
 
 IDLE_S = 10.0
 _END_S = 5.0
@@ -71,7 +71,8 @@ class CompileWorker:
         on_compile: called when it really is compiled
         level:      for this route, if another than the job's
         anew:       also where it is there at a lesser level
-        Raises the `BundleError` or `CompileError` that the worker met; `KilledError` if it was killed, `CompileError` if it just ended.
+        Raises the `BundleError` or `CompileError` that the worker met; `KilledError` if it was killed, `CompileError` if it just ended,
+        `StoppedError` after `abort`.
         """
         self._notice_fork()
         with self._lock:
@@ -116,11 +117,11 @@ class CompileWorker:
 
     def _ask(self, name: str, request: dict[str, Any], on_compile: Callable[[], None]) -> None:
         before = self._process
-        process = self._started()
+        process = self._started(name)
         answer = self._receive(process) if self._send(process, request) else None
         if answer is None and process is before:
             self._end()  # it was killed while it was idle: that says nothing about this route
-            process = self._started()
+            process = self._started(name)
             answer = self._receive(process) if self._send(process, request) else None
         while True:
             if answer is None:
@@ -135,9 +136,9 @@ class CompileWorker:
                 raise (RoomError if answer.get("error") == "RoomError" else CompileError)(answer["message"])
             answer = self._receive(process)
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _started(self, name: str) -> subprocess.Popen[bytes]:
         if self._aborted:
-            raise RoomError("compiling has been stopped")
+            raise _stopped(name)
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._end()
@@ -181,6 +182,8 @@ class CompileWorker:
         assert self._process is not None
         process = self._process
         self._end()
+        if self._aborted:
+            return _stopped(name)
         error = KilledError if process.returncode == -signal.SIGKILL else CompileError
         return error(f"the process that compiled the route {name!r} {_how(process.returncode)}")
 
@@ -204,6 +207,10 @@ class CompileWorker:
         if self._finalizer is not None:
             self._finalizer.detach()
         self._process = self._finalizer = None
+
+
+def _stopped(name: str) -> StoppedError:
+    return StoppedError(f"compiling has been stopped: the route {name!r} is not compiled")
 
 
 def _finish(process: subprocess.Popen[bytes], owner: int, at_once: bool = False) -> None:

@@ -60,9 +60,16 @@ def direct_runs(executor: Executor) -> dict[str, np.ndarray]:
     return {name: executor.load(name).session.run(["y"], {"x": X})[0] for name in executor.loaded}
 
 
+def switch(executor: Executor, draw: random.Random) -> None:
+    """To another route than the current one."""
+    before = executor.current
+    executor.switch(draw.choice([name for name in executor.loaded if before is None or name != before.name]))
+    assert executor.current != before
+
+
 def churn(executor: Executor, clients: Clients, switches: int, draw: random.Random) -> None:
     for _ in range(switches):
-        executor.switch(draw.choice(executor.loaded))
+        switch(executor, draw)
         clients.wait_for_an_answer()
 
 
@@ -102,7 +109,7 @@ def test_a_leak_of_a_kilobyte_a_switch_would_be_found(executor, kept_bytes: int,
 
     def leaking() -> None:
         for _ in range(SWITCHES // 10):
-            executor.switch(draw.choice(executor.loaded))
+            switch(executor, draw)
             executor.run(X)
             if kept_bytes:
                 kept.append(bytearray(kept_bytes))

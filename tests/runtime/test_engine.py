@@ -2,11 +2,13 @@
 
 import fcntl
 import json
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from restnet_runtime.compile import Compiler
 from restnet_runtime.engine import Engine
 from restnet_runtime.errors import BundleError, CompileError, InfeasibleError
 from restnet_runtime.executor import Answer, preparation_order
+from restnet_runtime.loader import Loader, Progress
 from restnet_runtime.policy import Decision
 from restnet_runtime.providers import NAMES
 from restnet_runtime.sessions import SessionSettings, infer, plain_session
@@ -89,6 +92,38 @@ def test_a_cache_that_is_full_leaves_routes_out_and_serves_the_others(family_pat
         assert engine.executor.loaded == ("small",)
         assert {"room for" in reason for reason in engine.loader.progress().failed.values()} == {True}
         assert engine.run(X).route.name == "small"
+
+
+def test_a_route_loaded_between_two_looks_is_ready(family_path: Path, cache_root: Path) -> None:
+    engine = Engine.open(family_path, cache_root=cache_root, threads=1)
+
+    class Late(Loader):
+        def progress(self) -> Progress:
+            if self._thread.ident is None:
+                self.start()
+                self.join(60)
+            return super().progress()
+
+    late = replace(engine, loader=Late(engine.executor, ["small"]))
+    late.wait_ready()
+    assert late.executor.loaded == ("small",)
+    late.stop()
+
+
+def test_stopped_in_the_midst_of_a_first_start_it_complains_of_nothing(family_path: Path, tmp_path: Path, caplog) -> None:
+    """The worker waits for the cache's lock, as for a long compile, when it is ended."""
+    caplog.set_level(logging.INFO)
+    engine = Engine.open(family_path, cache_root=tmp_path / "cache", threads=1)
+    with (engine.compiler.cache.path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        engine.start()
+        until(lambda: engine.compiler.worker is not None and engine.compiler.worker.pid is not None)
+        engine.stop()
+    ours = [record for record in caplog.records if record.name.startswith("restnet_runtime")]
+    assert [record.getMessage() for record in ours if record.levelno > logging.INFO] == []
+    assert "compiling has been stopped: the route 'small' is not compiled" in caplog.text
+    assert "SIGKILL" not in caplog.text
+    assert engine.loader.progress().failed == {}
 
 
 def test_stop_without_start_is_harmless(family_path: Path, cache_root: Path) -> None:

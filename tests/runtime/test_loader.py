@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -11,8 +12,10 @@ from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Executor, preparation_order
 from restnet_runtime.loader import LOAD_MARGIN, Loader, Progress
+from restnet_runtime.measured import Measured
 from restnet_runtime.profile import Timing
 from restnet_runtime.residency import together
+from restnet_runtime.resident import how
 from restnet_runtime.sessions import SessionSettings
 
 
@@ -241,3 +244,93 @@ def test_what_is_wanted_is_loaded_before_the_way_down(family_bundle, make) -> No
     loader = Loader(executor, preparation_order(family_bundle), memory_limit=lambda: int(room[0] * LOAD_MARGIN) + 1, wanted=lambda: "large")
     loader.step()
     assert executor.loaded == ("small[0-1]>large[3-4]", "large")
+
+
+class Watched(Executor):
+    """Keeps what the process is predicted to take, at every load while it lasts and after every release."""
+
+    predicted: list[int]
+
+    def load(self, name: str, *args, **options):
+        self.predicted.append(self.total({*self.loaded, name}))
+        return super().load(name, *args, **options)
+
+    def release(self, name: str) -> None:
+        super().release(name)
+        self.predicted.append(self.total(self.loaded))
+
+    def total(self, names: Iterable[str]) -> int:
+        return self.overhead_bytes + together(self.need(name) for name in names)
+
+
+MIDDLE, LARGER = "small[0-1]>large[3-4]", "small[0-1]>large[2-4]"
+
+
+@pytest.fixture
+def watched(family_bundle, tmp_path) -> Watched:
+    """Every route known. Loaded: the cheapest, `MIDDLE`, which is the current one, and `LARGER`."""
+    executor = Watched(family_bundle, Compiler.for_bundle(family_bundle, tmp_path / "cache"), SessionSettings(threads=1))
+    executor.predicted, ledger = [], executor._ledger
+    for route in family_bundle.routes:  # as if sessions took much more than the heap moves by while this runs
+        size = (4 if route.name == "large" else 2) * 10**8
+        ledger._store.put(route.name, how(executor.settings), Measured(Timing(1, 1), size, 0))
+    ledger._overhead_bytes, ledger.weigh = 0, lambda *_: None
+    for route in family_bundle.routes:
+        executor.load(route.name)
+    executor.switch(MIDDLE)
+    executor.release("large")
+    executor.predicted.clear()
+    return executor
+
+
+def test_room_for_what_is_wanted_is_made_before_it_is_loaded(watched) -> None:
+    """Room for three small ones, or for two with the large one."""
+    limit = int(watched.total([MIDDLE, "large"]) * LOAD_MARGIN) + 1
+    assert watched.total(watched.loaded) < limit
+    loader = Loader(watched, preparation_order(watched.bundle), memory_limit=lambda: limit, wanted=lambda: "large")
+    loader.run()
+    assert set(watched.loaded) == {MIDDLE, "large"}
+    assert len(watched.predicted) == 3
+    assert max(watched.predicted) <= limit / LOAD_MARGIN
+    assert set(loader.progress().left_out) == {"small", LARGER}
+    assert not loader.step()
+
+
+def test_nothing_more_valuable_goes_for_what_is_loaded(watched) -> None:
+    """All that is loaded fits, but not with the margin that a load needs: the large one, of less value, would take its place."""
+    needs = watched._ledger._needs
+    needs["large"] = replace(needs["large"], session_bytes=10**8)
+    limit = watched.total(watched.loaded) + 1
+    assert watched.total([MIDDLE, "small", "large"]) < limit / LOAD_MARGIN < watched.total(watched.loaded)
+    loader = Loader(watched, preparation_order(watched.bundle), memory_limit=lambda: limit)
+    loader.run()
+    assert set(watched.loaded) == {MIDDLE, "small", LARGER}
+    assert watched.predicted == []
+    assert loader.progress().left_out == ("large",)
+
+
+def test_a_route_that_cannot_be_released_keeps_its_room(watched) -> None:
+    """Requests have been moved to the cheapest since the loader looked: nothing is loaded on top of it."""
+    limit = int(watched.total([MIDDLE, "large"]) * LOAD_MARGIN) + 1
+
+    class Late(Loader):
+        def _next(self, *args):
+            found = super()._next(*args)
+            watched.switch("small")
+            return found
+
+    loader = Late(watched, preparation_order(watched.bundle), memory_limit=lambda: limit, wanted=lambda: "large")
+    assert loader.step()
+    assert "small" in watched.loaded
+    assert "large" not in watched.loaded
+    loader.run()
+    assert set(watched.loaded) == {"small", "large"}
+    assert max(watched.predicted) <= limit
+
+
+def test_the_guess_of_a_need_leaves_out_only_what_stays(family_bundle, make) -> None:
+    executor = make(family_bundle)
+    executor.load("large")
+    alone, shared = executor.need(LARGER, [LARGER]), executor.need(LARGER, ["large"])
+    assert together([shared]) < together([alone])
+    assert executor.need(LARGER) == shared

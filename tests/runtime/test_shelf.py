@@ -14,6 +14,7 @@ from restnet_runtime.bundle import Bundle
 from restnet_runtime.cache import Cache
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError
+from restnet_runtime.providers import NAMES, choose_providers
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
 from restnet_runtime.shelf import Shelf
 
@@ -121,6 +122,36 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
     Shelf(tmp_path, 0).make_room()
     assert all((other / "weights-0.bin").exists() for other in others), "only what this package marked as in use is a cache"
     assert [path.name for path in mine.iterdir()] == ["notes.txt"]
+
+
+def with_engines(cache: Path, size: int) -> Path:
+    """As TensorRT leaves them; returns one."""
+    built = Path(choose_providers(["tensorrt"], [NAMES["tensorrt"]], cache, 1).options[0]["trt_engine_cache_path"])
+    (built / "deeper").mkdir(parents=True)
+    for path in (built / "route.engine", built / "deeper" / "route.profile"):
+        path.write_bytes(bytes(size))
+    return built / "route.engine"
+
+
+def test_engines_that_a_provider_built_count_and_go_with_their_cache(tmp_path: Path) -> None:
+    old, new = filled(tmp_path, "old", 10_000, 100), filled(tmp_path, "new", 10_000, 200)
+    shelf = Shelf(tmp_path, 50_000)
+    before = shelf.used_bytes()
+    with_engines(old, 20_000)
+    assert shelf.used_bytes() >= before + 40_000
+    assert 30_000 < shelf.make_room() < 40_000
+    assert not old.exists(), "with all that was in it"
+    assert new.exists()
+
+
+def test_a_damaged_cache_keeps_its_engines(tmp_path: Path) -> None:
+    """They are built from the bundle's graphs, not from what was compiled."""
+    cache = Cache(tmp_path, {"name": "damaged"})
+    engine = with_engines(cache.path, 1000)
+    (cache.path / "cache.json").write_text("not a catalog")
+    assert cache.get("route") is None
+    assert not (cache.path / "cache.json").exists()
+    assert engine.exists()
 
 
 def test_a_link_to_a_living_bundle_takes_no_room(dense_bundle: Bundle, tmp_path: Path) -> None:

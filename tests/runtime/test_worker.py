@@ -19,7 +19,7 @@ import pytest
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.catalog import Shortage
 from restnet_runtime.compile import Compiler
-from restnet_runtime.errors import BundleError, CompileError, KilledError, RoomError
+from restnet_runtime.errors import BundleError, CompileError, KilledError, StoppedError
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
 from restnet_runtime.worker import CompileWorker, Job
 
@@ -191,9 +191,10 @@ def test_aborted_a_compile_ends_at_once_and_none_begins(compiler: Compiler) -> N
     with stuck(compiler, "small") as (process, errors):
         compiler.abort()
         until(lambda: errors)
-    assert isinstance(errors[0], RoomError)
+    assert isinstance(errors[0], StoppedError)
+    assert str(errors[0]) == "compiling has been stopped: the route 'small' is not compiled"
     assert gone(process.pid)
-    with pytest.raises(RoomError, match="compiling has been stopped"):
+    with pytest.raises(StoppedError, match="compiling has been stopped: the route 'large'"):
         compiler.compile(compiler.bundle.route("large"))
     compiler.abort()
 

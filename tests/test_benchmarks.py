@@ -1,0 +1,81 @@
+"""Benchmarks count what they claim: here, what needs no measuring."""
+
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import small_memory
+
+    yield small_memory
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+@contextmanager
+def answering(routes: list[str]) -> Iterator[str]:
+    """The address of a server whose answers are by these routes, one after the other."""
+    left = iter(routes)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # the name that the class looks for
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps({"route": next(left)}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("routes", "switches"), [(["a"] * 4, 0), (["a", "b", "b", "a"], 2), (["a"], 0)])
+def test_a_switch_is_an_answer_by_another_route(small_memory: ModuleType, routes: list[str], switches: int) -> None:
+    with answering(routes) as url:
+        client = small_memory.Client(url, open_bundle(SHIPPED_BUNDLE))
+        for _ in routes:
+            client.ask()
+    assert (client.answers, client.failed, client.switches, client.routes) == (len(routes), 0, switches, set(routes))
+
+
+def test_without_a_switch_nothing_is_decided(small_memory: ModuleType) -> None:
+    held = {"killed": False, "alive": True, "ready_s": 1.0, "answers": 9, "failed": 0, "switches": 3, "routes_served": ["a", "b"]}
+    assert small_memory.met(held, 5) is True
+    assert small_memory.met(held, 4) is None
+    assert small_memory.met({**held, "switches": 0, "routes_served": ["a"]}, 5) is None
+    assert small_memory.met({**held, "switches": 0, "routes_served": ["a"], "failed": 1}, 5) is False
+    assert "3 switches among 2 routes" in small_memory.figure(held, 5)
+
+
+def test_the_bundle_served_in_little_memory_lets_costs_decide(small_memory: ModuleType, tmp_path: Path) -> None:
+    bundle = open_bundle(shutil.copytree(SHIPPED_BUNDLE, tmp_path / "scored"))  # links do not reach to another file system
+    before = (bundle.path / "manifest.json").read_bytes()
+    served = small_memory.unscored(bundle, tmp_path / "served")
+    assert {route.accuracy for route in served.routes} == {None}
+    assert [route.macs for route in served.routes] == [route.macs for route in bundle.routes]
+    assert (bundle.path / "manifest.json").read_bytes() == before
