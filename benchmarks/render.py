@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import REPOSITORY, RESULTS
+from common import REPOSITORY, RESULTS, machine_line
 
 ORDER = (
     "route_latency",
@@ -51,12 +51,7 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
         f"Measured {dates[0]} to {dates[-1]}, {seconds / 60:.0f} minutes in all, on",
         "",
     ]
-    for machine in machines.values():
-        lines.append(
-            f"- {machine['processor']} ({machine['machine']}), {machine['usable_cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
-            f"Linux {machine['kernel']}, Python {machine['python']}, ONNX Runtime {machine['onnxruntime']}, "
-            f"restnet-runtime {machine['restnet_runtime']}"
-        )
+    lines += [f"- {machine_line(machine)}" for machine in machines.values()]
     lines += [
         "",
         f"![latency, memory, first answers and starts beside the alternatives]({PICTURE})",
