@@ -1,5 +1,5 @@
 """How long threads should spin before they sleep: for microseconds, within a run only, never, or by ONNX Runtime's
-default. See docs/decisions/0004-threads.md.
+default; and as served, but bound to a core each, or with finer blocks of work. See docs/decisions/0004-threads.md.
 
     python benchmarks/thread_waiting.py [--family resnet18-50] [--route resnet18] [--threads 2] [--rounds 20] [--busy 1] [--json FILE]
 
@@ -16,6 +16,7 @@ from families import FAMILIES, family
 from restnet_runtime.compile import Compiler
 from restnet_runtime.profile import percentile
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session, share_arena
+from restnet_runtime.threads import SPIN_US
 from restnet_runtime.turns import REST_S
 
 WAITING = {
@@ -25,6 +26,7 @@ WAITING = {
     "never spin": {"session.intra_op.allow_spinning": "0"},
     "default": {},
 }
+SERVED = {"session.intra_op.spin_duration_us": str(SPIN_US), "session.force_spinning_stop": "1"}
 
 
 def session(graph: str, threads: int, entries: dict[str, str]) -> ort.InferenceSession:
@@ -50,7 +52,12 @@ def main() -> None:
     settings = SessionSettings(args.threads)
     compiled = Compiler.for_bundle(bundle, CACHE).compile(route)
     share_arena()
-    sessions = {name: session(str(compiled.graph), args.threads, entries) for name, entries in WAITING.items()}
+    waiting = {
+        **WAITING,
+        "100 us, a core each": {**SERVED, "session.intra_op_thread_affinities": ";".join(map(str, range(2, args.threads + 1)))},
+        "100 us, fine blocks": {**SERVED, "session.dynamic_block_base": "4"},
+    }
+    sessions = {name: session(str(compiled.graph), args.threads, entries) for name, entries in waiting.items()}
     sessions["as served"] = load_session(compiled, settings)
     sessions["plain"] = plain_session(bundle, route, settings)
     x = noise(bundle)
