@@ -21,11 +21,12 @@ from restnet_export.fitting import fit_layers
 from restnet_export.inputs import GivenPreprocessing
 from restnet_export.objectives import Objective
 from restnet_export.parity import check_routes
-from restnet_export.pipeline import export_bundle, strongest
+from restnet_export.pipeline import export_bundle
 from restnet_export.routes import StitchedRoute
 from restnet_export.rules import LayerPlan
 from restnet_export.settings import ExportSettings, TuneSettings
 from restnet_export.similarity import measure_similarity
+from restnet_export.teachers import strongest
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compose import check_graphs
 from restnet_runtime.errors import CutError, ExportError, ParityError, RestnetError, RuleError, SpecError
@@ -572,7 +573,7 @@ class TestSteps:
     ) -> None:
         """A fifth of the images does."""
         scores = {"small": 1.0, "large": 1 - 1 / len(samples)}
-        monkeypatch.setattr("restnet_export.pipeline.score_routes", lambda *_: list(scores.values()))
+        monkeypatch.setattr("restnet_export.teachers.score_routes", lambda *_: list(scores.values()))
         assert strongest(cut, samples) == "large"
         scores["large"] = 0.8
         assert strongest(cut, samples) == "small"
