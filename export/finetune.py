@@ -114,9 +114,9 @@ def _run_phase(tuner: Tuner, steps: int, progress: bool, stop: Stop, save: Calla
             save(False)
             bar.set_postfix_str(f"loss {loss:.3f}{_best(tuner.results())}", refresh=False)
             bar.update()
-        if stop and tuner.steps_done:
-            tuner.judge()
         save(True)
+        if stop and tuner.steps_done:  # a check that a run which goes on from the state does not make: nothing is saved after it
+            tuner.judge()
 
 
 def _best(results: Sequence[Tuned]) -> str:
