@@ -1,6 +1,5 @@
 """From anchors to a bundle: load, cut, compare, stitch, fit, tune, score, write."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -44,7 +43,7 @@ from .routes import block_name, joined_cuts, routes_of
 from .runs import Run
 from .samples import Samples
 from .scoring import score_routes
-from .scratch import clear_leftovers
+from .scratch import clear_leftovers, scratch_of
 from .screening import readable
 from .settings import ExportSettings
 from .similarity import measure_similarity
@@ -220,7 +219,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
 
 def _latencies(source: BundleSource, out: Path, say: Callable[[str], None]) -> dict[str, float]:
     """Of each route, on a bundle without a report that lies beside the one to come for so long."""
-    with tempfile.TemporaryDirectory(prefix=f".{source.name}.", dir=out.resolve().parent) as scratch:
-        found = measure_latencies(write_bundle(source, Path(scratch) / source.name), [route.name for route in source.routes])
+    with scratch_of(out.resolve()) as scratch:
+        found = measure_latencies(write_bundle(source, scratch / source.name), [route.name for route in source.routes])
     say(f"measured {len(found)} routes: {min(found.values()):.3g} to {max(found.values()):.3g} ms")
     return found
