@@ -129,7 +129,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
         taught_by = teacher or strongest(anchors, sampled(fitting.first(TEACHER_IMAGES)))
         say(f"fine-tuning on {len(fitting)} images, taught by {taught_by if isinstance(taught_by, str) else taught_by.name}")
         labelled = settings.tuning.labelled and fitting.has_labels
-        run.begin(run_identity(settings, anchors, routes, sampled(fitting), ranks.size))
+        run.begin(run_identity(settings, anchors, taught_by, routes, sampled(fitting), ranks.size))
         tuned = finetune(
             anchors,
             layers,
