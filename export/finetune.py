@@ -51,6 +51,8 @@ def finetune(
     ranks.take_from_first([parameter for layer in layers.values() for parameter in layer.parameters()])
     phases = _phases(settings)
     state: Mapping[str, Any] = (run.state if run is not None else None) or {"phase": 0, "results": []}
+    done = state["tuner"]["steps_done"] if "tuner" in state else 0
+    ranks.check_same({"the state to go on from": f"step {done} of phase {state['phase']}"})  # others may not see the first one's disk
     results = {item["route"]: Tuned(**{**item, "curve": tuple(map(tuple, item["curve"]))}) for item in state["results"]}
     if "layers" in state:
         for name, values in state["layers"].items():

@@ -16,6 +16,7 @@ from .anchors import AnchorSpec, load_anchor
 from .checks import (
     check_activations,
     check_classes,
+    check_labels,
     check_names,
     check_order,
     check_out,
@@ -81,6 +82,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
     rule = settings.rule_with_options()
     torch.manual_seed(settings.seed)
     fitting, scoring = load_split(settings.data, settings.val, settings.seed)
+    check_labels(settings, fitting)
     if settings.classes is not None:
         fitting, scoring = fitting.labelled(settings.classes), scoring.labelled(settings.classes)
     check_samples(settings.samples, fitting)
@@ -129,7 +131,9 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
         taught_by = teacher or strongest(anchors, sampled(fitting.first(TEACHER_IMAGES)))
         say(f"fine-tuning on {len(fitting)} images, taught by {taught_by if isinstance(taught_by, str) else taught_by.name}")
         labelled = settings.tuning.labelled and fitting.has_labels
-        run.begin(run_identity(settings, anchors, taught_by, routes, sampled(fitting), ranks.size))
+        identity = run_identity(settings, anchors, taught_by, routes, sampled(fitting), ranks.size)
+        ranks.check_same(identity)
+        run.begin(identity)
         tuned = finetune(
             anchors,
             layers,

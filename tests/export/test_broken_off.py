@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,9 +79,9 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--anchors", *anchors, *inputs, *rule]
 
 
-def started(line: list[str], *options: str) -> subprocess.Popen[str]:
+def started(line: list[str], *options: str, **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "restnet_export", *line, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -208,6 +209,23 @@ def test_sigterm_leaves_the_state_alone(line: list[str], tmp_path: Path) -> None
     assert run.returncode == 143
     assert errors.splitlines()[-1] == "restnet-export: interrupted, no bundle was written; --resume goes on"
     assert (names(tmp_path), names(tmp_path / "out.run")) == (["out.run"], ["state.pt"])
+
+
+def test_processes_that_are_given_different_things_say_so_and_end(line: list[str], tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1]), "WORLD_SIZE": "2"}
+    options = [("--seed", str(rank), "--out", str(tmp_path / "out")) for rank in range(2)]
+    runs = [started(line, *given, RANK=str(rank), **address) for rank, given in enumerate(options)]
+    try:
+        ends = [(run.communicate(timeout=300)[1].splitlines(), run.returncode) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
+    told = "restnet-export: processes that tune together must be given the same: seed is 0 on rank 0, 1 on rank 1"
+    assert ends == [([told], 2)] * 2
+    assert names(tmp_path) == []
 
 
 @pytest.mark.slow

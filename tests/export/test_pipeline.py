@@ -615,6 +615,14 @@ class TestBadData:
         assert any(line.startswith("fine-tuning on 96 images, taught by large") for line in said)
         assert (bundle.route("large").accuracy or 0) > 0.6
 
+    def test_a_loss_of_labels_that_are_not_there(self, workshop: Workshop, tmp_path: Path) -> None:
+        """Refused before an anchor is loaded."""
+        np.savez(tmp_path / "bare.npz", x=images(96, 0)[0])
+        tuning = TuneSettings(objective=Objective(labels=1.0))
+        settings = workshop.settings(tmp_path / "out", "missing", data=f"npz:{tmp_path / 'bare.npz'}", finetune="stitch", tuning=tuning)
+        with pytest.raises(SpecError, match=r"--loss labels=1 needs labels, and data 'npz:bare.npz' has none: leave that loss out"):
+            export_bundle(settings, lambda _: None)
+
     def test_bad_images_are_told_and_left_out(self, workshop: Workshop, tmp_path: Path) -> None:
         folder = quarters(tmp_path / "photos", "abcd")
         (tmp_path / "photos" / "a" / "0.png").write_bytes(b"")
