@@ -18,6 +18,7 @@ from .images import Images
 from .onnx_module import OnnxModule
 from .planning import block_macs
 from .samples import Samples
+from .settings import ExportSettings
 from .similarity import MIN_BATCH
 from .writer import check_target
 
@@ -53,6 +54,15 @@ def check_classes(images: Images) -> None:
         raise SpecError(
             f"data {images.name!r} has one class only, {str(name)!r}: nothing can be learnt or scored on it "
             "(images without classes lie in one directory, or in an npz without y)"
+        )
+
+
+def check_labels(settings: ExportSettings, fitting: Images) -> None:
+    """Raise `SpecError` where a loss would need labels that the images to tune on have not."""
+    weight = settings.tuning.objective.labels
+    if settings.finetune != "none" and weight and not fitting.has_labels:
+        raise SpecError(
+            f"--loss labels={weight:g} needs labels, and data {fitting.name!r} has none: leave that loss out, or give data with labels"
         )
 
 

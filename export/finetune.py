@@ -54,6 +54,8 @@ def finetune(
     ranks.take_from_first([parameter for layer in layers.values() for parameter in layer.parameters()])
     phases = _phases(settings)
     state: Mapping[str, Any] = (run.state if run is not None else None) or {"phase": 0, "results": []}
+    done = state["tuner"]["steps_done"] if "tuner" in state else 0
+    ranks.check_same({"the state to go on from": f"step {done} of phase {state['phase']}"})  # others may not see the first one's disk
     results = {item["route"]: Tuned(**{**item, "curve": tuple(map(tuple, item["curve"]))}) for item in state["results"]}
     if "layers" in state:
         for name, values in state["layers"].items():
@@ -119,9 +121,9 @@ def _run_phase(tuner: Tuner, steps: int, progress: bool, stop: Stop, save: Calla
             save(False)
             bar.set_postfix_str(f"loss {loss:.3f}{_best(tuner.results())}", refresh=False)
             bar.update()
-        if stop and tuner.steps_done:
-            tuner.judge()
         save(True)
+        if stop and tuner.steps_done:  # a check that a run which goes on from the state does not make: nothing is saved after it
+            tuner.judge()
 
 
 def _best(results: Sequence[Tuned]) -> str:

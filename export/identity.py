@@ -1,15 +1,18 @@
 """What the result of a run depends on, as short texts by name: compared before a run goes on from a state."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from restnet_runtime import __version__
 
+from .anchors import Anchor
 from .cuts import CutAnchor
+from .onnx_module import OnnxModule
 from .routes import StitchedRoute
 from .samples import Samples
 from .settings import ExportSettings
@@ -19,17 +22,23 @@ _LOOKED_AT = 16
 
 
 def run_identity(
-    settings: ExportSettings, anchors: Mapping[str, CutAnchor], routes: Sequence[StitchedRoute], samples: Samples, size: int
+    settings: ExportSettings,
+    anchors: Mapping[str, CutAnchor],
+    taught_by: str | Anchor,
+    routes: Sequence[StitchedRoute],
+    samples: Samples,
+    size: int,
 ) -> dict[str, str]:
-    """Settings one by one; digests of the anchors' weights, of the routes, and of the images' labels and the first of their pixels.
+    """Settings one by one; digests of the anchors' and the teacher's weights, of the routes, and of the images' labels and first pixels.
 
-    size: how many processes tune together
+    taught_by: an anchor by name, or another network
+    size:      how many processes tune together
     """
     found = {"version": __version__, "torch": str(torch.__version__), "processes": str(size)}
     found.update(_settings(settings))
     for name, anchor in anchors.items():
-        tensors = (tensor for block in anchor.blocks for tensor in block.state_dict().values())
-        found[f"anchor {name}"] = _digest(tensor.contiguous().cpu().numpy().tobytes() for tensor in tensors)
+        found[f"anchor {name}"] = _digest(part for block in anchor.blocks for part in _weights(block))
+    found["taught by"] = taught_by if isinstance(taught_by, str) else f"{taught_by.name} {_digest(_weights(taught_by.module))}"
     found["routes"] = _digest(route.name.encode() for route in routes)
     first = (samples.prepared(index).tobytes() for index in range(min(_LOOKED_AT, len(samples))))
     found["images"] = f"{len(samples)} {_digest([samples.images.labels.tobytes(), *first])}"
@@ -47,7 +56,16 @@ def _settings(settings: Any, prefix: str = "") -> dict[str, str]:
     return found
 
 
-def _digest(parts: Any) -> str:
+def _weights(module: nn.Module) -> Iterator[bytes]:
+    """Parameters and buffers, and the graphs of what ONNX Runtime runs."""
+    for tensor in module.state_dict().values():
+        yield tensor.contiguous().cpu().numpy().tobytes()
+    for part in module.modules():
+        if isinstance(part, OnnxModule):
+            yield part.model.SerializeToString(deterministic=True)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

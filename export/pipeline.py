@@ -1,8 +1,6 @@
 """From anchors to a bundle: load, cut, compare, stitch, fit, tune, score, write."""
 
-import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,14 +9,14 @@ import torch
 
 from restnet_runtime import __version__
 from restnet_runtime.bundle import Bundle, open_bundle
-from restnet_runtime.errors import SpecError
 from restnet_runtime.manifest import Anchor as AnchorEntry
 from restnet_runtime.manifest import Provenance
 
-from .anchors import Anchor, AnchorSpec, load_anchor
+from .anchors import AnchorSpec, load_anchor
 from .checks import (
     check_activations,
     check_classes,
+    check_labels,
     check_names,
     check_order,
     check_out,
@@ -26,7 +24,7 @@ from .checks import (
     check_tuning,
     class_names,
 )
-from .cuts import CutAnchor, cut_anchor
+from .cuts import cut_anchor
 from .data import load_split
 from .figures import Curve, RouteResult
 from .finetune import finetune
@@ -46,11 +44,12 @@ from .routes import block_name, joined_cuts, routes_of
 from .runs import Run
 from .samples import Samples
 from .scoring import score_routes
-from .scratch import clear_leftovers
+from .scratch import clear_leftovers, scratch_of
 from .screening import readable
 from .settings import ExportSettings
 from .similarity import measure_similarity
 from .sources import segment_sources
+from .teachers import given_teacher, strongest
 from .tuner import Tuned
 from .writer import BundleSource, RouteSource, write_bundle
 
@@ -83,6 +82,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
     rule = settings.rule_with_options()
     torch.manual_seed(settings.seed)
     fitting, scoring = load_split(settings.data, settings.val, settings.seed)
+    check_labels(settings, fitting)
     if settings.classes is not None:
         fitting, scoring = fitting.labelled(settings.classes), scoring.labelled(settings.classes)
     check_samples(settings.samples, fitting)
@@ -91,9 +91,9 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
     loaded = [load_anchor(AnchorSpec.parse(text), settings.input_shape) for text in settings.anchors]
     check_names(loaded)
     check_tuning(loaded, settings.finetune)
-    teacher = None if settings.teacher is None else _given_teacher(settings.teacher, loaded)
     input_shape, preprocessing = agreed_input(loaded, settings.preprocessing)
     classes = class_names(loaded, input_shape, fitting, scoring, settings.classes)
+    teacher = None if settings.teacher is None else given_teacher(settings.teacher, loaded, preprocessing)
     phases.begin("cut")
     anchors = {anchor.name: cut_anchor(anchor) for anchor in loaded}
     for name, cut in anchors.items():
@@ -131,7 +131,9 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
         taught_by = teacher or strongest(anchors, sampled(fitting.first(TEACHER_IMAGES)))
         say(f"fine-tuning on {len(fitting)} images, taught by {taught_by if isinstance(taught_by, str) else taught_by.name}")
         labelled = settings.tuning.labelled and fitting.has_labels
-        run.begin(run_identity(settings, anchors, routes, sampled(fitting), ranks.size))
+        identity = run_identity(settings, anchors, taught_by, routes, sampled(fitting), ranks.size)
+        ranks.check_same(identity)
+        run.begin(identity)
         tuned = finetune(
             anchors,
             layers,
@@ -220,42 +222,9 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
     return bundle
 
 
-def strongest(anchors: Mapping[str, CutAnchor], samples: Samples) -> str:
-    """The largest anchor that is right about as often as the best on `samples`; without labels, the largest.
-
-    About as often is within one standard error (Laplace's): on images that anchors were trained on all are nearly always right, and
-    that one more is then says nothing. Anchors are given small to large.
-    """
-    if not samples.images.has_labels:
-        return list(anchors)[-1]
-    alone = routes_of(anchors)
-    scores = score_routes(alone, anchors, {}, samples.batches())
-    count, best = len(samples), max(scores)
-    share = (best * count + 1) / (count + 2)
-    error = math.sqrt(2 * share * (1 - share) / count)  # of a difference
-    return [name for name, score in zip(anchors, scores, strict=True) if score >= best - error][-1]
-
-
-def _given_teacher(text: str, anchors: Sequence[Anchor]) -> str | Anchor:
-    """The anchor of that name, or another network. Raises `SpecError` if that cannot be loaded or has another number of classes."""
-    names = [anchor.name for anchor in anchors]
-    if text in names:
-        return text
-    try:
-        spec = AnchorSpec.parse(text)
-    except SpecError as error:
-        raise SpecError(f"--teacher {text!r} is none of the anchors {', '.join(names)}, and no other network: {error}") from error
-    teacher = load_anchor(spec, anchors[0].input_shape)
-    with torch.no_grad():
-        counts = [int(anchor.module(torch.zeros(1, *anchor.input_shape)).shape[1]) for anchor in (teacher, anchors[0])]
-    if counts[0] != counts[1]:
-        raise SpecError(f"the teacher {text!r} tells {counts[0]} classes apart, the anchors {counts[1]}")
-    return teacher
-
-
 def _latencies(source: BundleSource, out: Path, say: Callable[[str], None]) -> dict[str, float]:
     """Of each route, on a bundle without a report that lies beside the one to come for so long."""
-    with tempfile.TemporaryDirectory(prefix=f".{source.name}.", dir=out.resolve().parent) as scratch:
-        found = measure_latencies(write_bundle(source, Path(scratch) / source.name), [route.name for route in source.routes])
+    with scratch_of(out.resolve()) as scratch:
+        found = measure_latencies(write_bundle(source, scratch / source.name), [route.name for route in source.routes])
     say(f"measured {len(found)} routes: {min(found.values()):.3g} to {max(found.values()):.3g} ms")
     return found

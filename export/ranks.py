@@ -4,12 +4,14 @@ Every rank draws the same images and routes from the same generator, so nothing 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
+
+from restnet_runtime.errors import ExportError
 
 PATIENCE = timedelta(days=2)
 """How long a rank waits for the others: the first one scores and writes meanwhile. torchrun ends all when one fails."""
@@ -65,6 +67,19 @@ class Ranks:
             with torch.no_grad():
                 for tensor in tensors:
                     distributed.broadcast(tensor, 0)
+
+    def check_same(self, entries: Mapping[str, str]) -> None:
+        """Raise `ExportError`, on all ranks, unless all have the same entries: those that differ would wait for each other for ever."""
+        if self.size == 1:
+            return
+        gathered: list[Mapping[str, str]] = [{}] * self.size
+        distributed.all_gather_object(gathered, dict(entries))
+        first = gathered[0]
+        for rank, found in enumerate(gathered):
+            for name in (*first, *found):
+                if found.get(name) != first.get(name):
+                    told = f"{name} is {first.get(name, 'not there')} on rank 0, {found.get(name, 'not there')} on rank {rank}"
+                    raise ExportError(f"processes that tune together must be given the same: {told}")
 
     def wait(self) -> None:
         """Until all ranks are here."""

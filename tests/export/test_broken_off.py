@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 from restnet_export.cli import main
-from restnet_runtime.bundle import open_bundle
+from restnet_export.scratch import clear_leftovers
+from restnet_runtime.bundle import Bundle, open_bundle
 
 NETS = """
 import torch
@@ -52,7 +54,7 @@ FULL = ("--finetune", "full", "--steps", "9", "--stitch-steps", "6", "--flip", "
 ENDLESS = ("--steps", "100000")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Sums are rounded alike here and in the processes that are started."""
     before = torch.get_num_threads()
@@ -77,9 +79,9 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--anchors", *anchors, *inputs, *rule]
 
 
-def started(line: list[str], *options: str) -> subprocess.Popen[str]:
+def started(line: list[str], *options: str, **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "restnet_export", *line, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -97,15 +99,41 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_killed_and_resumed_it_comes_to_the_same_end(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*line, *FULL, "--out", str(tmp_path / "whole"), "--quiet"]) == 0
-    out, state = tmp_path / "cut", tmp_path / "cut.run" / "state.pt"
+@pytest.fixture(scope="module")
+def whole(line: list[str], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """What a run comes to that nobody breaks off."""
+    out = tmp_path_factory.mktemp("whole") / "whole"
+    assert main([*line, *FULL, "--out", str(out), "--quiet"]) == 0
+    return open_bundle(out)
+
+
+def killed(line: list[str], out: Path, phase: int) -> int:
+    """Kill a run in that phase of tuning. Returns after which step its state was saved."""
+    state = out.with_name(f"{out.name}.run") / "state.pt"
     with started(line, *FULL, "--out", str(out)) as run:
         wait_for(state, run)
+        while torch.load(state, weights_only=True)["phase"] < phase:
+            assert run.poll() is None, run.communicate()
         run.kill()
-    assert names(tmp_path) == ["cut.run", "whole"]
+    assert names(out.parent) == [f"{out.name}.run"]
     left = torch.load(state, weights_only=True)
-    assert (left["phase"], 0 < left["tuner"]["steps_done"] < 6) == (0, True)
+    assert left["phase"] == phase
+    steps: int = left["tuner"]["steps_done"]
+    return steps
+
+
+def check_same(out: Path, whole: Bundle) -> None:
+    assert weights(out) == whole.manifest.files["weights.bin"].sha256
+    assert [route.accuracy for route in open_bundle(out).routes] == [route.accuracy for route in whole.routes]
+    assert names(out.parent) == [out.name]
+
+
+def test_killed_and_resumed_it_comes_to_the_same_end(
+    line: list[str], whole: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cut"
+    steps = killed(line, out, 0)
+    assert 0 < steps < 6
 
     again = [*line, *FULL, "--out", str(out)]
     capsys.readouterr()
@@ -118,10 +146,19 @@ def test_killed_and_resumed_it_comes_to_the_same_end(line: list[str], tmp_path: 
     )
 
     assert main([*again, "--resume"]) == 0
-    assert f"going on after step {left['tuner']['steps_done']} of 6 of stitch" in capsys.readouterr().out
-    assert weights(out) == weights(tmp_path / "whole")
-    assert [route.accuracy for route in open_bundle(out).routes] == [route.accuracy for route in open_bundle(tmp_path / "whole").routes]
-    assert names(tmp_path) == ["cut", "whole"]
+    assert f"going on after step {steps} of 6 of stitch" in capsys.readouterr().out
+    check_same(out, whole)
+
+
+def test_killed_while_everything_is_tuned_and_resumed_it_comes_to_the_same_end(
+    line: list[str], whole: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cut"
+    steps = killed(line, out, 1)
+    assert 0 < steps < 9
+    assert main([*line, *FULL, "--out", str(out), "--resume"]) == 0
+    assert f"going on after step {steps} of 9 of full" in capsys.readouterr().out
+    check_same(out, whole)
 
 
 def test_ctrl_c_keeps_what_is_tuned_and_a_second_one_writes_nothing(line: list[str], tmp_path: Path) -> None:
@@ -151,6 +188,18 @@ def test_ctrl_c_keeps_what_is_tuned_and_a_second_one_writes_nothing(line: list[s
     assert names(tmp_path) == ["out", "out.run"]
 
 
+def test_killed_while_latencies_are_measured_it_leaves_what_the_next_run_removes(line: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with started(line, "--steps", "1", "--latency", "--out", str(out)) as run:
+        while not (measured := list(tmp_path.glob(".out.*/out/manifest.json"))):
+            assert run.poll() is None, run.communicate()
+            time.sleep(0.005)
+        assert clear_leftovers(out) == []  # in use
+        run.kill()
+    assert clear_leftovers(out) == [f"removed {measured[0].parents[1]}, left by a run that was killed"]
+    assert names(tmp_path) == ["out.run"]
+
+
 @pytest.mark.slow
 def test_sigterm_leaves_the_state_alone(line: list[str], tmp_path: Path) -> None:
     with started(line, *ENDLESS, "--out", str(tmp_path / "out")) as run:
@@ -160,6 +209,23 @@ def test_sigterm_leaves_the_state_alone(line: list[str], tmp_path: Path) -> None
     assert run.returncode == 143
     assert errors.splitlines()[-1] == "restnet-export: interrupted, no bundle was written; --resume goes on"
     assert (names(tmp_path), names(tmp_path / "out.run")) == (["out.run"], ["state.pt"])
+
+
+def test_processes_that_are_given_different_things_say_so_and_end(line: list[str], tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1]), "WORLD_SIZE": "2"}
+    options = [("--seed", str(rank), "--out", str(tmp_path / "out")) for rank in range(2)]
+    runs = [started(line, *given, RANK=str(rank), **address) for rank, given in enumerate(options)]
+    try:
+        ends = [(run.communicate(timeout=300)[1].splitlines(), run.returncode) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
+    told = "restnet-export: processes that tune together must be given the same: seed is 0 on rank 0, 1 on rank 1"
+    assert [(told in errors, status != 0) for errors, status in ends] == [(True, True)] * 2, ends  # gloo may abort at the very end
+    assert names(tmp_path) == []
 
 
 @pytest.mark.slow

@@ -21,11 +21,12 @@ from restnet_export.fitting import fit_layers
 from restnet_export.inputs import GivenPreprocessing
 from restnet_export.objectives import Objective
 from restnet_export.parity import check_routes
-from restnet_export.pipeline import export_bundle, strongest
+from restnet_export.pipeline import export_bundle
 from restnet_export.routes import StitchedRoute
 from restnet_export.rules import LayerPlan
 from restnet_export.settings import ExportSettings, TuneSettings
 from restnet_export.similarity import measure_similarity
+from restnet_export.teachers import strongest
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compose import check_graphs
 from restnet_runtime.errors import CutError, ExportError, ParityError, RestnetError, RuleError, SpecError
@@ -572,7 +573,7 @@ class TestSteps:
     ) -> None:
         """A fifth of the images does."""
         scores = {"small": 1.0, "large": 1 - 1 / len(samples)}
-        monkeypatch.setattr("restnet_export.pipeline.score_routes", lambda *_: list(scores.values()))
+        monkeypatch.setattr("restnet_export.teachers.score_routes", lambda *_: list(scores.values()))
         assert strongest(cut, samples) == "large"
         scores["large"] = 0.8
         assert strongest(cut, samples) == "small"
@@ -613,6 +614,14 @@ class TestBadData:
         bundle = export_bundle(settings, said.append)
         assert any(line.startswith("fine-tuning on 96 images, taught by large") for line in said)
         assert (bundle.route("large").accuracy or 0) > 0.6
+
+    def test_a_loss_of_labels_that_are_not_there(self, workshop: Workshop, tmp_path: Path) -> None:
+        """Refused before an anchor is loaded."""
+        np.savez(tmp_path / "bare.npz", x=images(96, 0)[0])
+        tuning = TuneSettings(objective=Objective(labels=1.0))
+        settings = workshop.settings(tmp_path / "out", "missing", data=f"npz:{tmp_path / 'bare.npz'}", finetune="stitch", tuning=tuning)
+        with pytest.raises(SpecError, match=r"--loss labels=1 needs labels, and data 'npz:bare.npz' has none: leave that loss out"):
+            export_bundle(settings, lambda _: None)
 
     def test_bad_images_are_told_and_left_out(self, workshop: Workshop, tmp_path: Path) -> None:
         folder = quarters(tmp_path / "photos", "abcd")

@@ -36,6 +36,19 @@ with joined_ranks() as ranks:
     print("well", ranks.rank)
 """
 
+DIFFER = """
+from restnet_export.ranks import joined_ranks
+from restnet_runtime.errors import ExportError
+with joined_ranks() as ranks:
+    ranks.check_same({"seed": "0", "images": "96 abc"})
+    for entries in ({"seed": "0", "images": f"96 {ranks.rank}"}, {"seed": "0"} if ranks.first else {"seed": "0", "lr": "1"}):
+        try:
+            ranks.check_same(entries)
+        except ExportError as error:
+            print(error, end="; ")
+    print()
+"""
+
 TUNE = """
 import torch
 from torch import nn
@@ -113,6 +126,12 @@ def test_what_ranks_exchange() -> None:
     assert run_in_two(SUM) == ["well 0", "well 1"]
 
 
+def test_ranks_that_were_given_different_things_are_told_so() -> None:
+    told = "processes that tune together must be given the same: "
+    expected = f"{told}images is 96 0 on rank 0, 96 1 on rank 1; {told}lr is not there on rank 0, 1 on rank 1; "
+    assert run_in_two(DIFFER) == [expected] * 2
+
+
 def test_two_ranks_tune_as_one_with_batches_twice_as_large() -> None:
     """34 images to tune on: a batch of 16, another, and one of two images, then one each."""
     code: dict[str, Any] = {"__name__": "one"}
@@ -129,5 +148,6 @@ def test_alone_nothing_changes() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.ones(2)
     alone.sum_gradients([parameter])
+    alone.check_same({})
     alone.wait()
     assert (parameter.grad.tolist(), alone.first, list(alone.share([1, 2]))) == ([1, 1], True, [1, 2])
