@@ -63,6 +63,14 @@ bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where 
 	$(BIN)/python benchmarks/cifar_family.py --samples 100 --json $(EXPORTED)/02-none.json
 	$(TUNING) --modes stitch lora --json $(EXPORTED)/03-down.json
 	$(TUNING) --modes stitch --rule sn-net --stages 0 1 2 --json $(EXPORTED)/04-up.json
+	$(TUNING) --modes stitch --few 500 --json $(EXPORTED)/05-few.json
+	$(TUNING) --modes full --steps 1400 --shift 2 --teacher 44 --json $(EXPORTED)/06-full.json
+	$(TUNING) --modes full --rule both-ways --max-routes 40 --steps 1600 --shift 4 --teacher 44 --json $(EXPORTED)/07-full-both-ways.json
+	$(TUNING) --modes stitch --set jpeg --steps 500 --shift 2 --json $(EXPORTED)/08-jpeg-down.json
+	$(TUNING) --modes stitch --set jpeg --rule sn-net --stages 0 1 2 --json $(EXPORTED)/08-jpeg-up.json
+	$(TUNING) --modes stitch --depths 20 32 44 56 --steps 60 --json $(EXPORTED)/08-four.json
+	$(BIN)/python benchmarks/batchnorm.py --json $(EXPORTED)/09-batchnorm.json
+	$(BIN)/python benchmarks/resampling.py --json $(EXPORTED)/09-resampling.json
 	$(BIN)/python benchmarks/exporter_page.py $(EXPORTED)/*.json
 
 bundle: $(DEMO_ENV) ## Make the digits bundle that ships anew
