@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -236,9 +237,14 @@ class Executor:
             if current is None or current.compiled is None or not mapped:
                 return 0
             self._shrink(current)
-            idle = frozenset[tuple[int, int]]().union(*(compiled.touched for compiled in mapped)) - current.compiled.touched
+            idle: dict[Path, set[tuple[int, int]]] = {}  # by file: a route at a lesser level lies in a cache of its own
+            for compiled in mapped:
+                for file, extents in compiled.located(compiled.touched).items():
+                    idle.setdefault(file, set()).update(extents)
+            for file, extents in current.compiled.located(current.compiled.touched).items():
+                idle[file].difference_update(extents)
             self._ledger.hand_back()
-            return sum(hand_back(file, extents) for file, extents in current.compiled.located(idle).items())
+            return sum(hand_back(file, extents) for file, extents in idle.items())
 
     def settle(self, idle_s: float) -> bool:
         """Give the memory that batches took back to the system, once none has run for `idle_s` seconds. Returns whether it did."""
