@@ -14,10 +14,10 @@ DEV_ENV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format serve bench bundle clean
+.PHONY: help demo test test-slow lint format serve bench bench-exporter bundle clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-10s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
 
 demo: $(DEMO_ENV) ## Anchors trained on digits, stitched, served, asked with curl before and after a smaller budget
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/demo.sh
