@@ -84,6 +84,7 @@ def measure_similarity(anchors: Sequence[CutAnchor], samples: Samples, nearest: 
         known = {anchor.name: cut_activations(anchor, images) for anchor in anchors}
         for (large, small), measure in measures.items():
             measure.update(known[large], known[small])
+        del known  # or two batches of activations would be held while the next one is computed
     return {pair: measure.result() for pair, measure in measures.items()}
 
 
