@@ -45,7 +45,7 @@ serve: $(DEMO_ENV) ## Serve the digits bundle that ships; ARGS="BUNDLE --budget 
 BENCHMARKS := route_latency executor_overhead route_memory switching peers churn batching startup small_memory compile_time thread_waiting thread_count
 RESULTS := build/benchmarks/results
 
-bench: $(DEV_ENV) ## Every measured claim in benchmarks/, and docs/benchmarks.md from the figures; under 15 minutes
+bench: $(DEV_ENV) ## Every measured claim in benchmarks/, and docs/benchmarks.md from the figures; about 15 minutes once the networks are made
 	$(BIN)/restnet-bench --budget $(BUDGET) $(ARGS)
 	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/*.json
 	@# One that fails does not keep the others from being measured and shown.

@@ -3,12 +3,17 @@
 Made once under build/benchmarks. Images are noise; accuracies in these bundles mean nothing.
 """
 
-from typing import Any
+import argparse
+from typing import TYPE_CHECKING, Any
 
-from common import REPOSITORY, ROOT
+from common import CACHE, REPOSITORY, ROOT
 
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from restnet_runtime.cache import CompiledRoute
+    from restnet_runtime.routes import Route
 
 DIGITS = "digits"
 """The bundle that ships."""
@@ -70,3 +75,20 @@ def complete_torchvision() -> None:
 
 
 _KEPT: list[Any] = []
+
+
+def add_route_options(parser: argparse.ArgumentParser, name: str, route: str) -> None:
+    """`--family`, `--route`, `--threads` and `--rounds` of a benchmark that looks at one route. name, route: the defaults."""
+    parser.add_argument("--family", choices=sorted(FAMILIES), default=name)
+    parser.add_argument("--route", default=route)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=20)
+
+
+def compiled_route(args: argparse.Namespace) -> "tuple[Bundle, Route, CompiledRoute]":
+    """What these options name, compiled."""
+    from restnet_runtime.compile import Compiler  # here: others measure processes that do without
+
+    bundle = family(args.family)
+    route = bundle.route(args.route)
+    return bundle, route, Compiler.for_bundle(bundle, CACHE).compile(route)

@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnxruntime as ort
-from common import CACHE, Result, arguments, check_same, noise, publish, timed_ms
-from families import FAMILIES, family
+from common import Result, arguments, check_same, noise, publish, timed_ms
+from families import add_route_options, compiled_route
 
-from restnet_runtime.compile import Compiler
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
 from restnet_runtime.turns import REST_S
 
@@ -72,17 +71,12 @@ class Profiled:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--family", choices=sorted(FAMILIES), default="deit-ti-s")
-    parser.add_argument("--route", default="deit-tiny-patch16-224")
+    add_route_options(parser, "deit-ti-s", "deit-tiny-patch16-224")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     began = time.monotonic()
-    bundle = family(args.family)
-    route = bundle.route(args.route)
+    bundle, route, compiled = compiled_route(args)
     settings = SessionSettings(args.threads)
-    compiled = Compiler.for_bundle(bundle, CACHE).compile(route)
     with tempfile.TemporaryDirectory() as folder, profiling(folder):
         programs = {
             "ours": Profiled(load_session(compiled, settings)),

@@ -10,10 +10,9 @@ many processes beside it that only count.
 import time
 
 import onnxruntime as ort
-from common import CACHE, Result, arguments, check_same, neighbours, noise, publish, timed_ms
-from families import FAMILIES, family
+from common import Result, arguments, check_same, neighbours, noise, publish, timed_ms
+from families import add_route_options, compiled_route
 
-from restnet_runtime.compile import Compiler
 from restnet_runtime.profile import percentile
 from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session, share_arena
 from restnet_runtime.threads import SPIN_US
@@ -40,17 +39,12 @@ def session(graph: str, threads: int, entries: dict[str, str]) -> ort.InferenceS
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--family", choices=sorted(FAMILIES), default="resnet18-50")
-    parser.add_argument("--route", default="resnet18")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=20)
+    add_route_options(parser, "resnet18-50", "resnet18")
     parser.add_argument("--busy", type=int, default=0)
     args = parser.parse_args()
     began = time.monotonic()
-    bundle = family(args.family)
-    route = bundle.route(args.route)
+    bundle, route, compiled = compiled_route(args)
     settings = SessionSettings(args.threads)
-    compiled = Compiler.for_bundle(bundle, CACHE).compile(route)
     share_arena()
     waiting = {
         **WAITING,

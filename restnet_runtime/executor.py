@@ -242,7 +242,7 @@ class Executor:
                 for file, extents in compiled.located(compiled.touched).items():
                     idle.setdefault(file, set()).update(extents)
             for file, extents in current.compiled.located(current.compiled.touched).items():
-                idle[file].difference_update(extents)
+                idle.setdefault(file, set()).difference_update(extents)
             self._ledger.hand_back()
             return sum(hand_back(file, extents) for file, extents in idle.items())
 

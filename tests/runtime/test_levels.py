@@ -1,5 +1,7 @@
 """Levels: where this ONNX Runtime cannot hold weights in the best way, the next one serves, with the same answers and visibly."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,33 @@ def test_the_best_level_that_works_serves(family_bundle, tmp_path, monkeypatch, 
             one == refused[-1]
         )
     assert executor.profile("small").memory_bytes > 0
+    compiler.close()
+
+
+def test_weights_go_back_from_the_cache_that_each_level_has(family_bundle, tmp_path, monkeypatch) -> None:
+    """Addresses count within one cache: those of a route at a lesser level must not be taken for the current route's."""
+
+    def load(compiled, settings):
+        if compiled.name == "large" and compiled.level == "prepacked":
+            raise CompileError("not this one")
+        return load_session(compiled, settings)
+
+    monkeypatch.setattr("restnet_runtime.levels.load_session", load)
+    given: dict[Path, set] = {}
+    monkeypatch.setattr("restnet_runtime.executor.hand_back", lambda file, extents: len(given.setdefault(file, set(extents))))
+    compiler = Compiler.for_bundle(family_bundle, tmp_path)
+    executor = Executor(family_bundle, compiler, SETTINGS)
+    for name in ("small", "large"):
+        executor.load(name)
+    executor.switch("small")
+    assert executor.levels == {"small": "prepacked", "large": "mapped"}
+    executor.hand_back()
+    small, large = compiler.cache.get("small"), compiler.lesser().cache.get("large")
+    for file, extents in large.located(large.touched).items():
+        assert given[file] >= set(extents) - set(small.located(small.touched).get(file, ()))
+    for file, extents in small.located(small.touched).items():
+        assert not given[file] & set(extents)
+    executor.close()
     compiler.close()
 
 
