@@ -36,9 +36,12 @@ from restnet_runtime.manifest import (
     RouteEntry,
     Segment,
 )
-from restnet_runtime.routes import largest_activations, pareto_front
+from restnet_runtime.routes import fronts, largest_activations, precision_of
 
 from .scratch import put_in_place, scratch_of, sync
+
+_Extents = dict[tuple[str, Precision], set[tuple[int, int]]]
+"""(offset, length) in weights.bin of what a segment reads, by segment and precision."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class SegmentSource:
     """A segment to be written.
 
     model: input `x` (batch, *input_shape), output `y` (batch, *output_shape), float32, its weights inside
+    others: the same in other precisions, with the same input and output
     activation_bytes: the most that is live at a time for one input; None where it was not counted
     """
 
@@ -59,16 +63,29 @@ class SegmentSource:
     params: int
     model: onnx.ModelProto
     activation_bytes: int | None = None
-    precision: Precision = "fp32"
+    others: Mapping[Precision, onnx.ModelProto] = field(default_factory=dict)
+
+    def graphs(self) -> dict[Precision, onnx.ModelProto]:
+        """By precision, fp32 first."""
+        return {"fp32": self.model, **self.others}
 
 
 @dataclass(frozen=True)
 class RouteSource:
-    """A route to be written: its segments in order and its top-1 accuracy (0..1) on held-out data."""
+    """A route to be written: its segments in order and its top-1 accuracy (0..1) on held-out data.
+
+    precisions: of each segment; by default all are fp32
+    """
 
     name: str
     segments: tuple[str, ...]
     accuracy: float | None
+    precisions: tuple[Precision, ...] = ()
+
+    def parts(self) -> tuple[tuple[str, Precision], ...]:
+        """Segment and precision, in order."""
+        plain: list[Precision] = ["fp32"] * len(self.segments)
+        return tuple(zip(self.segments, self.precisions or plain, strict=True))
 
 
 @dataclass(frozen=True)
@@ -126,14 +143,18 @@ def check_target(target: Path) -> None:
 def _write(source: BundleSource, root: Path) -> None:
     (root / "segments").mkdir(parents=True)
     segments: list[Segment] = []
-    extents: dict[str, set[tuple[int, int]]] = {}
+    extents: _Extents = {}
     with (root / WEIGHTS_FILE).open("wb") as file:
         weights = _Weights(file)
         for part in source.segments:
-            model = weights.externalise(part.model)
-            path = f"segments/{part.name}.{part.precision}.onnx"
-            (root / path).write_bytes(model.SerializeToString(deterministic=True))
-            extents[part.name] = {external_extent(tensor) for tensor in model.graph.initializer} - {(0, 0)}
+            graphs: dict[Precision, Graph] = {}
+            for precision, model in part.graphs().items():
+                moved = weights.externalise(model)
+                path = f"segments/{part.name}.{precision}.onnx"
+                (root / path).write_bytes(moved.SerializeToString(deterministic=True))
+                used = {external_extent(tensor) for tensor in moved.graph.initializer} - {(0, 0)}
+                extents[part.name, precision] = used
+                graphs[precision] = Graph(file=path, weight_bytes=_bytes(used))
             segments.append(
                 Segment(
                     name=part.name,
@@ -145,7 +166,7 @@ def _write(source: BundleSource, root: Path) -> None:
                     macs=part.macs,
                     params=part.params,
                     activation_bytes=part.activation_bytes,
-                    graphs={part.precision: Graph(file=path, weight_bytes=_bytes(extents[part.name]))},
+                    graphs=graphs,
                 )
             )
     for path, data in source.reports.items():
@@ -177,22 +198,25 @@ def _write(source: BundleSource, root: Path) -> None:
     sync(root)
 
 
-def _routes(source: BundleSource, segments: Sequence[Segment], extents: Mapping[str, set[tuple[int, int]]]) -> tuple[RouteEntry, ...]:
+def _routes(source: BundleSource, segments: Sequence[Segment], extents: _Extents) -> tuple[RouteEntry, ...]:
     by_name = {segment.name: segment for segment in segments}
-    precisions = {part.name: part.precision for part in source.segments}
     for route in source.routes:
         if unknown := [name for name in route.segments if name not in by_name]:
             raise BundleError(MANIFEST_FILE, f"route {route.name!r} names {unknown[0]!r}, which is not among the segments")
+        if lacking := [part for part in route.parts() if part not in extents]:
+            raise BundleError(MANIFEST_FILE, f"route {route.name!r} wants {lacking[0][0]!r} in {lacking[0][1]}, which it does not have")
     costs = [sum(by_name[name].macs for name in route.segments) for route in source.routes]
-    front = pareto_front((macs, route.accuracy) for macs, route in zip(costs, source.routes, strict=True))
+    front = fronts(
+        (precision_of(kind for _, kind in route.parts()), macs, route.accuracy) for macs, route in zip(costs, source.routes, strict=True)
+    )
     return tuple(
         RouteEntry(
             name=route.name,
             segments=route.segments,
-            precisions=tuple(precisions[name] for name in route.segments),
+            precisions=tuple(precision for _, precision in route.parts()),
             macs=macs,
             params=sum(by_name[name].params for name in route.segments),
-            weight_bytes=_bytes(set().union(*(extents[name] for name in route.segments))),
+            weight_bytes=_bytes(set().union(*(extents[part] for part in route.parts()))),
             activation_bytes=largest_activations(by_name[name].activation_bytes for name in route.segments),
             accuracy=route.accuracy,
             on_front=on_front,

@@ -17,7 +17,7 @@ from restnet_runtime.errors import BundleError
 from restnet_runtime.fields import FieldError, read
 from restnet_runtime.files import check_file, read_file
 from restnet_runtime.manifest import FORMAT, MANIFEST_FILE, VERSION, WEIGHTS_FILE, Manifest, RouteEntry, Segment
-from restnet_runtime.routes import Route, largest_activations, pareto_front
+from restnet_runtime.routes import Route, fronts, largest_activations, precision_of
 
 SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "digits"
 """The bundle that comes with the package: scikit-learn's digits, 8x8, light ink on dark."""
@@ -170,7 +170,7 @@ def _check_consistency(manifest: Manifest) -> dict[str, Segment]:
             raise refuse(f"segment {segment.name!r} is a block of the anchor {segment.anchor!r}, which does not name it")
     for route in manifest.routes:
         _check_route(manifest, route, segments)
-    front = pareto_front((route.macs, route.accuracy) for route in manifest.routes)
+    front = fronts((precision_of(route.precisions), route.macs, route.accuracy) for route in manifest.routes)
     for route, on_front in zip(manifest.routes, front, strict=True):
         if route.on_front != on_front:
             raise refuse(f"route {route.name!r} says on_front={route.on_front}, its cost and accuracy say {on_front}")

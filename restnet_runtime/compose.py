@@ -6,6 +6,7 @@ relative to the bundle). Joining copies nodes and references only, so a route of
 
 import math
 import re
+from collections.abc import Sequence
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf carries no types
@@ -44,33 +45,41 @@ def compose(bundle: Bundle, route: Route) -> onnx.ModelProto:
 
     Its external data still points into weights.bin. Raises `BundleError` for a segment that is not what the manifest says.
     """
+    parts = list(zip(route.segments, route.precisions, strict=True))
+    models = [(name, load_segment(bundle, bundle.segments[name], precision)) for name, precision in parts]
+    opsets = [_opset(model) for _, model in models]
+    for (name, precision), opset in zip(parts, opsets, strict=True):
+        if opset != opsets[0]:
+            file = bundle.segments[name].graphs[precision].file
+            raise BundleError(file, f"uses opset {opset}, the segments before it use {opsets[0]}")
+    return join(models, bundle.manifest.input.shape, len(bundle.manifest.classes))
+
+
+def join(segments: Sequence[tuple[str, onnx.ModelProto]], input_shape: Sequence[int], classes: int) -> onnx.ModelProto:
+    """One graph of segments of one opset, by name in the order in which they run: what `compose` makes, of graphs that are at hand."""
     nodes: list[onnx.NodeProto] = []
     initializers: list[onnx.TensorProto] = []
-    opset, ir_version = 0, 0
     current = INPUT
-    for index, (name, precision) in enumerate(zip(route.segments, route.precisions, strict=True)):
-        segment = bundle.segments[name]
-        model = load_segment(bundle, segment, precision)
-        version = _opset(model)
-        if opset not in (0, version):
-            raise BundleError(segment.graphs[precision].file, f"uses opset {version}, the segments before it use {opset}")
-        opset, ir_version = version, max(ir_version, model.ir_version)
-        last = index == len(route.segments) - 1
-        exit_ = OUTPUT if last else f"/{name}"  # no prefix begins with a slash, so no inner value has this name
-        renamed = _rename(model.graph, prefix=f"{name}/", entry=current, exit_=exit_)
+    for index, (name, model) in enumerate(segments):
+        exit_ = OUTPUT if index == len(segments) - 1 else border(name)
+        renamed = within(model.graph, name, current, exit_)
         nodes.extend(renamed.node)
         initializers.extend(renamed.initializer)
         current = exit_
-    shape = bundle.manifest.input.shape
     graph = onnx.helper.make_graph(
         nodes,
         "route",
-        [onnx.helper.make_tensor_value_info(INPUT, onnx.TensorProto.FLOAT, ["batch", *shape])],
-        [onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, ["batch", len(bundle.manifest.classes)])],
+        [onnx.helper.make_tensor_value_info(INPUT, onnx.TensorProto.FLOAT, ["batch", *input_shape])],
+        [onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, ["batch", classes])],
         initializers,
     )
-    imports = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("com.microsoft", 1)]
-    return onnx.helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
+    imports = [onnx.helper.make_opsetid("", _opset(segments[0][1])), onnx.helper.make_opsetid("com.microsoft", 1)]
+    return onnx.helper.make_model(graph, opset_imports=imports, ir_version=max(model.ir_version for _, model in segments))
+
+
+def border(segment: str) -> str:
+    """What a segment's output is called in a joined graph; no prefix begins with a slash, so no inner value has this name."""
+    return f"/{segment}"
 
 
 def load_segment(bundle: Bundle, segment: Segment, precision: Precision) -> onnx.ModelProto:
@@ -220,10 +229,11 @@ def _opset(model: onnx.ModelProto) -> int:
     return max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
 
 
-def _rename(graph: onnx.GraphProto, prefix: str, entry: str, exit_: str) -> onnx.GraphProto:
-    """A copy whose values and nodes carry `prefix`, with input and output named as given; shapes of inner values are dropped."""
+def within(graph: onnx.GraphProto, segment: str, entry: str, exit_: str) -> onnx.GraphProto:
+    """A copy for a joined graph: values and nodes carry the segment's name, input and output are called as given, shapes are dropped."""
     renamed = onnx.GraphProto()
     renamed.CopyFrom(graph)
+    prefix = f"{segment}/"
 
     def name(old: str) -> str:
         return {"": "", INPUT: entry, OUTPUT: exit_}.get(old, prefix + old)

@@ -25,7 +25,7 @@ class Route:
     params:        trained numbers of its segments, stitching layers included
     weight_bytes:  bytes of weights.bin that it reads
     accuracy:      top-1 on held-out data, 0..1; `None` when it was not measured
-    on_front:      no other route is as cheap in MACs and more accurate
+    on_front:      no other route of the same precision is as cheap in MACs and more accurate
     """
 
     name: str
@@ -36,6 +36,28 @@ class Route:
     weight_bytes: int
     accuracy: float | None
     on_front: bool
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, `int8`, or `fp32+int8` for a mixed route."""
+        return precision_of(self.precisions)
+
+
+def precision_of(precisions: Iterable[Precision]) -> str:
+    """What a route is called by the precisions of its segments: one alone, or all that there are, `fp32+int8`."""
+    return "+".join(sorted(set(precisions)))
+
+
+def in_precision(name: str, segments: Sequence[str], precisions: Sequence[Precision]) -> str:
+    """Name of a route whose fp32 twin is called `name`: itself, `NAME@int8`, or `NAME@int8+fp32[SEGMENT+SEGMENT]`.
+
+    In the brackets are the segments of the precision that fewer have; of equal numbers those in fp32.
+    """
+    kinds = sorted(set(precisions), key=lambda kind: (-sum(one == kind for one in precisions), kind == "fp32"))
+    if len(kinds) == 1:
+        return name if kinds[0] == "fp32" else f"{name}@{kinds[0]}"
+    kept = {kind: [segment for segment, one in zip(segments, precisions, strict=True) if one == kind] for kind in kinds[1:]}
+    return f"{name}@{kinds[0]}" + "".join(f"+{kind}[{'+'.join(named)}]" for kind, named in kept.items())
 
 
 def route_name(parts: Sequence[Part], blocks: dict[str, int]) -> str:
@@ -52,6 +74,17 @@ def largest_activations(segments: Iterable[int | None]) -> int | None:
     """Activation bytes of a route from those of its segments, which run one after another; `None` where one was not counted."""
     counted = list(segments)
     return max((size for size in counted if size is not None), default=None) if None not in counted else None
+
+
+def fronts(points: Iterable[tuple[str, float, float | None]]) -> list[bool]:
+    """For each (precision, cost, accuracy): is it on the front of its precision? Which precision is cheaper only a device can tell."""
+    listed = list(points)
+    flags = [False] * len(listed)
+    for kind in {precision for precision, _, _ in listed}:
+        indices = [index for index, (precision, _, _) in enumerate(listed) if precision == kind]
+        for index, flag in zip(indices, pareto_front(listed[index][1:] for index in indices), strict=True):
+            flags[index] = flag
+    return flags
 
 
 def pareto_front(points: Iterable[tuple[float, float | None]]) -> list[bool]:

@@ -196,5 +196,7 @@ def test_round_trip(family_source, changes) -> None:
         bundle = write_bundle(dataclasses.replace(family_source, routes=routes, **changes), Path(root) / "bundle")
     manifest = bundle.manifest
     assert {name: getattr(manifest, name) for name in changes} == changes
-    assert [(route.name, route.segments, route.accuracy) for route in bundle.routes] == [dataclasses.astuple(route) for route in routes]
+    assert [(route.name, route.segments, route.accuracy) for route in bundle.routes] == [
+        (route.name, route.segments, route.accuracy) for route in routes
+    ]
     assert manifest.anchors == (Anchor(name="small", segments=tuple(SMALL)), Anchor(name="large", segments=tuple(LARGE)))

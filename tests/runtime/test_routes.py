@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from restnet_runtime.fields import check
 from restnet_runtime.manifest import RouteName
-from restnet_runtime.routes import Part, pareto_front, route_name
+from restnet_runtime.routes import Part, fronts, in_precision, pareto_front, precision_of, route_name
 
 BLOCKS = {"cnn-s": 6, "cnn-l": 10}
 POINTS = st.lists(st.tuples(st.integers(0, 8), st.none() | st.integers(0, 8).map(lambda value: value / 8)), max_size=12)
@@ -61,3 +61,18 @@ def test_a_front() -> None:
     assert pareto_front([]) == []
     assert pareto_front([(1, None), (2, None)]) == [True, True]
     assert pareto_front([(1, 0.0)]) == [True]
+
+
+def test_routes_are_named_by_their_precisions() -> None:
+    segments = ("a.0", "a.1", "a~b", "b.2")
+    assert in_precision("a[0-1]>b[2-2]", segments, ("fp32",) * 4) == "a[0-1]>b[2-2]"
+    assert in_precision("a[0-1]>b[2-2]", segments, ("int8",) * 4) == "a[0-1]>b[2-2]@int8"
+    assert in_precision("r", segments, ("int8", "int8", "fp32", "int8")) == "r@int8+fp32[a~b]"
+    assert in_precision("r", segments, ("fp32", "int8", "fp32", "int8")) == "r@int8+fp32[a.0+a~b]"
+    assert in_precision("r", segments, ("fp32", "int8", "fp32", "fp32")) == "r@fp32+int8[a.1]"
+    assert precision_of(("int8", "fp32", "int8")) == "fp32+int8"
+
+
+def test_each_precision_has_a_front_of_its_own() -> None:
+    points = [("fp32", 1.0, 0.8), ("int8", 1.0, 0.9), ("fp32", 2.0, 0.85), ("int8", 2.0, 0.85)]
+    assert fronts(points) == [True, True, True, False]
