@@ -112,6 +112,13 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
     result.add_argument(
+        "--precision",
+        nargs="+",
+        choices=("fp32", "int8"),
+        default=["fp32"],
+        help="int8 adds every route in 8-bit integers, calibrated on --samples and scored in ONNX Runtime (default: fp32 alone)",
+    )
+    result.add_argument(
         "--latency", action="store_true", help="measure every route on this machine; the report then shows accuracy over latency as well"
     )
     result.add_argument("--quiet", action="store_true", help="print errors only")

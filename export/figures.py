@@ -21,6 +21,8 @@ MEASURES: dict[str, tuple[str, float | None, float]] = {
 }
 """What a heat map may show, and the ends of its colours; None is the lowest value of all pairs."""
 
+PRECISION_COLOURS = {"fp32": "tab:blue", "int8": "tab:orange", "fp32+int8": "tab:green"}
+
 
 @dataclass(frozen=True)
 class RouteResult:
@@ -28,6 +30,8 @@ class RouteResult:
 
     accuracy, untuned:  top-1 (0..1) on the images to score on, at the end and before tuning; None where it was not measured
     latency_ms:         median on the machine of the export; None where it was not measured
+    precision:          `fp32`, `int8`, or both for a mixed route
+    twin:               of a route that is not in fp32, the accuracy of the one that is
     """
 
     name: str
@@ -37,6 +41,8 @@ class RouteResult:
     anchor: bool
     untuned: float | None = None
     latency_ms: float | None = None
+    precision: str = "fp32"
+    twin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,49 @@ def routes_figure(routes: Sequence[RouteResult], *, latency: bool = False) -> "F
         if route.anchor:
             axes.annotate(route.name, (cost, percent), xytext=(6, -12), textcoords="offset points", fontsize=8)
     axes.set_xlabel(label)
+    axes.set_ylabel("top-1 accuracy on held-out images, %")
+    axes.margins(x=0.12, y=0.1)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def precisions_figure(routes: Sequence[RouteResult]) -> "Figure":
+    """Accuracy over latency of all precisions together: what a device may choose from, and what one model alone would give.
+
+    A star is an anchor: in fp32 and in int8 it is what somebody would deploy who deploys one model. All must have a latency.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    points = [(_cost(route, True), 100 * route.accuracy) for route in routes]
+    front = pareto_front((cost, accuracy) for cost, accuracy in points)
+    best = sorted(point for point, on in zip(points, front, strict=True) if on)
+    axes.step(*_columns(best), where="post", color="0.35", linewidth=1, label="Pareto front of all")
+    for kind in sorted({route.precision for route in routes}, key=lambda kind: (kind != "fp32", kind)):
+        colour = PRECISION_COLOURS.get(kind, "tab:purple")
+        for anchor, marker, size, what in ((False, "o", 24, "stitched"), (True, "*", 150, "one model alone")):
+            chosen = [
+                (point, on)
+                for point, on, route in zip(points, front, routes, strict=True)
+                if (route.precision, route.anchor) == (kind, anchor)
+            ]
+            if chosen:
+                axes.scatter(
+                    *_columns([point for point, _ in chosen]),
+                    s=size,
+                    marker=marker,
+                    color=colour,
+                    alpha=[1.0 if on or anchor else 0.4 for _, on in chosen],  # type: ignore[arg-type]
+                    edgecolors="none",
+                    zorder=4 if anchor else 3,
+                    label=f"{kind}, {what}",
+                )
+    for point, route in zip(points, routes, strict=True):
+        if route.anchor:
+            axes.annotate(route.name, point, xytext=(6, -12), textcoords="offset points", fontsize=8)
+    axes.set_xlabel(_scale(routes, True)[1])
     axes.set_ylabel("top-1 accuracy on held-out images, %")
     axes.margins(x=0.12, y=0.1)
     axes.grid(alpha=0.3)

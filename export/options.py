@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from restnet_runtime.errors import SpecError
+from restnet_runtime.manifest import Precision
 from restnet_runtime.threads import usable_cores
 
 from .inputs import GivenPreprocessing
@@ -39,6 +40,7 @@ def settings_of(args: argparse.Namespace, progress: bool) -> ExportSettings:
         preprocessing=GivenPreprocessing(mean, std, args.resize, args.interpolation, _crop_pct(args.crop_pct)),
         input_shape=input_shape,
         classes=_classes(args.classes),
+        precision=_precisions(args.precision),
         latency=args.latency,
         workers=usable_cores() if args.workers is None else _at_least(args.workers, 0, "--workers"),
         max_bad=_share(args.max_bad, "--max-bad"),
@@ -54,6 +56,13 @@ def _most_routes(args: argparse.Namespace) -> int | None:
     if limit is not None and limit < len(args.anchors):
         raise SpecError(f"--max-routes {limit} must be at least {len(args.anchors)}: the anchors are among them and always kept")
     return limit
+
+
+def _precisions(given: Sequence[str]) -> tuple[Precision, ...]:
+    """fp32 first. Raises `SpecError` without it: the others are made of it and judged by it."""
+    if "fp32" not in given:
+        raise SpecError(f"--precision {' '.join(given)}: fp32 is always among them; give --precision fp32 {' '.join(given)}")
+    return ("fp32", "int8") if "int8" in given else ("fp32",)
 
 
 def _of_choices(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,15 +5,16 @@ import html
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from restnet_runtime.routes import pareto_front
+from restnet_runtime.routes import fronts, pareto_front
 from restnet_runtime.units import format_macs
 
-from .figures import Curve, RouteResult, png, routes_figure, similarity_figure, tuning_figure
+from .figures import Curve, RouteResult, png, precisions_figure, routes_figure, similarity_figure, tuning_figure
+from .precisions import Trial
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Report:
     curves:      of tuning, with what they show in `curve_value`; may be empty
     settings:    all that is needed to repeat the run, JSON values by name
     scored_on:   number of images behind the accuracies
+    trials:      ways in which anchors were quantised; empty without int8
+    sensitivity: by block, the error of its anchor's logits with this block alone in int8, relative to their variance
     """
 
     routes: Sequence[RouteResult]
@@ -37,13 +40,17 @@ class Report:
     curves: Sequence[Curve] = ()
     curve_value: str = "held-out loss"
     measure: str = "cka"
+    trials: Sequence[Trial] = ()
+    sensitivity: Mapping[str, float] = field(default_factory=dict)
 
 
 def render_report(report: Report) -> dict[str, bytes]:
     """The report's files by path in the bundle: the pictures, `report/report.html`, which holds them too, and `report/settings.json`."""
-    pictures = {"routes.png": ("Accuracy over cost", png(routes_figure(report.routes)))}
+    plain = [route for route in report.routes if route.precision == "fp32"]
+    pictures = {"routes.png": ("Accuracy over cost", png(routes_figure(plain)))}
     if all(route.latency_ms is not None for route in report.routes):
-        pictures["latency.png"] = ("Accuracy over latency", png(routes_figure(report.routes, latency=True)))
+        figure = precisions_figure(report.routes) if len(plain) < len(report.routes) else routes_figure(plain, latency=True)
+        pictures["latency.png"] = ("Accuracy over latency", png(figure))
     if report.similarity:
         figure = similarity_figure(report.similarity, report.cuts, report.joined, report.measure)
         pictures["similarity.png"] = ("Similarity of the cuts", png(figure))
@@ -103,7 +110,8 @@ def _page(report: Report, pictures: Mapping[str, tuple[str, bytes]]) -> str:
         f'<h2>{title}</h2>\n<img alt="{title.lower()}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
         for title, picture in pictures.values()
     )
-    title = html.escape(f"Routes between {' and '.join(route.name for route in report.routes if route.anchor)}")
+    anchors = [route.name for route in report.routes if route.anchor and route.precision == "fp32"]
+    title = html.escape(f"Routes between {' and '.join(anchors)}")
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>
 <style>{_STYLE}</style>
@@ -112,7 +120,7 @@ def _page(report: Report, pictures: Mapping[str, tuple[str, bytes]]) -> str:
 {shown}
 <h2>All routes</h2>
 {_table(report.routes)}
-<h2>How to repeat it</h2>
+{_quantised(report)}<h2>How to repeat it</h2>
 <pre>{html.escape(str(report.settings.get("command", "")))}</pre>
 <pre>{html.escape(json.dumps(report.settings, indent=2))}</pre>
 <script>{_SORT}</script>
@@ -121,29 +129,35 @@ def _page(report: Report, pictures: Mapping[str, tuple[str, bytes]]) -> str:
 
 
 def _summary(report: Report) -> str:
-    routes = report.routes
+    routes = [route for route in report.routes if route.precision == "fp32"]
     front = pareto_front((route.macs, route.accuracy) for route in routes)
     between = sum(on and not route.anchor for route, on in zip(routes, front, strict=True))
     error = max(math.sqrt(route.accuracy * (1 - route.accuracy) / max(report.scored_on, 1)) for route in routes)
+    others = [route for route in report.routes if route.precision != "fp32"]
+    losses = [100 * (route.twin - route.accuracy) for route in others if route.twin is not None]
+    also = f"{len(others)} more in int8 or in both precisions; in the median they lose {np.median(losses):.1f} points. " if losses else ""
     return (
         f"{len(routes)} routes, {sum(route.anchor for route in routes)} of them anchors; "
-        f"{between} stitched routes are on the Pareto front. "
+        f"{between} stitched routes are on the Pareto front. {also}"
         f"Accuracies are top-1 on {report.scored_on} held-out images: their standard error is up to {100 * error:.1f} points."
     )
 
 
 def _table(routes: Sequence[RouteResult]) -> str:
     """Every route by cost; a column that no route has is left out. Cells carry the value they are sorted by."""
-    anchors = [route for route in routes if route.anchor]
-    front = pareto_front((route.macs, route.accuracy) for route in routes)
+    anchors = [route for route in routes if route.anchor and route.precision == "fp32"]
+    front = fronts((route.precision, route.macs, route.accuracy) for route in routes)
     on_front = {route.name: on for route, on in zip(routes, front, strict=True)}
+    several = len({route.precision for route in routes}) > 1
     columns: list[tuple[str, list[tuple[str, object]]]] = [
         ("route", [(route.name, route.name) for route in routes]),
+        ("precision", [(route.precision if several else "", route.precision) for route in routes]),
         ("cost", [(format_macs(route.macs), route.macs) for route in routes]),
         ("parameters", [(f"{route.params:,}", route.params) for route in routes]),
         ("accuracy", [(f"{route.accuracy:.2%}", route.accuracy) for route in routes]),
         ("before tuning", [_percent(route.untuned) for route in routes]),
         ("above the line", [_points(above_line(route, anchors)) for route in routes]),
+        ("against fp32", [_points(None if route.twin is None else 100 * (route.accuracy - route.twin)) for route in routes]),
         ("latency", [("", "") if route.latency_ms is None else (f"{route.latency_ms:.3g} ms", route.latency_ms) for route in routes]),
         ("on the front", [("yes", 1) if on_front[route.name] else ("", 0) for route in routes]),
     ]
@@ -157,6 +171,36 @@ def _table(routes: Sequence[RouteResult]) -> str:
         )
         rows.append(f'<tr class="{kind}">{cells}</tr>')
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody>\n</table></div>'
+
+
+def _quantised(report: Report) -> str:
+    """How anchors were quantised, and which blocks mind it."""
+    if not report.trials:
+        return ""
+    rows = [
+        (
+            trial.anchor,
+            trial.recipe,
+            trial.method or "",
+            f"{trial.error:.2g}",
+            "" if trial.latency_ms is None else f"{trial.latency_ms:.3g} ms",
+            "yes" if trial.chosen else "",
+        )
+        for trial in report.trials
+    ]
+    blocks = [(block, f"{error:.2g}") for block, error in sorted(report.sensitivity.items(), key=lambda item: -item[1])]
+    return (
+        "<h2>How anchors were quantised</h2>\n"
+        "<p>Errors are of the logits, relative to their variance, on images that calibration did not see.</p>\n"
+        f"{_texts(('anchor', 'recipe', 'ranges by', 'error', 'latency, one thread', 'chosen'), rows)}\n"
+        f"<details><summary>Each block alone in int8</summary>{_texts(('block', 'error'), blocks)}</details>\n"
+    )
+
+
+def _texts(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in head)
+    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
 def _percent(accuracy: float | None) -> tuple[str, object]:

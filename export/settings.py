@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from restnet_runtime.errors import ExportError
+from restnet_runtime.manifest import Precision
 
 from .inputs import GivenPreprocessing
 from .objectives import Objective
@@ -102,7 +103,8 @@ class ExportSettings:
     fold:           stitching layers into the block behind them, where that is exact and cheaper
     teacher:        an anchor by name, or a spec of another network; default: the largest anchor that is right about as often as the best
     tuning:         how to fine-tune; `finetune` and `seed` stand in for its mode and seed
-    latency:        measure every route on this machine, for the report
+    precision:      fp32, and what else every route is to come in
+    latency:        measure every route on this machine, for the report; with several precisions that is always done
     workers:        threads that decode images; the result does not depend on them
     max_bad:        share of the images that may be unreadable and are left out
     resume:         go on with the unfinished run that writes to `out`, if there is one
@@ -131,6 +133,7 @@ class ExportSettings:
     stride: int | None = None
     nearest: bool | None = None
     tuning: TuneSettings = field(default_factory=TuneSettings)
+    precision: tuple[Precision, ...] = ("fp32",)
     latency: bool = False
     workers: int = 0
     max_bad: float = 0.01

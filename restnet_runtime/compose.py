@@ -56,13 +56,19 @@ def compose(bundle: Bundle, route: Route) -> onnx.ModelProto:
 
 
 def join(segments: Sequence[tuple[str, onnx.ModelProto]], input_shape: Sequence[int], classes: int) -> onnx.ModelProto:
-    """One graph of segments of one opset, by name in the order in which they run: what `compose` makes, of graphs that are at hand."""
+    """One graph of segments of one opset, by name in the order in which they run: what `compose` makes, of graphs that are at hand.
+
+    Where a segment ends with a DequantizeLinear and the next begins with a pair of QuantizeLinear and DequantizeLinear, that pair is left
+    out: what arrives is quantised already, and quantising it anew would cost time and accuracy.
+    """
     nodes: list[onnx.NodeProto] = []
     initializers: list[onnx.TensorProto] = []
     current = INPUT
     for index, (name, model) in enumerate(segments):
         exit_ = OUTPUT if index == len(segments) - 1 else border(name)
         renamed = within(model.graph, name, current, exit_)
+        if any(node.op_type == "DequantizeLinear" and current in node.output for node in nodes):
+            _leave_out_pair(renamed, current)
         nodes.extend(renamed.node)
         initializers.extend(renamed.initializer)
         current = exit_
@@ -75,6 +81,26 @@ def join(segments: Sequence[tuple[str, onnx.ModelProto]], input_shape: Sequence[
     )
     imports = [onnx.helper.make_opsetid("", _opset(segments[0][1])), onnx.helper.make_opsetid("com.microsoft", 1)]
     return onnx.helper.make_model(graph, opset_imports=imports, ir_version=max(model.ir_version for _, model in segments))
+
+
+def _leave_out_pair(graph: onnx.GraphProto, entry: str) -> None:
+    """Let what reads the quantised and dequantised `entry` read it as it is."""
+    quantised = {node.output[0] for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == entry}
+    again = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in quantised}
+    read_otherwise = {
+        name for node in graph.node if node.op_type != "DequantizeLinear" for name in node.input if name in quantised
+    }  # an integer operator of its own: then the pair stays
+    if read_otherwise or OUTPUT in again or not again:
+        return
+    left = [node for node in graph.node if not (quantised | again).intersection(node.output)]
+    del graph.node[:]
+    graph.node.extend(left)
+    for node in graph.node:
+        node.input[:] = [entry if name in again else name for name in node.input]
+    read = {name for node in graph.node for name in node.input}
+    tensors = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
 
 
 def border(segment: str) -> str:

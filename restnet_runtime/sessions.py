@@ -16,6 +16,7 @@ import onnxruntime as ort
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.cache import CompiledRoute
 from restnet_runtime.errors import CompileError
+from restnet_runtime.manifest import Precision
 from restnet_runtime.providers import CPU, CPU_ONLY, Providers
 from restnet_runtime.routes import Route
 from restnet_runtime.threads import SMALL_MACS, SPIN_US
@@ -82,6 +83,18 @@ def plain_session(bundle: Bundle, route: Route, settings: SessionSettings, joine
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = settings.threads
     return _joined(bundle, route, options, CPU_ONLY, joined)
+
+
+def segment_session(bundle: Bundle, name: str, precision: Precision) -> ort.InferenceSession:
+    """A plain session on one segment, for checks. Raises `BundleError` for a bad graph and `CompileError`."""
+    from restnet_runtime.compose import load_segment
+
+    graph: bytes = load_segment(bundle, bundle.segments[name], precision).SerializeToString()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
+    return _session(graph, options, CPU_ONLY, f"load the segment {name!r} in {precision}")
 
 
 def joined_graph(bundle: Bundle, route: Route) -> bytes:

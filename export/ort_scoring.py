@@ -1,0 +1,80 @@
+"""What networks answer and score in ONNX Runtime, from graphs in memory: for precisions that torch does not compute."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+from restnet_runtime.compose import INPUT, OUTPUT
+from restnet_runtime.errors import ExportError
+from restnet_runtime.profile import Timing, time_runs
+from restnet_runtime.threads import usable_cores
+
+Floats = npt.NDArray[np.float32]
+Network = Callable[[], onnx.ModelProto]
+"""Makes a graph when it is asked for, its weights inside, input `x` (B, C, H, W) and output `y` (B, classes)."""
+
+_BATCH = 16
+_OPEN_BYTES = 256 * 2**20
+
+
+def answers(network: Network, images: Floats) -> Floats:
+    """Logits (B, classes) of images (B, C, H, W)."""
+    session = _session(network())
+    return np.concatenate([_run(session, images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
+
+
+def relative_error(expected: Floats, found: Floats) -> float:
+    """Of logits (B, classes): the mean square of their difference over the variance of those expected. 1 is as bad as no answer.
+
+    Accuracy would need many more images to tell two ways apart, and what a network is sure of, such as its own training images, hides much.
+    """
+    return float(np.square(found - expected, dtype=np.float64).mean() / max(float(expected.var(dtype=np.float64)), 1e-12))
+
+
+def score_networks(networks: Sequence[Network], batches: Callable[[], Iterable[tuple[Floats, npt.NDArray[np.int64]]]]) -> list[float]:
+    """Top-1 accuracy (0..1) of each on batches of images (B, C, H, W) and labels (B,), which are read as often as memory asks for."""
+    found: list[float] = []
+    waiting = list(networks)
+    while waiting:
+        sessions: list[ort.InferenceSession] = []
+        held = 0
+        while waiting and (not sessions or held < _OPEN_BYTES):
+            model = waiting.pop(0)()
+            held += model.ByteSize()
+            sessions.append(_session(model))
+        correct, total = np.zeros(len(sessions)), 0
+        for images, labels in batches():
+            total += len(labels)
+            for index, session in enumerate(sessions):
+                for start in range(0, len(images), _BATCH):
+                    part = slice(start, start + _BATCH)
+                    correct[index] += int((_run(session, images[part]).argmax(1) == labels[part]).sum())
+        found += list(correct / total) if total else [float("nan")] * len(sessions)
+    return found
+
+
+def latency_ms(network: Network, shape: Sequence[int]) -> float:
+    """Median of one input of that shape (C, H, W) on one thread."""
+    session = _session(network(), threads=1)
+    image = np.zeros((1, *shape), np.float32)
+    _run(session, image)
+    return Timing.of(time_runs(lambda: _run(session, image), time.perf_counter)).latency_ms
+
+
+def _session(model: onnx.ModelProto, threads: int | None = None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or usable_cores()
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own errors share no base
+        raise ExportError(f"ONNX Runtime cannot load a quantised network: {' '.join(str(error).split())[:300]}") from error
+
+
+def _run(session: ort.InferenceSession, images: Floats) -> Floats:
+    logits: Floats = session.run([OUTPUT], {INPUT: images})[0]
+    return logits

@@ -1,0 +1,242 @@
+"""The second axis: every route in int8 beside fp32, each anchor quantised in the way that measured best."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from restnet_runtime.compose import join
+from restnet_runtime.manifest import Precision
+from restnet_runtime.routes import fronts, in_precision
+
+from .calibration import METHODS, Cuts, Method, calibrate
+from .ort_scoring import Floats, answers, latency_ms, relative_error, score_networks
+from .quantise import RECIPES, Range, Recipe, folded, integer_bytes, quantised
+
+Batches = Callable[[], Iterable[tuple[Floats, npt.NDArray[np.int64]]]]
+
+AS_GOOD = 2.0
+"""A recipe whose error is at most so many times that of the best one may be chosen for its latency."""
+NEGLIGIBLE = 0.01
+"""An error of the logits, relative to their variance, that is nothing."""
+STITCH_COST = 1.1
+"""A stitching layer stays in int8 unless the route's error is more than so many times what it is with the layer in fp32."""
+LOST = 0.005
+"""From this loss of accuracy on, against its fp32 twin, mixed forms of a route on the front are tried."""
+HELD_MOST = 64
+"""So many images are enough to choose by."""
+KEPT = (1, 2, 4)
+"""So many of the segments that hurt most are kept in fp32."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is to be quantised.
+
+    anchors:     the blocks of each, in order
+    routes:      segments by name of the route, the anchors among them
+    accuracies:  of each route in fp32, 0..1, on the images to score on
+    models:      segments in fp32 by name, weights inside
+    macs:        of each segment
+    input_shape: (C, H, W)
+    """
+
+    anchors: Mapping[str, Sequence[str]]
+    routes: Mapping[str, Sequence[str]]
+    accuracies: Mapping[str, float]
+    models: Mapping[str, onnx.ModelProto]
+    macs: Mapping[str, int]
+    input_shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to quantise an anchor.
+
+    error:      of the logits, relative to their variance, on images that calibration has not seen
+    latency_ms: of one image on one thread here; None where another method of the same recipe was truer
+    """
+
+    anchor: str
+    recipe: Recipe
+    method: Method | None
+    error: float
+    latency_ms: float | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class QuantisedRoute:
+    """A route in int8, or mixed. loss: accuracy of the fp32 twin minus its own."""
+
+    name: str
+    twin: str
+    segments: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """models: segments in int8 by name. sensitivity: by block, the error of its anchor with this block alone in int8."""
+
+    models: Mapping[str, onnx.ModelProto]
+    routes: Sequence[QuantisedRoute]
+    trials: Sequence[Trial]
+    sensitivity: Mapping[str, float] = field(default_factory=dict)
+
+
+def quantise_family(
+    family: Family, images: Callable[[], Iterable[Floats]], held: Floats, scoring: Batches, say: Callable[[str], None]
+) -> Quantised:
+    """Quantise every segment and score every route in int8.
+
+    images:  gives the images (B, C, H, W) to calibrate on, batch by batch
+    held:    other images (B, C, H, W), by which is chosen
+    scoring: gives images and labels to score on
+    Raises `ExportError` for what ONNX Runtime cannot quantise.
+    """
+    work = _Work(family, images, held)
+    trials = [trial for anchor in family.anchors for trial in work.choose(anchor)]
+    for trial in trials:
+        if trial.chosen:
+            by = f", ranges by {trial.method}" if trial.method else ""
+            say(f"int8 of {trial.anchor}: {trial.recipe}{by}, error {trial.error:.2g}, {trial.latency_ms:.3g} ms on one thread")
+    work.quantise_stitches()
+    sensitivity = {block: work.error(blocks, {block}) for blocks in family.anchors.values() for block in blocks}
+    plain = [work.in_int8(segments) for segments in family.routes.values()]
+    scored = work.scored(list(family.routes), plain, scoring)
+    say(f"scored {len(scored)} routes in int8: median loss {100 * float(np.median([route.loss for route in scored])):.1f} points")
+    mixed = work.scored(*work.mixed(scored, sensitivity), scoring)
+    if mixed:
+        say(f"{len(mixed)} routes in both precisions: " + ", ".join(f"{route.name} {100 * route.accuracy:.1f} %" for route in mixed))
+    return Quantised(work.models, [*scored, *mixed], trials, sensitivity)
+
+
+class _Work:
+    def __init__(self, family: Family, images: Callable[[], Iterable[Floats]], held: Floats) -> None:
+        self._family, self._images, self._held = family, images, held
+        self._folded = {name: folded(model) for name, model in family.models.items()}
+        self._cuts = Cuts.of(family.routes.values())
+        self._ranges: dict[Method, dict[str, dict[str, Range]]] = {}
+        self._chosen: dict[str, tuple[Recipe, Method]] = {}
+        self._expected: dict[tuple[str, ...], Floats] = {}
+        self.models: dict[str, onnx.ModelProto] = {}
+
+    def choose(self, anchor: str) -> list[Trial]:
+        """Quantise an anchor in every way, and keep the quickest of those that are about as true as the truest."""
+        blocks = self._family.anchors[anchor]
+        trials: list[Trial] = []
+        best: list[tuple[Trial, dict[str, onnx.ModelProto]]] = []
+        for recipe in RECIPES:
+            found: tuple[Trial, dict[str, onnx.ModelProto]] | None = None
+            methods: Sequence[Method | None] = (None,) if recipe == "dynamic" else tuple(METHODS)
+            for method in methods:
+                models = self._quantise(blocks, recipe, method or "minmax", blocks[-1])
+                trial = Trial(anchor, recipe, method, self._error(blocks, models))
+                trials.append(trial)
+                if found is None or trial.error < found[0].error:
+                    found = trial, models
+            if found is not None:
+                best.append(found)
+        most = max(integer_bytes(models.values()) for _, models in best)
+        best = [one for one in best if integer_bytes(one[1].values()) >= most / 2]
+        limit = max(NEGLIGIBLE, AS_GOOD * min(trial.error for trial, _ in best))
+        timed = [
+            (replace(trial, latency_ms=latency_ms(partial(self._joined, blocks, models), self._family.input_shape)), models, trial)
+            for trial, models in best
+        ]
+        chosen, models, _ = min((one for one in timed if one[0].error <= limit), key=lambda one: one[0].latency_ms or 0)
+        self.models.update(models)
+        self._chosen[anchor] = chosen.recipe, chosen.method or "minmax"
+        told = {id(before): replace(after, chosen=after is chosen) for after, _, before in timed}
+        return [told.get(id(trial), trial) for trial in trials]
+
+    def quantise_stitches(self) -> None:
+        """In the way of the anchor that they lead to."""
+        at = {self._cuts.ends[block][1]: anchor for anchor, blocks in self._family.anchors.items() for block in blocks}
+        for name in self._folded:
+            if name not in self.models:
+                recipe, method = self._chosen[at[self._cuts.ends[name][1]]]
+                self.models.update(self._quantise([name], recipe, method, None))
+
+    def in_int8(self, segments: Sequence[str]) -> tuple[Precision, ...]:
+        """All in int8, but for stitching layers by which the route loses."""
+        blocks = {block for blocks in self._family.anchors.values() for block in blocks}
+        stitches = [name for name in segments if name not in blocks]
+        if not stitches:
+            return precisions_of(segments, segments)
+        whole = self.error(segments, set(segments))
+        spared = self.error(segments, set(segments) - set(stitches))
+        kept = set(stitches) if whole > max(NEGLIGIBLE, STITCH_COST * spared) else set()
+        return precisions_of(segments, set(segments) - kept)
+
+    def error(self, segments: Sequence[str], in_int8: set[str]) -> float:
+        """Of a route with these segments in int8 and the others in fp32."""
+        return self._error(segments, {name: self.models[name] for name in in_int8})
+
+    def scored(self, twins: Sequence[str], precisions: Sequence[tuple[Precision, ...]], scoring: Batches) -> list[QuantisedRoute]:
+        routes = [tuple(self._family.routes[twin]) for twin in twins]
+        networks = [
+            partial(self._joined, segments, {name: self.models[name] for name, kind in zip(segments, kinds, strict=True) if kind == "int8"})
+            for segments, kinds in zip(routes, precisions, strict=True)
+        ]
+        return [
+            QuantisedRoute(in_precision(twin, segments, kinds), twin, segments, kinds, accuracy, self._family.accuracies[twin] - accuracy)
+            for twin, segments, kinds, accuracy in zip(twins, routes, precisions, score_networks(networks, scoring), strict=True)
+        ]
+
+    def mixed(self, scored: Sequence[QuantisedRoute], sensitivity: Mapping[str, float]) -> tuple[list[str], list[tuple[Precision, ...]]]:
+        """Of the routes on the front of int8 that lose, those in which the segments that hurt most stay in fp32: at most one of each."""
+        costs = [sum(self._family.macs[name] for name in route.segments) for route in scored]
+        front = fronts(("int8", cost, route.accuracy) for cost, route in zip(costs, scored, strict=True))
+        twins: list[str] = []
+        found: list[tuple[Precision, ...]] = []
+        for route, on_front in zip(scored, front, strict=True):
+            if not on_front or route.loss < LOST:
+                continue
+            whole = {name for name, kind in zip(route.segments, route.precisions, strict=True) if kind == "int8"}
+            before = self.error(route.segments, whole)
+            hurting = sorted(whole, key=lambda name: -sensitivity.get(name, 0.0))
+            for count in KEPT:
+                if count < len(whole) and self.error(route.segments, whole - set(hurting[:count])) <= before / 2:
+                    spared = set(hurting[:count])
+                    twins.append(route.twin)
+                    found.append(precisions_of(route.segments, whole - spared))
+                    break
+        return twins, found
+
+    def _quantise(self, names: Sequence[str], recipe: Recipe, method: Method, last: str | None) -> dict[str, onnx.ModelProto]:
+        return {
+            name: quantised(self._folded[name], {} if recipe == "dynamic" else self._known(method)[name], recipe, last=name == last)
+            for name in names
+        }
+
+    def _known(self, method: Method) -> dict[str, dict[str, Range]]:
+        if method not in self._ranges:
+            self._ranges[method] = calibrate(self._family.anchors, self._cuts, self._folded, self._images, method)
+        return self._ranges[method]
+
+    def _error(self, segments: Sequence[str], models: Mapping[str, onnx.ModelProto]) -> float:
+        key = tuple(segments)
+        if key not in self._expected:
+            self._expected[key] = answers(partial(self._joined, segments, {}), self._held)
+        return relative_error(self._expected[key], answers(partial(self._joined, segments, models), self._held))
+
+    def _joined(self, segments: Sequence[str], models: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
+        parts = [(name, models.get(name, self._family.models[name])) for name in segments]
+        return join(parts, self._family.input_shape, _classes(parts[-1][1]))
+
+
+def precisions_of(segments: Sequence[str], in_int8: Collection[str]) -> tuple[Precision, ...]:
+    """Of each segment: int8 for those named."""
+    kinds: list[Precision] = ["int8" if name in in_int8 else "fp32" for name in segments]
+    return tuple(kinds)
+
+
+def _classes(model: onnx.ModelProto) -> int:
+    return int(model.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
