@@ -68,6 +68,7 @@ def quantised(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recip
         raise ExportError(f"segment {model.graph.name}: ONNX Runtime cannot quantise it: {' '.join(str(error).split())[:300]}") from error
     if last:
         _float_output(made.graph)
+    _float_biases(made.graph, model.graph)
     _tidy(made, model)
     return made
 
@@ -119,6 +120,36 @@ def _static(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe)
     quantiser.model.topological_sort()
     made: onnx.ModelProto = quantiser.model.model
     return made
+
+
+def _float_biases(graph: onnx.GraphProto, before: onnx.GraphProto) -> None:
+    """Give biases back their floats wherever the output is quantised.
+
+    A bias is quantised by the scale of the input. In a joined route that may be another segment's, and the bias would not fit; ONNX
+    Runtime quantises a float bias by itself when it loads the route, but only of what ends in QuantizeLinear.
+    """
+    floats = {tensor.name: tensor for tensor in before.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    present = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3 or node.input[2] not in makers:
+            continue
+        original = makers[node.input[2]].input[0].removesuffix("_quantized")
+        if original in floats and set(readers.get(node.output[0], ())) == {"QuantizeLinear"}:
+            node.input[2] = f"{original}_float"  # the quantiser gives the name itself to what it dequantises
+            if node.input[2] not in present:
+                tensor = graph.initializer.add()
+                tensor.CopyFrom(floats[original])
+                tensor.name = node.input[2]
+                present.add(tensor.name)
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    kept = [node for node in graph.node if read.intersection(node.output)]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _unknown(graph: onnx.GraphProto, ranges: Mapping[str, Range]) -> list[str]:
