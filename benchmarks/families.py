@@ -21,6 +21,7 @@ FAMILIES = {
     "resnet18-50": (("resnet18", "resnet50"), (1, 2), 224),
     "resnet18-50-32px": (("resnet18", "resnet50"), (1, 2), 32),
     "deit-ti-s": (("deit_tiny_patch16_224", "deit_small_patch16_224"), None, 224),
+    "mobilenetv2": (("mobilenetv2_050", "mobilenetv2_100"), None, 224),
     "deit-ti-s-b": (("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"), None, 224),
 }
 """Anchors, the stages that SN-Net stitches, and the side of the input. 32 pixels are what CIFAR has: few positions, all the weights."""
@@ -28,11 +29,14 @@ QUICK = ("resnet18-50", "deit-ti-s")
 """What is measured unless somebody asks for more: the largest family takes two minutes to make."""
 
 
-def family(name: str) -> Bundle:
-    """The bundle of `FAMILIES[name]`, made now if it is not there; or `DIGITS`."""
+def family(name: str, *, int8: bool = False) -> Bundle:
+    """The bundle of `FAMILIES[name]`, made now if it is not there; or `DIGITS`.
+
+    int8: another one, of the anchors and the two routes that promise most, each in fp32 and in int8
+    """
     if name == DIGITS:
         return open_bundle(REPOSITORY / "restnet_runtime" / "bundles" / "digits")
-    out = ROOT / name
+    out = ROOT / (f"{name}-int8" if int8 else name)
     try:
         return open_bundle(out)
     except BundleError:
@@ -59,6 +63,8 @@ def family(name: str) -> Bundle:
         stages=stages,
         finetune="none",
         samples=8,
+        precision=("fp32", "int8") if int8 else ("fp32",),
+        max_routes=len(anchors) + 2 if int8 else None,
     )
     return export_bundle(settings, print)
 
