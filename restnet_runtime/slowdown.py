@@ -2,7 +2,11 @@
 
 import math
 from collections import deque
+from collections.abc import Collection, Mapping
 from statistics import median
+
+from restnet_runtime.contention import demand_cores
+from restnet_runtime.reading import Reading
 
 
 class Slowdown:
@@ -36,3 +40,32 @@ class Slowdown:
         else:
             self._idle_ticks = min(self._idle_ticks + 1, self._stale_ticks)
         return self._value if self._idle_ticks < self._stale_ticks else None
+
+
+def slowdown_by_threads(
+    slowdown: float | None, seen: int, wanted: Collection[int], cores: int, reading: Reading
+) -> Mapping[int, float] | None:
+    """The slowdown of requests of each number of threads, from that of the number that was seen; `None` where that is unknown.
+
+    seen:    threads of the requests that the slowdown is of
+    wanted:  the numbers that are asked for; `seen` is added
+    cores:   that this process may run on
+    reading: what others take, how long our threads wait, the quota
+    """
+    if slowdown is None:
+        return None
+    stretched = {threads: stretch(threads, cores, reading) for threads in {*wanted, seen}}
+    return {threads: slowdown * stretched[threads] / stretched[seen] for threads in sorted(stretched)}
+
+
+def stretch(threads: int, cores: int, reading: Reading) -> float:
+    """How much longer than alone a request of so many threads takes beside what others would use, on a fair scheduler; 1.0 and more.
+
+    It waits for its slowest thread. One of several has a core with as many others as there are for each core, rounded up; a single thread
+    is moved to whichever core has least, so that its share is the mean. A quota that is less than the threads stretches by the ratio.
+    """
+    others = demand_cores(reading.others_cpu_cores or 0.0, reading.waiting_share, 1.0)
+    crowd = (threads + others) / cores
+    shared = crowd if threads == 1 or crowd <= 1 else min(1 + others, math.ceil(crowd - 0.25))
+    quota = reading.cpu_quota_cores
+    return max(1.0, shared, threads / quota if quota else 1.0)

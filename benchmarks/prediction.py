@@ -1,0 +1,180 @@
+"""Claim: what a route that is not running would take is predicted within 20 % (median), while other work comes and goes.
+
+    python benchmarks/prediction.py [--family digits deit-ti-s resnet18-50] [--rounds 12] [--threads N ...] [--json FILE]
+
+One process has a family loaded and serves one route at a time, in a loop, for a second; the other routes do not run. Then it
+reads its sensors as the controller does, predicts what another route takes (its profile times the slowdown that the served one shows), and
+at once measures that other route. The error is |predicted / measured - 1|. Phases follow one another in one process, so the first
+rounds of each are those in which the load has just changed: no neighbour, one that only counts, two, one, none, and a CPU quota
+where a cgroup is writable. Which route is served changes from round to round. `unscaled` is the same with the profile alone.
+"""
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from common import Child, Floor, Result, arguments, compile_all, load_all, neighbours, noise, publish, quantile, timed_ms
+from families import FAMILIES, family
+from thread_count import quota
+
+FLOOR = 0.20
+SERVE_S, MEASURE_S = 1.0, 0.4
+PHASES: tuple[tuple[str, int, float | None], ...] = (
+    ("quiet", 0, None),
+    ("1 busy neighbour", 1, None),
+    ("2 busy neighbours", 2, None),
+    ("1 again", 1, None),
+    ("quiet again", 0, None),
+    ("quota of 1.5 cores", 0, 1.5),
+    ("quota of half a core", 0, 0.5),
+)
+"""Name, neighbours, cores of quota."""
+
+
+def serve(connection: Connection, path: Path, threads: int, most: int) -> None:
+    """Answers `("rounds", count)` by one row for each: what was predicted, by what, and what was measured."""
+    from restnet_runtime.bundle import open_bundle
+    from restnet_runtime.sensors import Sensors
+    from restnet_runtime.served import Served
+    from restnet_runtime.threads import affinity_cores
+
+    bundle = open_bundle(path)
+    executor = load_all(bundle, threads)
+    for name in executor.loaded:
+        executor.refine(name)
+    order = sorted(executor.loaded, key=lambda name: bundle.route(name).macs)
+    step = max(1, math.ceil(len(order) / most))
+    names = [*order[:-1:step], order[-1]]
+    sensors, served, x = Sensors(), Served(affinity_cores()), noise(bundle)
+    sensors.read()
+    connection.send(names)
+    turn = 0
+    while True:
+        _, count = connection.recv()
+        rows: list[dict[str, Any]] = []
+        for _ in range(count):
+            # Pairs (served, other) in an order that meets near and far ones alike.
+            here, there = names[turn % len(names)], names[(turn * 3 + 1 + turn // len(names)) % len(names)]
+            turn += 1
+            if here == there:
+                there = names[(names.index(there) + len(names) // 2) % len(names)]
+            observed: list[float] = []
+            until = time.monotonic() + SERVE_S
+            while time.monotonic() < until:
+                latency_ms = timed_ms(lambda: executor.run(x, here))  # noqa: B023
+                observed.append(latency_ms)
+                served.observe(here, latency_ms, executor.profile(here))
+            profile = executor.profile(there)
+            assert profile is not None
+            reading = served.complete(sensors.read(), {profile.threads})
+            measured: list[float] = []
+            until = time.monotonic() + MEASURE_S
+            while time.monotonic() < until or len(measured) < 5:
+                measured.append(timed_ms(lambda: executor.run(x, there)))  # noqa: B023
+            slowdowns = reading.slowdown_by_threads or {}
+            here_profile = executor.profile(here)
+            assert here_profile is not None
+            rows.append(
+                {
+                    "served": here,
+                    "served_profile_ms": here_profile.latency_ms,
+                    "served_ms": quantile(observed, 0.5),
+                    "served_threads": here_profile.threads,
+                    "other": there,
+                    "threads": profile.threads,
+                    "profile_ms": profile.latency_ms,
+                    "predicted_ms": profile.latency_ms * slowdowns.get(profile.threads, 1.0),
+                    "measured_ms": quantile(measured, 0.5),
+                    "slowdown": reading.slowdown,
+                    "others_cpu_cores": reading.others_cpu_cores,
+                    "waiting_share": reading.waiting_share,
+                    "quota_throttled_share": reading.quota_throttled_share,
+                    "quota_stopped_cores": reading.quota_stopped_cores,
+                    "cpu_quota_cores": reading.cpu_quota_cores,
+                }
+            )
+        connection.send(rows)
+
+
+def errors(rows: list[dict[str, Any]], what: str) -> list[float]:
+    return [abs(row[what] / row["measured_ms"] - 1) for row in rows]
+
+
+@contextmanager
+def phase(pid: int, busy: int, cores: float | None) -> Iterator[None]:
+    with quota(pid, cores), neighbours(busy):
+        time.sleep(0.3)
+        yield
+
+
+def measure(name: str, threads: int, args: argparse.Namespace, result: Result) -> list[dict[str, Any]]:
+    """Every phase with one family; the rows of all of them."""
+    bundle = family(name)
+    compile_all(bundle.path)
+    found: list[dict[str, Any]] = []
+    with Child(serve, bundle.path, threads, args.routes) as child:
+        child.receive()
+        for what, busy, cores in PHASES:
+            try:
+                with phase(child.process.pid or 0, busy, cores):
+                    rows = child.ask("rounds", args.rounds)
+            except OSError as error:
+                result.notes.append(f"{name}, {what}: not measured, no cgroup can be made here ({error.strerror})")
+                continue
+            found += [{"family": name, "phase": what, "of_threads": threads, **row} for row in rows]
+            scaled, unscaled = errors(rows, "predicted_ms"), errors(rows, "profile_ms")
+            result.cells.append(
+                (
+                    f"{name}, {threads} thread{'s' if threads > 1 else ''}",
+                    what,
+                    f"{quantile([row['measured_ms'] / row['profile_ms'] for row in rows], 0.5):.2f}",
+                    *(f"{quantile(scaled, share):.0%}" for share in (0.5, 0.9)),
+                    f"{quantile(unscaled, 0.5):.0%}",
+                )
+            )
+    return found
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--family", nargs="+", choices=sorted([*FAMILIES, "digits"]), default=["digits", "deit-ti-s", "resnet18-50"])
+    parser.add_argument("--rounds", type=int, default=12, help="in each phase (%(default)s)")
+    parser.add_argument("--routes", type=int, default=8, help="about so many routes take part (%(default)s)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))], help="of a request (%(default)s)")
+    args = parser.parse_args()
+    started = time.monotonic()
+    result = Result(
+        "Predicted latency of routes that are not running",
+        ("family", "phase", "measured / profile", "error, median", "90th percentile", "unscaled, median"),
+    )
+    for name in args.family:
+        for threads in args.threads:
+            result.rows += measure(name, threads, args, result)
+    every = errors(result.rows, "predicted_ms")
+    by_phase = {
+        (row["family"], row["of_threads"], row["phase"]): [other for other in result.rows if _group(other) == _group(row)]
+        for row in result.rows
+    }
+    worst = max(quantile(errors(rows, "predicted_ms"), 0.5) for rows in by_phase.values())
+    for what, figure in (("all phases", quantile(every, 0.5)), ("its worst phase", worst)):
+        result.floors.append(
+            Floor(
+                f"error of predicted latency, median, {what}", "measured right after", f"<= {FLOOR:.0%}", f"{figure:.1%}", figure <= FLOOR
+            )
+        )
+    result.notes.append(f"90th percentile of the error over all {len(every)} predictions: {quantile(every, 0.9):.0%}")
+    publish(result, args, started)
+
+
+def _group(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["family"], row["of_threads"], row["phase"]
+
+
+if __name__ == "__main__":
+    main()
