@@ -41,7 +41,7 @@ def serve(connection: Connection, path: Path, threads: int, most: int) -> None:
     """Answers `("rounds", count)` by one row for each: what was predicted, by what, and what was measured."""
     from restnet_runtime.bundle import open_bundle
     from restnet_runtime.sensors import Sensors
-    from restnet_runtime.served import Served
+    from restnet_runtime.slowdown import Slowdown, slowdown_by_threads
     from restnet_runtime.threads import affinity_cores
 
     bundle = open_bundle(path)
@@ -51,7 +51,7 @@ def serve(connection: Connection, path: Path, threads: int, most: int) -> None:
     order = sorted(executor.loaded, key=lambda name: bundle.route(name).macs)
     step = max(1, math.ceil(len(order) / most))
     names = [*order[:-1:step], order[-1]]
-    sensors, served, x = Sensors(), Served(affinity_cores()), noise(bundle)
+    sensors, slowdown, x = Sensors(), Slowdown(), noise(bundle)
     sensors.read()
     connection.send(names)
     turn = 0
@@ -64,22 +64,21 @@ def serve(connection: Connection, path: Path, threads: int, most: int) -> None:
             turn += 1
             if here == there:
                 there = names[(names.index(there) + len(names) // 2) % len(names)]
+            here_profile, profile = executor.profile(here), executor.profile(there)
+            assert here_profile is not None
+            assert profile is not None
             observed: list[float] = []
             until = time.monotonic() + SERVE_S
             while time.monotonic() < until:
                 latency_ms = timed_ms(lambda: executor.run(x, here))  # noqa: B023
                 observed.append(latency_ms)
-                served.observe(here, latency_ms, executor.profile(here))
-            profile = executor.profile(there)
-            assert profile is not None
-            reading = served.complete(sensors.read(), {profile.threads})
+                slowdown.observe(latency_ms / here_profile.latency_ms)
+            value, reading = slowdown.tick(), sensors.read()
+            slowdowns = slowdown_by_threads(value, here_profile.threads, {profile.threads}, affinity_cores(), reading) or {}
             measured: list[float] = []
             until = time.monotonic() + MEASURE_S
             while time.monotonic() < until or len(measured) < 5:
                 measured.append(timed_ms(lambda: executor.run(x, there)))  # noqa: B023
-            slowdowns = reading.slowdown_by_threads or {}
-            here_profile = executor.profile(here)
-            assert here_profile is not None
             rows.append(
                 {
                     "served": here,
@@ -91,7 +90,7 @@ def serve(connection: Connection, path: Path, threads: int, most: int) -> None:
                     "profile_ms": profile.latency_ms,
                     "predicted_ms": profile.latency_ms * slowdowns.get(profile.threads, 1.0),
                     "measured_ms": quantile(measured, 0.5),
-                    "slowdown": reading.slowdown,
+                    "slowdown": value,
                     "others_cpu_cores": reading.others_cpu_cores,
                     "waiting_share": reading.waiting_share,
                     "quota_throttled_share": reading.quota_throttled_share,

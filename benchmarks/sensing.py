@@ -19,7 +19,7 @@ TICK_MS, SHARE = 2.0, 0.005
 
 
 def serve(connection: Connection, path: Path) -> None:
-    """Answers `("reads", count)` by milliseconds (processor, clock) of two calls; `("ticking", seconds)` and `("idle", seconds)` by shares."""
+    """`("reads", count)`: milliseconds (processor, clock) of two calls; `("ticking", seconds)`, `("idle", seconds)`: share of a core."""
     from restnet_runtime.bundle import open_bundle
     from restnet_runtime.controller import Controller
     from restnet_runtime.sensors import Sensors

@@ -16,6 +16,7 @@ from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
 from restnet_runtime.served import Served
+from restnet_runtime.slowdown import Slowdown
 from restnet_runtime.threads import affinity_cores
 
 logger = logging.getLogger(__name__)
@@ -126,10 +127,11 @@ class Controller:
         self._interval_s = interval_s
         self._clock = clock
         self._wall = wall
+        self._slowdown = Slowdown()
         self._served = Served(affinity_cores())
         # Read without a lock on the request path: one reference, only ever replaced, so that its parts belong together.
         self._standing = _Standing(Budget() if budget is None else budget, None, None)
-        # Sensors and what requests show serve one thread at a time. Taken before the next lock, never after it.
+        # Sensors and the slowdown serve one thread at a time. Taken before the next lock, never after it.
         self._sensing = threading.Lock()
         # Guards all below and the order of switches; not held while sensors are read.
         self._deciding = threading.Lock()
@@ -173,8 +175,11 @@ class Controller:
         return in_force(budget, reading or Reading(), self._settings).memory_bytes
 
     def observe(self, route: str, latency_ms: float) -> None:
-        """Report one answered request of batch 1. For the request path: no lock."""
-        self._served.observe(route, latency_ms, self._executor.profile(route))
+        """Report one answered request of batch 1. For the request path: no lock, two appends. Routes without profile are left out."""
+        profile = self._executor.profile(route)
+        if profile is not None and profile.latency_ms > 0:
+            self._slowdown.observe(latency_ms / profile.latency_ms)
+            self._served.observe(route, latency_ms, profile)
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """From now on readings have the queue's depth. depth: requests that wait or run; quick, and safe from any thread."""
@@ -187,8 +192,10 @@ class Controller:
         is logged and left out of this tick.
         """
         with self._sensing:
+            slowdown = self._slowdown.tick()
             try:
-                reading = self._served.complete(self._sensors.read(), self._thread_counts())
+                reading = replace(self._sensors.read(), slowdown=slowdown)
+                reading = self._served.complete(reading, map(self._executor.profile, self._executor.loaded), self._clock())
             except Exception as error:
                 with self._deciding:
                     before, (budget, _, decision) = self._problem, self._standing
@@ -267,10 +274,6 @@ class Controller:
             except Exception as error:
                 with self._deciding:
                     self._complain(f"the tick failed: {error!r}", self._problem, error)
-
-    def _thread_counts(self) -> set[int]:
-        profiles = (self._executor.profile(name) for name in self._executor.loaded)
-        return {profile.threads for profile in profiles if profile is not None}
 
     def _current(self) -> str | None:
         route = self._executor.current

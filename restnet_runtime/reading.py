@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RouteLatency:
-    """What requests of batch 1 took on one route lately, the run of its session alone. requests: how many of them are counted."""
+    """What requests of batch 1 took on one route lately, the run of its session alone.
+
+    requests: how many of them are counted; threads: of each of them, those with another number are forgotten
+    """
 
     median_ms: float
     p95_ms: float
     requests: int
+    threads: int
 
 
 @dataclass(frozen=True)

@@ -224,11 +224,12 @@ class SwitchAnswer(_Answer):
 
 
 class RouteLatencyAnswer(_Answer):
-    """What requests of batch 1 took on one route in the last ten looks at the device."""
+    """What requests of batch 1 took on one route in the last ten seconds, each with so many threads."""
 
     median_ms: float
     p95_ms: float
     requests: int
+    threads: int
 
 
 class ReadingAnswer(_Answer):

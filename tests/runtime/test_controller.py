@@ -169,7 +169,7 @@ def test_requests_of_unknown_routes_or_without_latency_do_not_count(rig: Rig) ->
     assert reading == FINE
     controller.observe("small", 30.0)
     controller.tick()
-    latencies = {"small": RouteLatency(30.0, 30.0, 1)}
+    latencies = {"small": RouteLatency(30.0, 30.0, 1, 1)}
     assert controller.status().reading == replace(FINE, slowdown=2.0, slowdown_by_threads={1: 2.0}, latencies=latencies)
 
 
