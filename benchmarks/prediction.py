@@ -2,7 +2,7 @@
 
     python benchmarks/prediction.py [--family digits deit-ti-s resnet18-50] [--rounds 12] [--threads N ...] [--json FILE]
 
-One process has a family loaded and serves one route at a time, in a loop, for a second; the other routes do not run. Then it
+One process has a family loaded, puts its profiles right as a server does in its first minutes, and serves one route at a time, in a loop, for a second; the other routes do not run. Then it
 reads its sensors as the controller does, predicts what another route takes (its profile times the slowdown that the served one shows), and
 at once measures that other route. The error is |predicted / measured - 1|. Phases follow one another in one process, so the first
 rounds of each are those in which the load has just changed: no neighbour, one that only counts, two, one, none, and a CPU quota
@@ -12,6 +12,7 @@ where a cgroup is writable. Which route is served changes from round to round. `
 import argparse
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from common import Child, Floor, Result, arguments, compile_all, load_all, neighbours, noise, publish, quantile, timed_ms
+from common import CACHE, Child, Floor, Result, arguments, compile_all, neighbours, noise, publish, quantile, timed_ms
 from families import FAMILIES, family
 from thread_count import quota
 
 FLOOR = 0.20
 SERVE_S, MEASURE_S = 1.0, 0.4
+LOOKS = 20
+"""Of a server, for each route, until its profiles are put right: in them it times routes again, as `refinement.py` says."""
 PHASES: tuple[tuple[str, int, float | None], ...] = (
     ("quiet", 0, None),
     ("1 busy neighbour", 1, None),
@@ -37,22 +40,28 @@ PHASES: tuple[tuple[str, int, float | None], ...] = (
 """Name, neighbours, cores of quota."""
 
 
-def serve(connection: Connection, path: Path, threads: int, most: int) -> None:
+def serve(connection: Connection, path: Path, threads: int, most: int, refined: bool) -> None:
     """Answers `("rounds", count)` by one row for each: what was predicted, by what, and what was measured."""
     from restnet_runtime.bundle import open_bundle
+    from restnet_runtime.compile import Compiler
+    from restnet_runtime.executor import Executor
+    from restnet_runtime.refinement import Refiner
     from restnet_runtime.sensors import Sensors
+    from restnet_runtime.sessions import SessionSettings
     from restnet_runtime.slowdown import Slowdown, slowdown_by_threads
     from restnet_runtime.threads import affinity_cores
 
     bundle = open_bundle(path)
-    executor = load_all(bundle, threads)
-    for name in executor.loaded:
-        executor.refine(name)
-    order = sorted(executor.loaded, key=lambda name: bundle.route(name).macs)
+    order = sorted(bundle.routes, key=lambda route: route.macs)
     step = max(1, math.ceil(len(order) / most))
-    names = [*order[:-1:step], order[-1]]
+    names = [route.name for route in (*order[:-1:step], order[-1])]
+    executor = Executor(bundle, Compiler.for_bundle(bundle, CACHE), SessionSettings(threads))
+    for name in names:
+        executor.load(name, warm=True)
     sensors, slowdown, x = Sensors(), Slowdown(), noise(bundle)
-    sensors.read()
+    refiner = Refiner(executor, sensors.read, affinity_cores())
+    for _ in range(len(names) * LOOKS if refined else 0):
+        refiner.step()
     connection.send(names)
     turn = 0
     while True:
@@ -77,7 +86,7 @@ def serve(connection: Connection, path: Path, threads: int, most: int) -> None:
             slowdowns = slowdown_by_threads(value, here_profile.threads, {profile.threads}, affinity_cores(), reading) or {}
             measured: list[float] = []
             until = time.monotonic() + MEASURE_S
-            while time.monotonic() < until or len(measured) < 5:
+            while time.monotonic() < until or len(measured) < 3:
                 measured.append(timed_ms(lambda: executor.run(x, there)))  # noqa: B023
             rows.append(
                 {
@@ -117,7 +126,7 @@ def measure(name: str, threads: int, args: argparse.Namespace, result: Result) -
     bundle = family(name)
     compile_all(bundle.path)
     found: list[dict[str, Any]] = []
-    with Child(serve, bundle.path, threads, args.routes) as child:
+    with Child(serve, bundle.path, threads, args.routes, not args.as_loaded) as child:
         child.receive()
         for what, busy, cores in PHASES:
             try:
@@ -126,6 +135,7 @@ def measure(name: str, threads: int, args: argparse.Namespace, result: Result) -
             except OSError as error:
                 result.notes.append(f"{name}, {what}: not measured, no cgroup can be made here ({error.strerror})")
                 continue
+            print(f"{name}, {threads} threads, {what}: {len(rows)} predictions", file=sys.stderr)
             found += [{"family": name, "phase": what, "of_threads": threads, **row} for row in rows]
             scaled, unscaled = errors(rows, "predicted_ms"), errors(rows, "profile_ms")
             result.cells.append(
@@ -146,6 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12, help="in each phase (%(default)s)")
     parser.add_argument("--routes", type=int, default=8, help="about so many routes take part (%(default)s)")
     parser.add_argument("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))], help="of a request (%(default)s)")
+    parser.add_argument("--as-loaded", action="store_true", help="with the profiles as they are after loading, not put right afterwards")
     args = parser.parse_args()
     started = time.monotonic()
     result = Result(

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from restnet_runtime.profile import RouteProfile, Timing
-from restnet_runtime.reading import Reading, RouteLatency
+from restnet_runtime.profile import RouteProfile, compare_runs
+from restnet_runtime.reading import Reading
 from restnet_runtime.refinement import Refiner, is_quiet
 
 QUIET = Reading(others_cpu_cores=0.0, waiting_share=0.0)
@@ -11,22 +11,35 @@ BUSY = replace(QUIET, others_cpu_cores=1.5)
 
 
 class Table:
-    """An executor without networks: what was asked of it."""
+    """An executor without networks: routes take `true_ms` where it is quiet, and `busy` times that when they are compared."""
 
-    def __init__(self, *loaded: str) -> None:
-        self.loaded = loaded
-        self.asked: list[str] = []
-        self.learnt: list[tuple[str, Timing]] = []
-        self.known = RouteProfile(10.0, 12.0, 1, threads=2)
+    def __init__(self, true_ms: dict[str, float], profiles: dict[str, RouteProfile], busy: float = 1.0) -> None:
+        self.true_ms, self.profiles, self.busy = true_ms, profiles, busy
+        self.asked: list[tuple[str, bool]] = []
+        self.compared: list[tuple[str, str]] = []
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        return tuple(self.profiles)
 
     def profile(self, name: str) -> RouteProfile | None:
-        return self.known if name in self.loaded else None
+        return self.profiles.get(name)
 
-    def refine(self, name: str) -> None:
-        self.asked.append(name)
+    def refine(self, name: str, *, quiet: bool = False) -> None:
+        self.asked.append((name, quiet))
+        if quiet:
+            self.correct(name, self.true_ms[name])
 
-    def learn(self, name: str, timing: Timing) -> None:
-        self.learnt.append((name, timing))
+    def compare(self, name: str, reference: str, rounds: int) -> list[float]:
+        self.compared.append((name, reference))
+        return [self.true_ms[name] * self.busy / (self.true_ms[reference] * self.busy)] * rounds
+
+    def correct(self, name: str, latency_ms: float) -> None:
+        self.profiles[name] = replace(self.profiles[name], latency_ms=latency_ms)
+
+
+def profiles(threads: int = 2, **latencies_ms: float) -> dict[str, RouteProfile]:
+    return {name: RouteProfile(latency_ms, 2 * latency_ms, 1, threads) for name, latency_ms in latencies_ms.items()}
 
 
 def steps(refiner: Refiner, count: int) -> None:
@@ -35,40 +48,70 @@ def steps(refiner: Refiner, count: int) -> None:
 
 
 def test_each_route_is_timed_once_more_and_again_when_it_is_quiet() -> None:
-    table, reading = Table("a", "b"), [BUSY]
+    table, reading = Table({"a": 10, "b": 20}, profiles(a=10, b=20)), [BUSY]
     refiner = Refiner(table, lambda: reading[0], 2)
     steps(refiner, 5)
-    assert table.asked == ["a", "b"]
+    assert table.asked == [("a", False), ("b", False)]
     reading[0] = QUIET
     steps(refiner, 5)
-    assert table.asked == ["a", "b", "a", "b"]
+    assert table.asked[2:] == [("a", True), ("b", True)]
     refiner.forget("b")
     steps(refiner, 5)
-    assert table.asked == ["a", "b", "a", "b", "b"], "once is enough where it is quiet at once"
+    assert table.asked[4:] == [("b", True)], "once is enough where it is quiet at once"
 
 
 def test_before_the_first_reading_nothing_is_taken_for_quiet() -> None:
-    table = Table("a")
+    table = Table({"a": 10}, profiles(a=10))
     steps(Refiner(table, lambda: None, 2), 3)
-    assert table.asked == ["a"]
+    assert table.asked == [("a", False)]
 
 
-@pytest.mark.parametrize(
-    ("seen", "learnt"),
-    [
-        (RouteLatency(8.0, 9.0, 50, 2), True),
-        (RouteLatency(8.0, 9.0, 5, 2), False),
-        (RouteLatency(8.0, 9.0, 50, 1), False),
-        (RouteLatency(9.5, 9.9, 50, 2), False),
-        (RouteLatency(30.0, 40.0, 50, 2), False),
-    ],
-    ids=["quicker", "too few", "other threads", "hardly quicker", "slower: that is slowdown"],
-)
-def test_requests_prove_a_profile_too_slow(seen: RouteLatency, learnt: bool) -> None:
-    table = Table("a")
-    refiner = Refiner(table, lambda: replace(BUSY, latencies={"a": seen, "gone": seen}), 2)
+def test_on_a_busy_device_profiles_come_to_agree_though_none_is_right() -> None:
+    """Each was taken in another moment: one twice too slow, one three times. Then one slowdown holds for all."""
+    table = Table({"a": 10, "b": 20, "c": 40}, profiles(a=20, b=20, c=120), busy=3.0)
+    refiner = Refiner(table, lambda: BUSY, 2)
+    steps(refiner, 100)
+    assert {name: profile.latency_ms for name, profile in table.profiles.items()} == {"a": 20, "b": 40, "c": 80}
+    assert table.profiles["c"].p95_ms > 80
+    assert set(table.compared) == {("b", "a"), ("c", "a")}
+    assert len(table.compared) == 6, "three times four turns each, then it is left alone"
+
+
+def test_then_a_quiet_moment_puts_them_right() -> None:
+    table, reading = Table({"a": 10, "b": 20}, profiles(a=30, b=20)), [BUSY]
+    refiner = Refiner(table, lambda: reading[0], 2)
+    steps(refiner, 10)
+    reading[0] = QUIET
+    steps(refiner, 2)
+    assert {name: profile.latency_ms for name, profile in table.profiles.items()} == {"a": 10, "b": 20}
+    reading[0], before = BUSY, len(table.compared)
+    steps(refiner, 20)
+    assert len(table.compared) == before
+
+
+def test_what_was_timed_quietly_is_the_reference() -> None:
+    table, reading = Table({"a": 10, "b": 20}, profiles(b=20, a=30)), [QUIET]
+    refiner = Refiner(table, lambda: reading[0], 2)
     refiner.step()
-    assert table.learnt == ([("a", Timing(8.0, 9.0))] if learnt else [])
+    reading[0] = BUSY
+    table.profiles |= profiles(c=7)
+    table.true_ms["c"] = 40
+    steps(refiner, 30)
+    assert set(table.compared) == {("a", "b"), ("c", "b")}
+    assert (table.profiles["a"].latency_ms, table.profiles["c"].latency_ms) == (10, 40)
+
+
+def test_only_routes_of_as_many_threads_are_compared() -> None:
+    table = Table({"a": 10, "b": 20, "c": 30}, profiles(a=10) | profiles(1, b=20, c=90))
+    steps(Refiner(table, lambda: BUSY, 2), 30)
+    assert set(table.compared) == {("c", "b")}
+    assert table.profiles["c"].latency_ms == 30
+
+
+def test_a_profile_that_is_hardly_off_stays() -> None:
+    table = Table({"a": 10, "b": 20}, profiles(a=10, b=21))
+    steps(Refiner(table, lambda: BUSY, 2), 30)
+    assert table.profiles["b"].latency_ms == 21
 
 
 @pytest.mark.parametrize(
@@ -85,3 +128,17 @@ def test_requests_prove_a_profile_too_slow(seen: RouteLatency, learnt: bool) -> 
 )
 def test_what_is_quiet(reading: Reading, quiet: bool) -> None:
     assert is_quiet(reading, 2) is quiet
+
+
+def test_turns_find_the_quotient_whatever_the_load() -> None:
+    """The clock runs twice as fast in every second round: both programs are as much slower."""
+    now_s, rounds = [0.0], [0]
+
+    def program(takes_s: float):
+        def run() -> None:
+            now_s[0] += takes_s * (1 + rounds[0] // 2 % 2)
+            rounds[0] += 1
+
+        return run
+
+    assert compare_runs(program(0.03), program(0.01), lambda: now_s[0], 4) == pytest.approx([3.0] * 4)
