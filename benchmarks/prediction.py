@@ -2,11 +2,13 @@
 
     python benchmarks/prediction.py [--family digits deit-ti-s resnet18-50] [--rounds 12] [--threads N ...] [--json FILE]
 
-One process has a family loaded, puts its profiles right as a server does in its first minutes, and serves one route at a time, in a loop, for a second; the other routes do not run. Then it
-reads its sensors as the controller does, predicts what another route takes (its profile times the slowdown that the served one shows), and
-at once measures that other route. The error is |predicted / measured - 1|. Phases follow one another in one process, so the first
-rounds of each are those in which the load has just changed: no neighbour, one that only counts, two, one, none, and a CPU quota
-where a cgroup is writable. Which route is served changes from round to round. `unscaled` is the same with the profile alone.
+One process has a family loaded and puts its profiles right as a server does in its first minutes (`--as-loaded`: does not). It serves one
+route at a time, in a loop, for a second; the other routes do not run. Then it reads its sensors as the controller does, predicts what
+another route takes (its profile times the slowdown that the served one shows), and at once measures that other route. The error is
+|predicted / measured - 1|. Phases follow one another in one process, so the first rounds of each are those in which the load has just
+changed: no neighbour, one that only counts, two, one, none, and a CPU quota where a cgroup is writable. Which route is served changes
+from round to round. `unscaled` is the same with the profile alone. Then the served route itself is measured once more: as far as what it
+takes now differs from what it took a second ago, the load has changed meanwhile, and no prediction can be better.
 """
 
 import argparse
@@ -18,15 +20,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import CACHE, Child, Floor, Result, arguments, compile_all, neighbours, noise, publish, quantile, timed_ms
 from families import FAMILIES, family
 from thread_count import quota
 
+if TYPE_CHECKING:
+    from restnet_runtime.executor import Executor
+    from restnet_runtime.reading import Reading
+    from restnet_runtime.sensors import Sensors
+
 FLOOR = 0.20
-SERVE_S, MEASURE_S = 1.0, 0.4
-LOOKS = 20
+SERVE_S, MEASURE_S = 1.0, 0.7
+LOOKS = 25
 """Of a server, for each route, until its profiles are put right: in them it times routes again, as `refinement.py` says."""
 PHASES: tuple[tuple[str, int, float | None], ...] = (
     ("quiet", 0, None),
@@ -40,12 +47,11 @@ PHASES: tuple[tuple[str, int, float | None], ...] = (
 """Name, neighbours, cores of quota."""
 
 
-def serve(connection: Connection, path: Path, threads: int, most: int, refined: bool) -> None:
+def serve(connection: Connection, path: Path, threads: int, most: int, refined: bool, mixed: bool) -> None:
     """Answers `("rounds", count)` by one row for each: what was predicted, by what, and what was measured."""
     from restnet_runtime.bundle import open_bundle
     from restnet_runtime.compile import Compiler
     from restnet_runtime.executor import Executor
-    from restnet_runtime.refinement import Refiner
     from restnet_runtime.sensors import Sensors
     from restnet_runtime.sessions import SessionSettings
     from restnet_runtime.slowdown import Slowdown, slowdown_by_threads
@@ -56,12 +62,13 @@ def serve(connection: Connection, path: Path, threads: int, most: int, refined: 
     step = max(1, math.ceil(len(order) / most))
     names = [route.name for route in (*order[:-1:step], order[-1])]
     executor = Executor(bundle, Compiler.for_bundle(bundle, CACHE), SessionSettings(threads))
-    for name in names:
+    for index, name in enumerate(names):
+        executor.settings = SessionSettings(1 if mixed and index % 2 else threads)
         executor.load(name, warm=True)
     sensors, slowdown, x = Sensors(), Slowdown(), noise(bundle)
-    refiner = Refiner(executor, sensors.read, affinity_cores())
-    for _ in range(len(names) * LOOKS if refined else 0):
-        refiner.step()
+    sensors.read()
+    if refined:
+        put_right(executor, sensors)
     connection.send(names)
     turn = 0
     while True:
@@ -84,10 +91,11 @@ def serve(connection: Connection, path: Path, threads: int, most: int, refined: 
                 slowdown.observe(latency_ms / here_profile.latency_ms)
             value, reading = slowdown.tick(), sensors.read()
             slowdowns = slowdown_by_threads(value, here_profile.threads, {profile.threads}, affinity_cores(), reading) or {}
-            measured: list[float] = []
-            until = time.monotonic() + MEASURE_S
-            while time.monotonic() < until or len(measured) < 3:
-                measured.append(timed_ms(lambda: executor.run(x, there)))  # noqa: B023
+            measured: dict[str, list[float]] = {there: [], here: []}
+            for route, times in measured.items():
+                until = time.monotonic() + MEASURE_S
+                while time.monotonic() < until or len(times) < 3:
+                    times.append(timed_ms(lambda: executor.run(x, route)))  # noqa: B023
             rows.append(
                 {
                     "served": here,
@@ -98,7 +106,9 @@ def serve(connection: Connection, path: Path, threads: int, most: int, refined: 
                     "threads": profile.threads,
                     "profile_ms": profile.latency_ms,
                     "predicted_ms": profile.latency_ms * slowdowns.get(profile.threads, 1.0),
-                    "measured_ms": quantile(measured, 0.5),
+                    "measured_ms": quantile(measured[there], 0.5),
+                    "served_again_ms": quantile(measured[here], 0.5),
+                    "served_predicted_ms": here_profile.latency_ms * (value or 1.0),
                     "slowdown": value,
                     "others_cpu_cores": reading.others_cpu_cores,
                     "waiting_share": reading.waiting_share,
@@ -110,8 +120,27 @@ def serve(connection: Connection, path: Path, threads: int, most: int, refined: 
         connection.send(rows)
 
 
-def errors(rows: list[dict[str, Any]], what: str) -> list[float]:
-    return [abs(row[what] / row["measured_ms"] - 1) for row in rows]
+def put_right(executor: "Executor", sensors: "Sensors") -> None:
+    """Look as often as a server does in its first minutes, but without pauses; the device is read once a second."""
+    from restnet_runtime.refinement import Refiner
+    from restnet_runtime.threads import affinity_cores
+
+    time.sleep(1)
+    reading, at_s = sensors.read(), time.monotonic()
+
+    def look() -> "Reading":
+        nonlocal reading, at_s
+        if time.monotonic() - at_s > 1:
+            reading, at_s = sensors.read(), time.monotonic()
+        return reading
+
+    refiner = Refiner(executor, look, affinity_cores())
+    for _ in range(len(executor.loaded) * LOOKS):
+        refiner.step()
+
+
+def errors(rows: list[dict[str, Any]], what: str, measured: str = "measured_ms") -> list[float]:
+    return [abs(row[what] / row[measured] - 1) for row in rows]
 
 
 @contextmanager
@@ -126,7 +155,7 @@ def measure(name: str, threads: int, args: argparse.Namespace, result: Result) -
     bundle = family(name)
     compile_all(bundle.path)
     found: list[dict[str, Any]] = []
-    with Child(serve, bundle.path, threads, args.routes, not args.as_loaded) as child:
+    with Child(serve, bundle.path, threads, args.routes, not args.as_loaded, args.mixed) as child:
         child.receive()
         for what, busy, cores in PHASES:
             try:
@@ -140,11 +169,12 @@ def measure(name: str, threads: int, args: argparse.Namespace, result: Result) -
             scaled, unscaled = errors(rows, "predicted_ms"), errors(rows, "profile_ms")
             result.cells.append(
                 (
-                    f"{name}, {threads} thread{'s' if threads > 1 else ''}",
+                    f"{name}, {'1 or ' if args.mixed else ''}{threads} thread{'s' if threads > 1 else ''}",
                     what,
                     f"{quantile([row['measured_ms'] / row['profile_ms'] for row in rows], 0.5):.2f}",
                     *(f"{quantile(scaled, share):.0%}" for share in (0.5, 0.9)),
                     f"{quantile(unscaled, 0.5):.0%}",
+                    f"{quantile(errors(rows, 'served_predicted_ms', 'served_again_ms'), 0.5):.0%}",
                 )
             )
     return found
@@ -157,11 +187,12 @@ def main() -> None:
     parser.add_argument("--routes", type=int, default=8, help="about so many routes take part (%(default)s)")
     parser.add_argument("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))], help="of a request (%(default)s)")
     parser.add_argument("--as-loaded", action="store_true", help="with the profiles as they are after loading, not put right afterwards")
+    parser.add_argument("--mixed", action="store_true", help="every second route runs on one thread")
     args = parser.parse_args()
     started = time.monotonic()
     result = Result(
         "Predicted latency of routes that are not running",
-        ("family", "phase", "measured / profile", "error, median", "90th percentile", "unscaled, median"),
+        ("family", "phase", "measured / profile", "error, median", "90th percentile", "unscaled, median", "served route itself, median"),
     )
     for name in args.family:
         for threads in args.threads:

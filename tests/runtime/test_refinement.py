@@ -74,7 +74,7 @@ def test_on_a_busy_device_profiles_come_to_agree_though_none_is_right() -> None:
     assert {name: profile.latency_ms for name, profile in table.profiles.items()} == {"a": 20, "b": 40, "c": 80}
     assert table.profiles["c"].p95_ms > 80
     assert set(table.compared) == {("b", "a"), ("c", "a")}
-    assert len(table.compared) == 6, "three times four turns each, then it is left alone"
+    assert len(table.compared) == 8, "four times six turns each, then it is left alone"
 
 
 def test_then_a_quiet_moment_puts_them_right() -> None:
