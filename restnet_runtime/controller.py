@@ -194,8 +194,7 @@ class Controller:
         with self._sensing:
             slowdown = self._slowdown.tick()
             try:
-                reading = replace(self._sensors.read(), slowdown=slowdown)
-                reading = self._served.complete(reading, map(self._executor.profile, self._executor.loaded), self._clock())
+                reading = self._served.complete(replace(self._sensors.read(), slowdown=slowdown), self._clock())
             except Exception as error:
                 with self._deciding:
                     before, (budget, _, decision) = self._problem, self._standing

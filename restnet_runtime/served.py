@@ -1,13 +1,16 @@
 """Served: what requests show of the device, beside what its sensors do. It completes a reading."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 from restnet_runtime.latencies import Latencies
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
 from restnet_runtime.slowdown import slowdown_by_threads
+
+_MOST_THREADS = 16
+"""For so many threads of a request, and fewer, the slowdown is told."""
 
 
 class Served:
@@ -19,6 +22,7 @@ class Served:
     def __init__(self, cores: int) -> None:
         """cores: that this process may run on."""
         self._cores = cores
+        self._counts = range(1, min(cores, _MOST_THREADS) + 1)
         self._latencies = Latencies()
         self._threads = 1
         self.queue_depth: Callable[[], int] | None = None
@@ -29,16 +33,11 @@ class Served:
             self._latencies.observe(route, profile.threads, latency_ms)
             self._threads = profile.threads
 
-    def complete(self, reading: Reading, profiles: Iterable[RouteProfile | None], now_s: float) -> Reading:
-        """A reading that has its slowdown, with what else requests show; from one thread at a time.
-
-        profiles: of the loaded routes: for their numbers of threads the slowdown is told
-        now_s:    seconds that never step back
-        """
-        threads = {profile.threads for profile in profiles if profile is not None}
+    def complete(self, reading: Reading, now_s: float) -> Reading:
+        """A reading that has its slowdown, with what else requests show; from one thread at a time. now_s: seconds that never step back."""
         return replace(
             reading,
             queue_depth=None if self.queue_depth is None else self.queue_depth(),
             latencies=self._latencies.take(now_s),
-            slowdown_by_threads=slowdown_by_threads(reading.slowdown, self._threads, threads, self._cores, reading),
+            slowdown_by_threads=slowdown_by_threads(reading.slowdown, self._threads, self._counts, self._cores, reading),
         )

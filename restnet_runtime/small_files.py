@@ -49,12 +49,17 @@ def read_keyed(path: str | Path, *names: str) -> dict[str, int]:
     return found
 
 
-def numbered(folder: Path, prefix: str) -> list[Path]:
-    """The entries of a folder that are named `prefix` and a number, by number; none where there is no folder."""
+def list_names(folder: str | Path) -> list[str]:
+    """What a folder holds; nothing where there is none."""
     try:
-        names = [path.name for path in folder.iterdir()]
+        return os.listdir(folder)  # noqa: PTH208 - iterdir() makes a path of each, which takes longer than to read the file
     except OSError:
         return []
+
+
+def numbered(folder: Path, prefix: str) -> list[Path]:
+    """The entries of a folder that are named `prefix` and a number, by number; none where there is no folder."""
+    names = list_names(folder)
     numbers = sorted(int(name[len(prefix) :]) for name in names if re.fullmatch(re.escape(prefix) + "[0-9]{1,6}", name))
     return [folder / f"{prefix}{number}" for number in numbers]
 
