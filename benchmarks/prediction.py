@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,8 @@ def serve(connection: Connection, path: Path, threads: int, most: int, refined: 
     from restnet_runtime.compile import Compiler
     from restnet_runtime.executor import Executor
     from restnet_runtime.sensors import Sensors
+    from restnet_runtime.served import Served
     from restnet_runtime.sessions import SessionSettings
-    from restnet_runtime.slowdown import Slowdown, slowdown_by_threads
     from restnet_runtime.threads import affinity_cores
 
     bundle = open_bundle(path)
@@ -65,7 +66,7 @@ def serve(connection: Connection, path: Path, threads: int, most: int, refined: 
     for index, name in enumerate(names):
         executor.settings = SessionSettings(1 if mixed and index % 2 else threads)
         executor.load(name, warm=True)
-    sensors, slowdown, x = Sensors(), Slowdown(), noise(bundle)
+    sensors, served, x = Sensors(), Served(affinity_cores()), noise(bundle)
     sensors.read()
     if refined:
         put_right(executor, sensors)
@@ -84,13 +85,15 @@ def serve(connection: Connection, path: Path, threads: int, most: int, refined: 
             assert here_profile is not None
             assert profile is not None
             observed: list[float] = []
+            sensors.read()  # from here on
             until = time.monotonic() + SERVE_S
             while time.monotonic() < until:
                 latency_ms = timed_ms(lambda: executor.run(x, here))  # noqa: B023
                 observed.append(latency_ms)
-                slowdown.observe(latency_ms / here_profile.latency_ms)
-            value, reading = slowdown.tick(), sensors.read()
-            slowdowns = slowdown_by_threads(value, here_profile.threads, {profile.threads}, affinity_cores(), reading) or {}
+                served.slowdown.observe(latency_ms / here_profile.latency_ms, here_profile.threads)
+            value = served.slowdown.tick()
+            reading = served.complete(replace(sensors.read(), slowdown=value), time.monotonic())
+            slowdowns = reading.slowdown_by_threads or {}
             measured: dict[str, list[float]] = {there: [], here: []}
             for route, times in measured.items():
                 until = time.monotonic() + MEASURE_S

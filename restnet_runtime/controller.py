@@ -16,7 +16,6 @@ from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
 from restnet_runtime.served import Served
-from restnet_runtime.slowdown import Slowdown
 from restnet_runtime.threads import affinity_cores
 
 logger = logging.getLogger(__name__)
@@ -127,8 +126,8 @@ class Controller:
         self._interval_s = interval_s
         self._clock = clock
         self._wall = wall
-        self._slowdown = Slowdown()
         self._served = Served(affinity_cores())
+        self._slowdown = self._served.slowdown
         # Read without a lock on the request path: one reference, only ever replaced, so that its parts belong together.
         self._standing = _Standing(Budget() if budget is None else budget, None, None)
         # Sensors and the slowdown serve one thread at a time. Taken before the next lock, never after it.
@@ -178,7 +177,7 @@ class Controller:
         """Report one answered request of batch 1. For the request path: no lock, two appends. Routes without profile are left out."""
         profile = self._executor.profile(route)
         if profile is not None and profile.latency_ms > 0:
-            self._slowdown.observe(latency_ms / profile.latency_ms)
+            self._slowdown.observe(latency_ms / profile.latency_ms, profile.threads)
             self._served.observe(route, latency_ms, profile)
 
     def watch_queue(self, depth: Callable[[], int]) -> None:

@@ -66,6 +66,28 @@ def test_takes_requests_from_many_threads_while_ticking() -> None:
     assert 1.5 <= value <= 2.0
 
 
+def test_a_change_of_threads_converts_what_was_seen_before() -> None:
+    """Two threads suffer twice as much: the value follows at once, without a tick that mixes both."""
+    slowdown = Slowdown(relation=lambda threads: {1: 1.5, 2: 3.0}[threads])
+    for _ in range(40):
+        slowdown.observe(3.0, 2)
+        value = slowdown.tick()
+    assert value == pytest.approx(3.0)
+    assert slowdown.threads == 2
+    slowdown.observe(1.5, 1)
+    assert slowdown.tick() == pytest.approx(1.5)
+    assert slowdown.threads == 1
+    slowdown.observe(1.5, 1)
+    slowdown.observe(3.0, 2)
+    assert slowdown.tick() == pytest.approx(3.0), "both kinds in one tick, in terms of the latest"
+
+
+def test_what_the_profile_promises_is_not_converted() -> None:
+    slowdown = Slowdown(relation=lambda threads: {1: 1.0, 2: 9.0}[threads])
+    slowdown.observe(1.0, 2)
+    assert slowdown.tick() == 1.0
+
+
 QUIET = Reading(others_cpu_cores=0.0, waiting_share=0.0)
 
 
