@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 FLOOR = 0.20
 SERVE_S, MEASURE_S = 1.0, 0.7
-LOOKS = 25
+LOOKS = 100
 """Of a server, for each route, until its profiles are put right: in them it times routes again, as `refinement.py` says."""
 PHASES: tuple[tuple[str, int, float | None], ...] = (
     ("quiet", 0, None),

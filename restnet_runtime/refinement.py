@@ -16,11 +16,10 @@ from restnet_runtime.reading import Reading
 from restnet_runtime.slowdown import stretch
 
 _QUIET = 1.05
-_ROUNDS = 6
-"""Turns of two routes at a time."""
 _ENOUGH = 24
 """Turns after which a quotient is known well enough: on a device that is busy all the time a single one is off by a third."""
-_EVERY = 5
+_EVERY = 3
+"""Looks from one comparison to the next: what takes turns takes time from requests."""
 _OFF = 1.1
 """A profile that is off by so much is put right; within, the quotient is known no better."""
 
@@ -64,11 +63,11 @@ class Refiner:
         known = {name: self._found(name, reference) for name, reference in references.items() if name not in self._quietly}
         name = min(known, key=lambda name: len(known[name]), default=None)
         self._looks += 1
-        # At once where nothing is known, and then seldom: what takes turns takes time from requests.
+        # At once where nothing is known, and then seldom.
         if name is None or len(known[name]) >= _ENOUGH or (known[name] and self._looks % _EVERY):
             return
         reference = references[name]
-        found = [*known[name], *self._executor.compare(name, reference, _ROUNDS)]
+        found = [*known[name], *self._executor.compare(name, reference)]
         self._quotients[name] = reference, found
         profile, other = self._executor.profile(name), self._executor.profile(reference)
         if found and profile is not None and other is not None and profile.threads == other.threads:

@@ -187,10 +187,10 @@ def test_what_is_weighed_while_requests_run_is_weighed_again_when_none_do(family
 
 
 def test_routes_are_run_in_turns_and_a_profile_is_put_right(executor) -> None:
-    quotients = executor.compare("large", "small", 3)
-    assert len(quotients) == 3
+    quotients = executor.compare("large", "small")
+    assert len(quotients) > 1
     assert min(quotients) > 0
-    assert executor.compare("large", "gone", 3) == []
+    assert executor.compare("large", "gone") == []
     before = executor.profile("large")
     executor.correct("large", 4 * before.latency_ms)
     after = executor.profile("large")
