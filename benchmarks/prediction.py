@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from common import CACHE, Child, Floor, Result, arguments, compile_all, neighbours, noise, publish, quantile, timed_ms
@@ -146,6 +147,18 @@ def errors(rows: list[dict[str, Any]], what: str, measured: str = "measured_ms")
     return [abs(row[what] / row[measured] - 1) for row in rows]
 
 
+def summary(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    """The figures of one line of the table."""
+    scaled = errors(rows, "predicted_ms")
+    return (
+        f"{median(row['measured_ms'] / row['profile_ms'] for row in rows):.2f}",
+        f"{median(scaled):.0%}",
+        f"{quantile(scaled, 0.9):.0%}",
+        f"{median(errors(rows, 'profile_ms')):.0%}",
+        f"{median(errors(rows, 'served_predicted_ms', 'served_again_ms')):.0%}",
+    )
+
+
 @contextmanager
 def phase(pid: int, busy: int, cores: float | None) -> Iterator[None]:
     with quota(pid, cores), neighbours(busy):
@@ -169,17 +182,8 @@ def measure(name: str, threads: int, args: argparse.Namespace, result: Result) -
                 continue
             print(f"{name}, {threads} threads, {what}: {len(rows)} predictions", file=sys.stderr)
             found += [{"family": name, "phase": what, "of_threads": threads, **row} for row in rows]
-            scaled, unscaled = errors(rows, "predicted_ms"), errors(rows, "profile_ms")
-            result.cells.append(
-                (
-                    f"{name}, {'1 or ' if args.mixed else ''}{threads} thread{'s' if threads > 1 else ''}",
-                    what,
-                    f"{quantile([row['measured_ms'] / row['profile_ms'] for row in rows], 0.5):.2f}",
-                    *(f"{quantile(scaled, share):.0%}" for share in (0.5, 0.9)),
-                    f"{quantile(unscaled, 0.5):.0%}",
-                    f"{quantile(errors(rows, 'served_predicted_ms', 'served_again_ms'), 0.5):.0%}",
-                )
-            )
+            title = f"{name}, {'1 or ' if args.mixed else ''}{threads} thread{'s' if threads > 1 else ''}"
+            result.cells.append((title, what, *summary(rows)))
     return found
 
 
@@ -205,8 +209,8 @@ def main() -> None:
         (row["family"], row["of_threads"], row["phase"]): [other for other in result.rows if _group(other) == _group(row)]
         for row in result.rows
     }
-    worst = max(quantile(errors(rows, "predicted_ms"), 0.5) for rows in by_phase.values())
-    for what, figure in (("all phases", quantile(every, 0.5)), ("its worst phase", worst)):
+    worst = max(median(errors(rows, "predicted_ms")) for rows in by_phase.values())
+    for what, figure in (("all phases", median(every)), ("its worst phase", worst)):
         result.floors.append(
             Floor(
                 f"error of predicted latency, median, {what}", "measured right after", f"<= {FLOOR:.0%}", f"{figure:.1%}", figure <= FLOOR

@@ -8,6 +8,9 @@ from statistics import median
 from restnet_runtime.contention import demand_cores
 from restnet_runtime.reading import Reading
 
+_SPARE = 0.25
+"""A core that others use for less than this is taken for free."""
+
 
 class Slowdown:
     """Per tick the median of latency over profiled latency, smoothed over ticks (exponentially weighted moving average).
@@ -77,11 +80,12 @@ def slowdown_by_threads(
 def stretch(threads: int, cores: int, reading: Reading) -> float:
     """How much longer than alone a request of so many threads takes beside what others would use, on a fair scheduler; 1.0 and more.
 
-    It waits for its slowest thread. One of several has a core with as many others as there are for each core, rounded up; a single thread
-    is moved to whichever core has least, so that its share is the mean. A quota that is less than the threads stretches by the ratio.
+    Threads for each core, on the mean: so much a single thread is slowed down, which is moved to whichever core has least. A request of
+    several waits for the slowest, which at worst has a core with as many as there are for each core, rounded up; how long it stays there
+    differs, and half-way is taken (`benchmarks/prediction.py --mixed`). A quota below the threads stretches by the ratio.
     """
     others = demand_cores(reading.others_cpu_cores or 0.0, reading.waiting_share, 1.0)
     crowd = (threads + others) / cores
-    shared = crowd if threads == 1 or crowd <= 1 else min(1 + others, math.ceil(crowd - 0.25))
+    worst = crowd if threads == 1 else max(crowd, min(1 + others, math.ceil(crowd - _SPARE)))
     quota = reading.cpu_quota_cores
-    return max(1.0, shared, threads / quota if quota else 1.0)
+    return max(1.0, (crowd + worst) / 2, threads / quota if quota else 1.0)

@@ -191,7 +191,7 @@ def test_slowdown_is_told_for_every_number_of_threads_that_a_request_could_have(
     controller.observe("small", 10.0)
     controller.tick()
     assert controller.reading is not None
-    assert controller.reading.slowdown_by_threads == {1: 1.0, 2: 2.0}
+    assert controller.reading.slowdown_by_threads == {1: 1.0, 2: 1.75}
 
 
 def test_only_loaded_routes_are_switched_to_and_the_wanted_one_is_named(rig: Rig) -> None:

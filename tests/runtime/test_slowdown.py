@@ -99,7 +99,8 @@ def test_alone_nothing_is_stretched() -> None:
 def test_one_thread_beside_one_neighbour_on_two_cores_is_not_slowed_and_two_are() -> None:
     reading = Reading(others_cpu_cores=1.0, waiting_share=0.0)
     assert stretch(1, 2, reading) == 1.0
-    assert stretch(2, 2, reading) == 2.0
+    assert stretch(2, 2, reading) == 1.75, "between 1.5 and 2"
+    assert stretch(2, 2, replace(reading, others_cpu_cores=2.0)) == 2.0
 
 
 def test_a_quota_slows_down_by_what_it_takes_from_the_threads() -> None:
@@ -110,8 +111,8 @@ def test_a_quota_slows_down_by_what_it_takes_from_the_threads() -> None:
 
 def test_what_was_seen_stands_and_the_others_follow() -> None:
     reading = Reading(others_cpu_cores=1.0, waiting_share=0.0)
-    assert slowdown_by_threads(1.1, 1, {2}, 2, reading) == {1: 1.1, 2: 2.2}
-    assert slowdown_by_threads(2.2, 2, {1, 2}, 2, reading) == {1: 1.1, 2: 2.2}
+    assert slowdown_by_threads(1.0, 1, {2}, 2, reading) == {1: 1.0, 2: 1.75}
+    assert slowdown_by_threads(3.5, 2, {1, 2}, 2, reading) == {1: 2.0, 2: 3.5}
     assert slowdown_by_threads(3.0, 2, set(), 2, QUIET) == {2: 3.0}
     assert slowdown_by_threads(None, 1, {1, 2}, 2, reading) is None
 
