@@ -42,15 +42,15 @@ format: $(DEV_ENV) ## Let ruff put imports and layout right
 serve: $(DEMO_ENV) ## Serve the digits bundle that ships; ARGS="BUNDLE --budget 30ms --port 9000" for another
 	$(BIN)/restnet-serve $(ARGS)
 
-BENCHMARKS := route_latency executor_overhead route_memory switching peers churn batching startup small_memory compile_time thread_waiting thread_count
+BENCHMARKS := route_latency executor_overhead route_memory switching peers churn batching startup small_memory compile_time thread_waiting thread_count sensing prediction
 RESULTS := build/benchmarks/results
 
-bench: $(DEV_ENV) ## Every measured claim in benchmarks/, and docs/benchmarks.md from the figures; about 15 minutes once the networks are made
+bench: $(DEV_ENV) ## Every measured claim in benchmarks/, and docs/benchmarks.md from the figures; about 20 minutes once the networks are made
 	$(BIN)/restnet-bench --budget $(BUDGET) $(ARGS)
 	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/*.json
 	@# One that fails does not keep the others from being measured and shown.
 	@failed=; for name in $(BENCHMARKS); do echo "== $$name"; \
-	  case $$name in small_memory) options="--minutes $(SMALL_MEMORY_MINUTES) --cold-minutes 0.5";; thread_waiting) options="--busy 1";; batching) options="--routes digits/cnn-l resnet18-50-32px/resnet18 resnet18-50-32px/resnet50 --clients 4 8 --seconds 0.3";; thread_count) options="--seconds 8";; route_latency) options="--seconds 3";; compile_time) options="--family resnet18-50 deit-ti-s deit-ti-s-b";; *) options=;; esac; \
+	  case $$name in small_memory) options="--minutes $(SMALL_MEMORY_MINUTES) --cold-minutes 0.5";; thread_waiting) options="--busy 1";; batching) options="--routes digits/cnn-l resnet18-50-32px/resnet18 resnet18-50-32px/resnet50 --clients 4 8 --seconds 0.3";; thread_count) options="--seconds 8";; route_latency) options="--seconds 3";; prediction) options="--rounds 6 --routes 6";; compile_time) options="--family resnet18-50 deit-ti-s deit-ti-s-b";; *) options=;; esac; \
 	  $(BIN)/python benchmarks/$$name.py $$options --json $(RESULTS)/$$name.json || failed="$$failed $$name"; done; \
 	$(BIN)/python benchmarks/render.py; if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 

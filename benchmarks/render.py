@@ -23,6 +23,8 @@ ORDER = (
     "compile_time",
     "thread_waiting",
     "thread_count",
+    "sensing",
+    "prediction",
 )
 """Of the sections; each is the name of a benchmark and of its file of results."""
 MET = {True: "met", False: "**missed**", None: "not decided"}

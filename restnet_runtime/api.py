@@ -75,6 +75,7 @@ def create_app(
     pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
     receiver = Receiver(settings)
     in_flight = 0
+    controller.watch_queue(lambda: in_flight)
 
     def refuse_unready() -> None:
         if not executor.loaded:

@@ -6,11 +6,12 @@ Formats: kernel documentation, admin-guide/cgroup-v2.rst and admin-guide/cgroup-
 filesystems/proc.rst (mountinfo).
 """
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from restnet_runtime.small_files import Turns, integer, read_keyed, read_text
 
 _V1_UNLIMITED_32BIT = (2**31 - 1) * 4096
 """What memory.limit_in_bytes of an unlimited group reads on a 32-bit kernel."""
@@ -42,19 +43,62 @@ class Mount:
     controllers: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Groups:
+    """The directories of the groups that limit a process, by hierarchy, its own first, then the parents. They need not exist."""
+
+    memory_v1: tuple[Path, ...] = ()
+    cpu_v1: tuple[Path, ...] = ()
+    v2: tuple[Path, ...] = ()
+
+    @property
+    def cpu(self) -> tuple[Path, ...]:
+        """Those that may have a CPU quota."""
+        return (*self.cpu_v1, *self.v2)
+
+
+class GroupFinder:
+    """Finds the groups of one process again and again: afresh when it was moved, and else once a minute."""
+
+    def __init__(self, root: Path, pid: int | str, look_every: int = 60) -> None:
+        """root: where the file system is taken to begin. pid: a number or `self`."""
+        self._root, self._process = root, root / "proc" / str(pid)
+        self._due = Turns(look_every)
+        self._membership: str | None = None
+        self._groups = Groups()
+
+    def find(self) -> Groups:
+        """None where the process is gone or the kernel has no cgroups."""
+        due, membership = self._due(), read_text(self._process / "cgroup") or ""
+        if due or membership != self._membership:
+            self._membership = membership
+            self._groups = find_groups(self._root, membership, read_text(self._process / "mountinfo") or "")
+        return self._groups
+
+
+def find_groups(root: Path, membership: str, mountinfo: str) -> Groups:
+    """From the texts of `/proc/PID/cgroup` and `/proc/PID/mountinfo`."""
+    paths, mounts = parse_membership(membership), parse_mounts(mountinfo)
+    hierarchies = (("memory", 1), ("cpu", 1), ("", 2))
+    return Groups(*(tuple(_groups(root, paths, mounts, controller, version)) for controller, version in hierarchies))
+
+
 def read_limits(root: Path, pid: int | str) -> CgroupLimits:
     """Limits on process `pid` (a number or `self`), with the file system taken to begin at `root`. Never raises for what the files hold."""
-    membership = parse_membership(_text(root / "proc" / str(pid) / "cgroup") or "")
-    mounts = parse_mounts(_text(root / "proc" / str(pid) / "mountinfo") or "")
+    return limits_of(GroupFinder(root, pid).find())
+
+
+def limits_of(groups: Groups) -> CgroupLimits:
+    """The tightest limits of these groups."""
     memory: list[tuple[int, int]] = []
     quotas: list[float] = []
-    for group in _groups(root, membership, mounts, "memory", 1):
+    for group in groups.memory_v1:
         memory += _memory(_v1_limit(group), group, "memory.usage_in_bytes", "total_inactive_file")
-    for group in _groups(root, membership, mounts, "cpu", 1):
-        quotas += _quota(_number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us"))
-    for group in _groups(root, membership, mounts, "", 2):
+    for group in groups.cpu_v1:
+        quotas += _quota(_number(f"{group}/cpu.cfs_quota_us"), _number(f"{group}/cpu.cfs_period_us"))
+    for group in groups.v2:
         memory += _memory(_v2_limit(group), group, "memory.current", "inactive_file")
-        quota, _, period = (_text(group / "cpu.max") or "").strip().partition(" ")
+        quota, _, period = (read_text(f"{group}/cpu.max") or "").partition(" ")
         quotas += _quota(_integer(quota), _integer(period))
     headroom, limit = min(memory, default=(None, None))
     return CgroupLimits(headroom, limit, min(quotas, default=None))
@@ -112,19 +156,19 @@ def _groups(root: Path, membership: dict[str, str], mounts: list[Mount], control
     for index, group in enumerate(visible_groups(path, fitting)):
         directory = root / group.relative_to("/")
         # On old kernels a v1 parent without hierarchy neither counts nor limits its children.
-        if index and version == 1 and controller == "memory" and _number(directory / "memory.use_hierarchy") == 0:
+        if index and version == 1 and controller == "memory" and _number(f"{directory}/memory.use_hierarchy") == 0:
             return
         yield directory
 
 
 def _v1_limit(group: Path) -> int | None:
-    limit = _number(group / "memory.limit_in_bytes")
+    limit = _number(f"{group}/memory.limit_in_bytes")
     return None if limit is None or limit >= _V1_UNLIMITED or limit == _V1_UNLIMITED_32BIT else limit
 
 
 def _v2_limit(group: Path) -> int | None:
     # Above memory.high the kernel throttles the group, which ruins latency long before memory.max kills it.
-    limits = [limit for limit in (_number(group / "memory.max"), _number(group / "memory.high")) if limit is not None]
+    limits = [limit for limit in (_number(f"{group}/memory.max"), _number(f"{group}/memory.high")) if limit is not None]
     return min(limits, default=None)
 
 
@@ -132,9 +176,8 @@ def _memory(limit: int | None, group: Path, usage_file: str, inactive_key: str) 
     """`[(headroom, limit)]`, or nothing when the group is unlimited or one of its three figures cannot be read."""
     if limit is None:
         return []
-    usage = _number(group / usage_file)
-    match = re.search(rf"^{inactive_key} ([0-9]+)$", _text(group / "memory.stat") or "", re.MULTILINE)
-    inactive = _integer(match[1]) if match else None
+    usage = _number(f"{group}/{usage_file}")
+    inactive = read_keyed(f"{group}/memory.stat", inactive_key).get(inactive_key)
     if usage is None or inactive is None:
         return []
     return [(limit - (usage - inactive), limit)]
@@ -145,21 +188,14 @@ def _quota(quota_us: int | None, period_us: int | None) -> list[float]:
     return [quota_us / period_us] if quota_us and period_us else []
 
 
-def _number(path: Path) -> int | None:
-    text = _text(path)
-    return None if text is None else _integer(text.strip())
+def _number(path: str) -> int | None:
+    return _integer(read_text(path))
 
 
-def _integer(text: str) -> int | None:
-    """Longer than any 64-bit number is garbled."""
-    return int(text) if re.fullmatch(r"[0-9]{1,20}", text) else None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return os.fsdecode(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+def _integer(text: str | None) -> int | None:
+    """These figures are never below zero; v1 writes -1 for no limit."""
+    number = integer(text)
+    return number if number is not None and number >= 0 else None
 
 
 def _unescaped(text: str) -> str:

@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from restnet_runtime.small_files import list_names, read_text
+
 _MOST_WAITING = 0.95
 """Who waits longer has hardly run: what others take is known no better than this."""
 
@@ -31,14 +33,15 @@ class CpuTimes:
 def read_cpu_times(root: Path, pid: int, cores: Collection[int]) -> CpuTimes | None:
     """`None` where the files are missing or not what they should be."""
     try:
-        lines = [line.split() for line in (root / "proc" / "stat").read_text().splitlines()]
+        wanted = {f"cpu{core}" for core in cores}
+        lines = (line.split() for line in (read_text(root / "proc" / "stat") or "").split("\n") if line.startswith("cpu"))
         # user nice system idle iowait irq softirq steal; guests are within user and nice
-        counters = [[int(word) for word in words[1:9]] for words in lines if words and words[0] in {f"cpu{core}" for core in cores}]
+        counters = [[int(word) for word in words[1:9]] for words in lines if words[0] in wanted]
         # The command in parentheses may hold anything; utime and stime are the 12th and 13th field behind it.
-        after = (root / "proc" / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        after = (read_text(root / "proc" / str(pid) / "stat") or "").rpartition(")")[2].split()
         busy = sum(user + system + irq + softirq + steal for user, _, system, _, _, irq, softirq, steal in counters)
         return CpuTimes(busy, sum(map(sum, counters)), int(after[11]) + int(after[12])) if counters else None
-    except (OSError, ValueError, IndexError):
+    except (ValueError, IndexError):
         return None
 
 
@@ -61,11 +64,11 @@ class TaskTimes:
 
 def read_task_times(root: Path, pid: int) -> dict[int, TaskTimes]:
     """Of the threads of a process, by number; those that cannot be read are left out, all of them where the kernel does not tell."""
-    found = {}
-    for path in (root / "proc" / str(pid) / "task").glob("*/schedstat"):
-        with suppress(OSError, ValueError, IndexError):  # a thread may end at any time
-            words = path.read_text().split()
-            found[int(path.parent.name)] = TaskTimes(int(words[0]), int(words[1]))
+    found, tasks = {}, f"{root}/proc/{pid}/task"
+    for name in list_names(tasks):
+        words = (read_text(f"{tasks}/{name}/schedstat") or "").split()  # a thread may end at any time
+        with suppress(ValueError, IndexError):
+            found[int(name)] = TaskTimes(int(words[0]), int(words[1]))
     return found
 
 

@@ -15,7 +15,8 @@ from restnet_runtime.policy import DEFAULTS, Candidate, Decision, History, Polic
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
-from restnet_runtime.slowdown import Slowdown
+from restnet_runtime.served import Served
+from restnet_runtime.threads import affinity_cores
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,8 @@ class Controller:
         self._interval_s = interval_s
         self._clock = clock
         self._wall = wall
-        self._slowdown = Slowdown()
+        self._served = Served(affinity_cores())
+        self._slowdown = self._served.slowdown
         # Read without a lock on the request path: one reference, only ever replaced, so that its parts belong together.
         self._standing = _Standing(Budget() if budget is None else budget, None, None)
         # Sensors and the slowdown serve one thread at a time. Taken before the next lock, never after it.
@@ -172,10 +174,15 @@ class Controller:
         return in_force(budget, reading or Reading(), self._settings).memory_bytes
 
     def observe(self, route: str, latency_ms: float) -> None:
-        """Report one answered request of batch 1. For the request path: no lock, one append. Routes without profile are left out."""
+        """Report one answered request of batch 1. For the request path: no lock, two appends. Routes without profile are left out."""
         profile = self._executor.profile(route)
         if profile is not None and profile.latency_ms > 0:
-            self._slowdown.observe(latency_ms / profile.latency_ms)
+            self._slowdown.observe(latency_ms / profile.latency_ms, profile.threads)
+            self._served.observe(route, latency_ms, profile)
+
+    def watch_queue(self, depth: Callable[[], int]) -> None:
+        """From now on readings have the queue's depth. depth: requests that wait or run; quick, and safe from any thread."""
+        self._served.queue_depth = depth
 
     def tick(self) -> Decision | None:
         """Read, decide, switch; the decision, or `None` while no route is loaded.
@@ -186,7 +193,7 @@ class Controller:
         with self._sensing:
             slowdown = self._slowdown.tick()
             try:
-                reading = replace(self._sensors.read(), slowdown=slowdown)
+                reading = self._served.complete(replace(self._sensors.read(), slowdown=slowdown), self._clock())
             except Exception as error:
                 with self._deciding:
                     before, (budget, _, decision) = self._problem, self._standing

@@ -43,13 +43,14 @@ _TIGHT_BYTES = 192 * 2**20
 
 @dataclass(frozen=True)
 class Engine:
-    """Executor, controller, loader and batcher of one bundle. Use it as a context manager, or call `start` and `stop`."""
+    """Executor, controller, loader, batcher and sensors of one bundle. Use it as a context manager, or call `start` and `stop`."""
 
     executor: Executor
     controller: Controller
     loader: Loader
     compiler: Compiler
     batcher: Batcher
+    sensors: Sensors
 
     @classmethod
     def open(
@@ -92,6 +93,7 @@ class Engine:
             interval_s=interval_s,
             wanted=lambda: controller.wanted,
             available=lambda: None if controller.reading is None else controller.reading.memory_available_bytes,
+            reading=lambda: controller.reading,
             threads=None
             if threads or not chosen.cpu_only
             else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),
@@ -102,7 +104,7 @@ class Engine:
             return max(1, cores // executor.settings.threads)
 
         batcher = Batcher(executor, settings, at_once, room=BatchRoom(executor, lambda: controller.memory_limit_bytes, at_once))
-        return cls(executor, controller, loader, compiler, batcher)
+        return cls(executor, controller, loader, compiler, batcher, sensors)
 
     def start(self) -> None:
         """Make routes ready in the background, the cheapest of the Pareto front first, and watch the device."""
@@ -131,6 +133,7 @@ class Engine:
         self.compiler.abort()
         self.batcher.close()
         self.controller.stop()
+        self.sensors.close()
         self.loader.stop()
         self.compiler.close()
         self.executor.close()

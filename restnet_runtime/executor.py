@@ -18,7 +18,7 @@ from restnet_runtime.levels import Level, SessionOpener
 from restnet_runtime.measured import MeasuredStore, measure, run_once
 from restnet_runtime.noise import noise
 from restnet_runtime.pages import hand_back
-from restnet_runtime.profile import RouteProfile, Timing, time_runs
+from restnet_runtime.profile import RouteProfile, Timing, compare_runs, time_runs
 from restnet_runtime.residency import Need
 from restnet_runtime.resident import Resident, how
 from restnet_runtime.routes import Route
@@ -196,9 +196,10 @@ class Executor:
         if resident is not None:
             self._run_once(resident)
 
-    def refine(self, name: str) -> None:
+    def refine(self, name: str, *, quiet: bool = False) -> None:
         """Time a loaded route again and keep the quicker timing: the last start may have met a busy moment.
 
+        quiet: nothing else runs now, so this timing is the better one whatever it is
         One that was weighed while requests ran is weighed again.
         """
         resident = self._residents.get(name)
@@ -209,7 +210,26 @@ class Executor:
         elif resident is not None:
             times = time_runs(lambda: infer(resident.session, noise(self.bundle)), time.perf_counter, max_runs=10, max_s=0.1)
             with self._loading:
-                self._ledger.refine(resident, Timing.of(times))
+                self._ledger.refine(resident, Timing.of(times), instead=quiet)
+
+    def compare(self, name: str, reference: str) -> list[float]:
+        """Run two loaded routes in turns on noise, for about 0.3 s: what the first takes over what the second takes, in each round.
+
+        None where one of them is not loaded any more.
+        """
+        one, other = self._residents.get(name), self._residents.get(reference)
+        if one is None or other is None:
+            return []
+        x = noise(self.bundle)
+        return compare_runs(lambda: infer(one.session, x), lambda: infer(other.session, x), time.perf_counter)
+
+    def correct(self, name: str, latency_ms: float) -> None:
+        """Let a loaded route's timing be this median, its 95th percentile in proportion."""
+        resident, known = self._residents.get(name), self.profile(name)
+        if resident is not None and known is not None:
+            with self._loading:
+                timing = Timing(latency_ms, known.p95_ms * latency_ms / known.latency_ms)
+                self._ledger.refine(resident, timing, instead=True)
 
     def release(self, name: str) -> None:
         """Forget a loaded route; requests that run on it finish. Raises `CompileError` for the current one."""

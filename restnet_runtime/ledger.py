@@ -82,12 +82,12 @@ class Ledger:
         """Whether a route was measured while requests ran."""
         return name in self._provisional
 
-    def refine(self, resident: Resident, timing: Timing) -> None:
-        """Keep the quicker of this timing and the one that stands."""
+    def refine(self, resident: Resident, timing: Timing, *, instead: bool = False) -> None:
+        """Keep the quicker of this timing and the one that stands; this one whatever it is with `instead`."""
         name = resident.route.name
         threads, known = self._timings[name]
         if threads == resident.settings.threads:
-            timing, need = known.better(timing), self._needs[name]
+            timing, need = timing if instead else known.better(timing), self._needs[name]
             self._timings[name] = threads, timing
             self._store.put(name, resident.how, Measured(timing, need.session_bytes, need.activation_bytes))
 

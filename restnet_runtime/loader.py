@@ -9,10 +9,12 @@ from restnet_runtime.compile import need_bytes
 from restnet_runtime.errors import RoomError, StoppedError
 from restnet_runtime.executor import Executor
 from restnet_runtime.memory import Gauge
+from restnet_runtime.reading import Reading
+from restnet_runtime.refinement import Refiner
 from restnet_runtime.residency import by_value, keep
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings
-from restnet_runtime.threads import usable_cores
+from restnet_runtime.threads import affinity_cores, usable_cores
 from restnet_runtime.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Loader:
     wanted:        name of the route that would be chosen were every route loaded
     threads:       how many threads a request should have from now on; asked once an interval. Loaded routes follow one by one
     available:     bytes that the device leaves, `None` where that is unknown; asked before a route is compiled anew
+    reading:       the last one of the device, `None` before there is any: profiles are measured again where it is quiet
 
     A route that fails is reported and left out; the others go on.
     """
@@ -70,6 +73,7 @@ class Loader:
         wanted: Callable[[], str | None] | None = None,
         threads: Callable[[], int] | None = None,
         available: Callable[[], int | None] = lambda: None,
+        reading: Callable[[], Reading | None] = lambda: None,
     ) -> None:
         self._executor, self._names, self._on_loaded = executor, tuple(names), on_loaded
         self._memory_limit, self._interval_s = memory_limit, interval_s
@@ -79,7 +83,7 @@ class Loader:
         known = {route.name for route in executor.bundle.routes}
         self._failed = {name: f"the bundle has no route {name!r}" for name in names if name not in known}
         self._left_out: tuple[str, ...] = ()
-        self._refined: set[str] = set()
+        self._refiner = Refiner(executor, reading, affinity_cores())
         self._pressed_for: Route | None = None
         self._gauge = Gauge()
         self._looks = 0
@@ -192,10 +196,7 @@ class Loader:
         self._warm_up()
         if self._follow_threads() or self._executor.settle(_SETTLE_S) or self._improve():
             return
-        unrefined = [name for name in self._executor.loaded if name not in self._refined]
-        if unrefined:
-            self._refined.add(unrefined[0])
-            self._executor.refine(unrefined[0])
+        self._refiner.step()
 
     def _forgive(self) -> None:
         """Let routes be tried again for which there was no room: there may be by now."""
@@ -230,7 +231,7 @@ class Loader:
             self._stuck[stale[0]] = self._executor.settings
             log.error("route %s cannot be loaded anew: %s", stale[0], error)
             return False
-        self._refined.discard(stale[0])
+        self._refiner.forget(stale[0])
         return True
 
     def _improve(self) -> bool:
@@ -243,7 +244,7 @@ class Loader:
         name = able[0].name
         try:
             if self._counted(lambda begin: self._executor.improve(name, begin)):
-                self._refined.discard(name)
+                self._refiner.forget(name)
                 log.info("route %s compiled anew, now that there is room", name)
         except StoppedError as error:
             log.info("%s", error)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from restnet_runtime.small_files import read_text
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -41,10 +43,10 @@ class Resident:
 def resident(proc: Path = Path("/proc"), pid: int | str = "self") -> Resident | None:
     """`None` where the kernel does not tell."""
     try:
-        lines = (proc / str(pid) / "status").read_text().splitlines()
-        fields = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
+        lines = (read_text(f"{proc}/{pid}/status") or "").split("\n")
+        fields = {name: rest for name, _, rest in (line.partition(":") for line in lines if line.startswith("Rss"))}
         return Resident(*(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile", "RssShmem")))
-    except (OSError, KeyError, ValueError, IndexError):
+    except (KeyError, ValueError, IndexError):
         return None
 
 

@@ -50,6 +50,28 @@ def time_runs(
     return times
 
 
+def compare_runs(
+    run: Callable[[], object], reference: Callable[[], object], clock: Callable[[], float], max_rounds: int = 6, max_s: float = 0.3
+) -> list[float]:
+    """Both are run in turns, in each round as often as fits into two milliseconds: the median time of the first over that of the second.
+
+    At least one round, and then as many as fit into `max_s` seconds. What disturbs the device for longer than a round disturbs both, so
+    the quotient depends little on how busy it is.
+    """
+    quotients: list[float] = []
+    started = clock()
+    for index in range(max_rounds):
+        if index and clock() - started >= max_s:
+            break
+        taken = [0.0, 0.0]
+        for which in (0, 1) if index % 2 == 0 else (1, 0):
+            times = time_runs((run, reference)[which], clock, min_runs=1, max_runs=25, max_s=0.002)
+            taken[which] = percentile(times, 0.5)
+        if taken[1] > 0:
+            quotients.append(taken[0] / taken[1])
+    return quotients
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest of `values` that at least `share` (0..1) of them do not exceed."""
     ordered = sorted(values)

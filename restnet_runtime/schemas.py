@@ -223,8 +223,17 @@ class SwitchAnswer(_Answer):
     reason: str
 
 
+class RouteLatencyAnswer(_Answer):
+    """What requests of batch 1 took on one route in the last ten seconds, each with so many threads."""
+
+    median_ms: float
+    p95_ms: float
+    requests: int
+    threads: int
+
+
 class ReadingAnswer(_Answer):
-    """One sample of the device's state; null is what could not be read."""
+    """One sample of the device's state; null is what could not be read. Shares are 0..1, most of them of the time since the last sample."""
 
     memory_available_bytes: int | None
     own_memory_bytes: int | None
@@ -233,7 +242,30 @@ class ReadingAnswer(_Answer):
     waiting_share: Annotated[float | None, Field(description="of the time that our threads could run, the share that they waited")]
     load_1m: float | None
     cpu_quota_cores: float | None
+    quota_throttled_share: Annotated[float | None, Field(description="of the quota's periods, those in which it was used up")]
+    quota_stopped_cores: Annotated[float | None, Field(description="cores' worth of time that threads were stopped by the quota")]
+    pressure_cpu_share: Annotated[float | None, Field(description="of the time, when some task of the device was stalled (PSI)")]
+    pressure_memory_share: float | None
+    pressure_io_share: float | None
+    group_pressure_cpu_share: Annotated[float | None, Field(description="the same of the own cgroup (v2)")]
+    group_pressure_memory_share: float | None
+    group_pressure_io_share: float | None
+    temperature_c: Annotated[float | None, Field(description="of the hottest thermal zone")]
+    temperature_zone: str | None
+    temperature_headroom_c: Annotated[float | None, Field(description="to where a zone begins to slow the device down")]
+    cpu_frequency_mhz: float | None
+    cpu_frequency_share: Annotated[float | None, Field(description="of the highest frequency; low where cores are idle, too")]
+    cpu_frequency_cap_share: Annotated[float | None, Field(description="highest frequency allowed now, of the highest there is")]
+    battery_percent: float | None
+    on_battery: bool | None
+    power_w: Annotated[float | None, Field(description="what the whole device takes")]
+    gpu_load_share: float | None
+    throttled: Annotated[list[str] | None, Field(description="what slows the device or this process down now; empty: nothing")]
+    throttled_since_boot: Annotated[list[str] | None, Field(description="what a Raspberry Pi's firmware has met since boot")]
+    queue_depth: Annotated[int | None, Field(description="requests that waited or ran")]
+    latencies: Annotated[dict[str, RouteLatencyAnswer] | None, Field(description="by route")]
     slowdown: Annotated[float | None, Field(description="recent latency over profiled latency")]
+    slowdown_by_threads: Annotated[dict[int, float] | None, Field(description="the same by threads of a request, as seen or as it follows")]
 
 
 class StatusAnswer(_Answer):

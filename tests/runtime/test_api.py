@@ -758,7 +758,7 @@ def test_status(served):
         "input_shape": [1, 8, 8],
     }
     assert status["current"] == status["decision"]["route"] == status["wanted"] == "small"
-    assert status["reading"] == dict.fromkeys(status["reading"])
+    assert status["reading"] == dict.fromkeys(Reading.__dataclass_fields__)
     assert status["switches"][-1]["after"] == "small"
     assert status["problem"] is None
     assert status["controlling"] is False
@@ -776,9 +776,17 @@ def test_status(served):
 
 
 def test_answers_tell_the_controller_how_long_they_took(served):
-    assert served.client.post("/predict", content=png()).status_code == 200
+    answer = served.client.post("/predict", content=png())
+    assert answer.status_code == 200
     served.controller.tick()
-    assert served.client.get("/status").json()["reading"]["slowdown"] > 0
+    reading = served.client.get("/status").json()["reading"]
+    assert reading["slowdown"] > 0
+    assert reading["slowdown_by_threads"]["1"] == reading["slowdown"]
+    latency = reading["latencies"][answer.json()["route"]]
+    assert latency["requests"] >= 1
+    assert latency["threads"] == 1
+    assert 0 < latency["median_ms"] <= latency["p95_ms"]
+    assert reading["queue_depth"] == 0
 
 
 def test_a_bug_is_answered_and_the_server_stays_up(make, monkeypatch):

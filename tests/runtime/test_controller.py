@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import SimpleNamespace
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from restnet_runtime.errors import CompileError, InfeasibleError, UnitError
 from restnet_runtime.executor import Executor
 from restnet_runtime.policy import PolicySettings
 from restnet_runtime.profile import RouteProfile
-from restnet_runtime.reading import Reading
+from restnet_runtime.reading import Reading, RouteLatency
 from restnet_runtime.routes import Route
 
 MB = 1_000_000
@@ -169,7 +170,28 @@ def test_requests_of_unknown_routes_or_without_latency_do_not_count(rig: Rig) ->
     assert reading == FINE
     controller.observe("small", 30.0)
     controller.tick()
-    assert controller.status().reading == replace(FINE, slowdown=2.0)
+    latencies = {"small": RouteLatency(30.0, 30.0, 1, 1)}
+    assert controller.status().reading == replace(FINE, slowdown=2.0, latencies=latencies, slowdown_by_threads=ANY)
+
+
+def test_readings_have_the_queue_once_somebody_counts_it(rig: Rig) -> None:
+    controller = rig.controller()
+    controller.tick()
+    assert controller.reading is not None
+    assert controller.reading.queue_depth is None
+    controller.watch_queue(lambda: 7)
+    controller.tick()
+    assert controller.reading.queue_depth == 7
+
+
+def test_slowdown_is_told_for_every_number_of_threads_that_a_request_could_have(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    controller = rig.controller()
+    rig.device.sample = replace(FINE, others_cpu_cores=1.0, waiting_share=0.0)
+    controller.observe("small", 10.0)
+    controller.tick()
+    assert controller.reading is not None
+    assert controller.reading.slowdown_by_threads == {1: 1.0, 2: 1.75}
 
 
 def test_only_loaded_routes_are_switched_to_and_the_wanted_one_is_named(rig: Rig) -> None:

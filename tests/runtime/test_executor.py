@@ -186,6 +186,21 @@ def test_what_is_weighed_while_requests_run_is_weighed_again_when_none_do(family
     assert "large on 1 threads" in profiles.read_text()
 
 
+def test_routes_are_run_in_turns_and_a_profile_is_put_right(executor) -> None:
+    quotients = executor.compare("large", "small")
+    assert len(quotients) > 1
+    assert min(quotients) > 0
+    assert executor.compare("large", "gone") == []
+    before = executor.profile("large")
+    executor.correct("large", 4 * before.latency_ms)
+    after = executor.profile("large")
+    assert after.latency_ms == pytest.approx(4 * before.latency_ms)
+    assert after.p95_ms == pytest.approx(4 * before.p95_ms)
+    executor.refine("large", quiet=True)
+    assert executor.profile("large").latency_ms < after.latency_ms
+    executor.correct("gone", 1.0)
+
+
 def test_memory_of_batches_is_given_back_once_none_runs(executor) -> None:
     x = np.repeat(X, 512, 0)
     executor.run(X[:1])

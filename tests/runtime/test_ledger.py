@@ -71,6 +71,9 @@ def test_the_quicker_timing_counts_if_it_is_for_as_many_threads(family_bundle: B
     assert kept.profile("small").latency_ms == 1.0
     kept.refine(Resident(resident.route, resident.session, None, SessionSettings(threads=2), ran=True), Timing(0.5, 0.5))
     assert kept.profile("small").latency_ms == 1.0
+    kept.refine(resident, Timing(3.0, 4.0), instead=True)
+    assert kept.profile("small").latency_ms == 3.0
+    assert ledger(family_bundle, tmp_path).knows("small", resident.how)
 
 
 def test_the_process_is_weighed_without_what_its_routes_add(family_bundle: Bundle, tmp_path: Path, resident: Resident) -> None:
