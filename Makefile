@@ -14,7 +14,7 @@ DEV_ENV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format serve bench bench-exporter bundle clean
+.PHONY: help demo test test-slow lint format serve bench bench-exporter bench-int8 bundle clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
@@ -71,7 +71,19 @@ bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where 
 	$(TUNING) --modes stitch --depths 20 32 44 56 --steps 60 --json $(EXPORTED)/08-four.json
 	$(BIN)/python benchmarks/batchnorm.py --json $(EXPORTED)/09-batchnorm.json
 	$(BIN)/python benchmarks/resampling.py --json $(EXPORTED)/09-resampling.json
+	$(TUNING) --modes full --set jpeg --steps 1400 --shift 2 --json $(EXPORTED)/10-jpeg-full.json
 	$(BIN)/python benchmarks/exporter_page.py $(EXPORTED)/*.json
+
+INT8 := build/benchmarks/int8
+CIFAR := build/benchmarks/cifar
+
+bench-int8: $(DEV_ENV) ## Int8: latency, accuracy, size and the joint front, and docs/int8.md; an hour and a half
+	@mkdir -p $(INT8)
+	$(BIN)/python benchmarks/int8_latency.py --json $(INT8)/01-latency.json
+	$(BIN)/python benchmarks/int8_accuracy.py --json $(INT8)/02-untuned.json
+	$(TUNING) --int8 --modes full --steps 1400 --shift 2 --teacher 44
+	$(BIN)/python benchmarks/int8_accuracy.py --bundles $(CIFAR)/20-56-lossless-restnet/full --picture docs/int8.png --json $(INT8)/03-tuned.json
+	$(BIN)/python benchmarks/int8_page.py $(INT8)/*.json
 
 bundle: $(DEMO_ENV) ## Make the digits bundle that ships anew
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/bundle.sh

@@ -19,34 +19,33 @@ COLOURS = {"stitch": "tab:blue", "lora": "tab:purple", "full": "tab:green"}
 
 def markdown(results: list[dict[str, Any]]) -> str:
     """The page: floors of all runs, then the table of each."""
-    machines = dict.fromkeys(machine_line(result["machine"]) for result in results)
     lines = [
         "# The exporter: what it costs, and what its routes score",
         "",
         "Written by `make bench-exporter` (`benchmarks/exporter_page.py`); edit the benchmarks, not this page. The CIFAR-10 networks",
         "are public checkpoints of 20 to 56 layers; routes are scored on held-out images, whose number stands with each run. `line` is",
         "what the straight line between the anchors gives for a route's cost, `start` what least squares alone gives. What works in",
-        "tuning, and why: [decision 15](decisions/0015-tuning.md). Measured on",
-        "",
-        *(f"- {machine}" for machine in machines),
+        "tuning, and why: [decision 15](decisions/0015-tuning.md).",
         "",
         "![accuracy over cost of every route, before and after tuning](exporter.png)",
-        "",
-        "## Floors",
-        "",
-        *rows(
-            ("what", "against", "floor", "figure", "", "command"),
-            [
-                (floor["what"], floor["against"], floor["floor"], floor["figure"], MET[floor["met"]], f"`{result['command']}`")
-                for result in results
-                for floor in result["floors"]
-            ],
-        ),
     ]
+    return "\n".join([*lines, *sections(results)]) + "\n"
+
+
+def sections(results: list[dict[str, Any]]) -> list[str]:
+    """Lines of a page: where it was measured, the floors of all runs, and the table of each."""
+    machines = dict.fromkeys(machine_line(result["machine"]) for result in results)
+    floors = [
+        (floor["what"], floor["against"], floor["floor"], floor["figure"], MET[floor["met"]], f"`{result['command']}`")
+        for result in results
+        for floor in result["floors"]
+    ]
+    lines = ["", "Measured on", "", *(f"- {machine}" for machine in machines), "", "## Floors", ""]
+    lines += rows(("what", "against", "floor", "figure", "", "command"), floors)
     for result in results:
         lines += ["", f"## {result['title']}", "", f"`{result['command']}`, {result['date']}. {'; '.join(result['notes'])}".rstrip(), ""]
         lines += rows(result["header"], result["cells"])
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:

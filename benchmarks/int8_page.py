@@ -1,0 +1,36 @@
+"""Result files of the int8 benchmarks -> docs/int8.md.
+
+python benchmarks/int8_page.py build/benchmarks/int8/*.json
+
+The files are those that `--json` of int8_latency.py and int8_accuracy.py writes; `make bench-int8` makes all of them, and the picture.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from common import REPOSITORY
+from exporter_page import sections
+
+INTRO = """# Int8: what it costs, what it loses, and what the joint front is worth
+
+Written by `make bench-int8` (`benchmarks/int8_page.py`); edit the benchmarks, not this page. How routes are quantised, and why so:
+[decision 18](decisions/0018-int8.md). Latencies of published architectures are of random weights, because speed does not depend on
+them; accuracies are of public CIFAR-10 checkpoints on held-out images. A star is an anchor: what somebody would deploy who deploys one
+model, in fp32 or in int8.
+
+![accuracy over latency of all routes in both precisions](int8.png)"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+", metavar="JSON")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "int8.md")
+    args = parser.parse_args()
+    results = [json.loads(path.read_text()) for path in args.results]
+    args.out.write_text("\n".join([INTRO, *sections(results)]) + "\n")
+    print(f"wrote {args.out} from {len(results)} results")
+
+
+if __name__ == "__main__":
+    main()
