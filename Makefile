@@ -14,7 +14,7 @@ DEV_ENV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format serve bench bench-exporter bench-int8 bundle clean
+.PHONY: help demo test test-slow lint format serve bench bench-exporter bench-precision bundle clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
@@ -77,7 +77,7 @@ bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where 
 INT8 := build/benchmarks/int8
 CIFAR := build/benchmarks/cifar
 
-bench-int8: $(DEV_ENV) ## Int8: latency, accuracy, size and the joint front, and docs/int8.md; an hour and a half
+bench-precision: $(DEV_ENV) ## Int8: latency, accuracy, size and the joint front, and docs/int8.md; an hour and a half
 	@mkdir -p $(INT8)
 	$(BIN)/python benchmarks/int8_latency.py --json $(INT8)/01-latency.json
 	$(BIN)/python benchmarks/int8_accuracy.py --json $(INT8)/02-untuned.json

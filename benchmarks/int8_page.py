@@ -2,7 +2,7 @@
 
 python benchmarks/int8_page.py build/benchmarks/int8/*.json
 
-The files are those that `--json` of int8_latency.py and int8_accuracy.py writes; `make bench-int8` makes all of them, and the picture.
+The files are those that `--json` of int8_latency.py and int8_accuracy.py writes; `make bench-precision` makes all of them, and the picture.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from exporter_page import sections
 
 INTRO = """# Int8: what it costs, what it loses, and what the joint front is worth
 
-Written by `make bench-int8` (`benchmarks/int8_page.py`); edit the benchmarks, not this page. How routes are quantised, and why so:
+Written by `make bench-precision` (`benchmarks/int8_page.py`); edit the benchmarks, not this page. How routes are quantised, and why so:
 [decision 18](decisions/0018-int8.md). Latencies of published architectures are of random weights, because speed does not depend on
 them; accuracies are of public CIFAR-10 checkpoints on held-out images. A star is an anchor: what somebody would deploy who deploys one
 model, in fp32 or in int8.
