@@ -14,12 +14,15 @@ from restnet_runtime.manifest import WEIGHTS_FILE
 from restnet_runtime.mapping import mapped, same
 from restnet_runtime.optimising import Optimised
 from restnet_runtime.packing import attach, pack
+from restnet_runtime.quantised import share_filters
 from restnet_runtime.routes import Route
 
 
 def merge(bundle: Bundle, route: Route, optimised: Optimised, writer: CacheWriter, cache: Path, scratch: Path, level: str) -> CompiledRoute:
     """Move the tensors, pack what is to be packed, commit the route. `level` is the best one to make, of `catalog.LEVELS`."""
     model = optimised.model
+    if level == "prepacked":
+        share_filters(model.graph)
     with mapped(bundle.weights) as source:
         addresses = _move(model, optimised, source, writer)
     for tensor in model.graph.initializer:

@@ -17,13 +17,14 @@ from restnet_runtime.cache_writer import CacheWriter
 from restnet_runtime.catalog import Packed
 from restnet_runtime.mapping import mapped
 from restnet_runtime.optimising import save_model, saved_beside
+from restnet_runtime.quantised import WEIGHT_AT, element_type
 
 log = logging.getLogger(__name__)
 
 PRODUCTS = frozenset({("", "MatMul"), ("", "Gemm"), ("com.microsoft", "FusedMatMul"), ("com.microsoft", "FusedGemm")})
 """Operators that pack on every processor."""
 
-_PACKED_SOMEWHERE = PRODUCTS | {("", "Conv"), ("com.microsoft", "FusedConv")}
+_PACKED_SOMEWHERE = PRODUCTS | {("", "Conv"), ("com.microsoft", "FusedConv")} | set(WEIGHT_AT)
 _PREPACKED = "prepacked_"
 _PIECE_BYTES = 8 * 2**20
 
@@ -38,19 +39,17 @@ def pack(
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     signatures = [
-        _signature(node, addresses)
-        if (node.domain, node.op_type) in _PACKED_SOMEWHERE and any(name in addresses for name in node.input[1:2])
-        else None
+        _signature(node, addresses, tensors) if (node.domain, node.op_type) in _PACKED_SOMEWHERE and _weight(node) in addresses else None
         for node in model.graph.node
     ]
     nodes = {signature: node for signature, node in zip(signatures, model.graph.node, strict=True) if signature is not None}
     missing = [signature for signature in nodes if writer.packed(signature) is None]
-    for piece in _pieces(missing, lambda signature: _length(tensors[nodes[signature].input[1]])):
+    for piece in _pieces(missing, lambda signature: _length(tensors[_weight(nodes[signature])])):
         _pack_piece(model, [(signature, nodes[signature]) for signature in piece], tensors, writer, cache, scratch)
     packed = {signature: writer.packed(signature) or () for signature in nodes}
-    twinned = {node.input[1] for signature, node in nodes.items() if packed[signature]}
+    twinned = {_weight(node) for signature, node in nodes.items() if packed[signature]}
     for signature, node in zip(signatures, model.graph.node, strict=True):
-        behind = node.input[1] if signature is not None and packed[signature] else None
+        behind = _weight(node) if signature is not None and packed[signature] else None
         twinned -= {name for name in node.input if name != behind}
     products = [signature for signature, node in nodes.items() if (node.domain, node.op_type) in PRODUCTS]
     unpacked = bool(products) and not any(packed[signature] for signature in products)
@@ -73,7 +72,8 @@ def _pack_piece(
     scratch: Path,
 ) -> None:
     graph, weights = scratch / "packed.onnx", scratch / "packed.bin"
-    alone = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=_alone(piece, tensors))
+    inputs = [value.name for value in model.graph.input]
+    alone = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=_alone(piece, tensors, inputs))
     entries = {
         "session.model_external_initializers_file_folder_path": str(cache),
         "session.save_external_prepacked_constant_initializers": "1",
@@ -97,24 +97,33 @@ def _pack_piece(
             writer.pack(signature, [one for one in packed.values() if one[0].startswith(node.op_type)])
 
 
-def _alone(piece: Sequence[tuple[str, onnx.NodeProto]], tensors: dict[str, onnx.TensorProto]) -> onnx.GraphProto:
-    """The nodes side by side, each with inputs and an output of its own."""
+def _alone(piece: Sequence[tuple[str, onnx.NodeProto]], tensors: dict[str, onnx.TensorProto], inputs: Sequence[str]) -> onnx.GraphProto:
+    """The nodes side by side, each with inputs and an output of its own. inputs: of the tensors those that are mere defaults of inputs."""
     graph = onnx.GraphProto(name="packed")
+    given = set(inputs)
     for index, (_, original) in enumerate(piece):
         node = graph.node.add()
         node.CopyFrom(original)
         node.name = f"node{index}"
-        kind = next(tensors[name].data_type for name in node.input if name in tensors)
-        for at, name in enumerate(node.input):
+        for at, name in enumerate(original.input):
             if name in tensors:
                 if all(name != tensor.name for tensor in graph.initializer):
                     graph.initializer.add().CopyFrom(tensors[name])
+                    if name in given:
+                        graph.input.append(onnx.helper.make_tensor_value_info(name, tensors[name].data_type, list(tensors[name].dims)))
             elif name:
                 node.input[at] = f"input{index}.{at}"
-                graph.input.append(onnx.helper.make_tensor_value_info(node.input[at], kind, None))
+                graph.input.append(onnx.helper.make_tensor_value_info(node.input[at], _kind(original, at, tensors), None))
         node.output[:] = [f"output{index}"]
-        graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], kind, None))
+        graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], _kind(original, -1, tensors), None))
     return graph
+
+
+def _kind(node: onnx.NodeProto, at: int, tensors: dict[str, onnx.TensorProto]) -> int:
+    """Element type of an input, or with -1 of the output: of a float product that of its weight."""
+    if (node.domain, node.op_type) in WEIGHT_AT:
+        return element_type(node, at, tensors)
+    return int(tensors[_weight(node)].data_type)
 
 
 def _placed(value: str, data: memoryview, writer: CacheWriter) -> Packed:
@@ -128,10 +137,23 @@ def _placed(value: str, data: memoryview, writer: CacheWriter) -> Packed:
     return key, tuple(placed)
 
 
-def _signature(node: onnx.NodeProto, addresses: dict[str, int]) -> str:
-    """Operator, attributes and weights of a node; nothing of where it stands in a graph."""
+def _signature(node: onnx.NodeProto, addresses: dict[str, int], tensors: dict[str, onnx.TensorProto]) -> str:
+    """Operator, attributes and weights of a node; nothing of where it stands in a graph.
+
+    Of a quantised product the weight alone: scales and zero points do not go into its packing.
+    """
     attributes = hashlib.sha256(b"".join(sorted(attribute.SerializeToString() for attribute in node.attribute))).hexdigest()[:16]
-    return f"{node.domain}:{node.op_type}:{attributes}:{','.join(str(addresses.get(name, '')) for name in node.input)}"
+    if (node.domain, node.op_type) not in WEIGHT_AT:
+        return f"{node.domain}:{node.op_type}:{attributes}:{','.join(str(addresses.get(name, '')) for name in node.input)}"
+    weight = tensors[_weight(node)]
+    form = f"{element_type(node, 0, tensors)}*{weight.data_type}{list(weight.dims)}"
+    return f"{node.domain}:{node.op_type}:{attributes}:{form}:{addresses[weight.name]}"
+
+
+def _weight(node: onnx.NodeProto) -> str:
+    """The name of a product's weight, empty for one without."""
+    at = WEIGHT_AT.get((node.domain, node.op_type), 1)
+    return str(node.input[at]) if at < len(node.input) else ""
 
 
 def _length(tensor: onnx.TensorProto) -> int:
