@@ -145,7 +145,7 @@ def create_app(
     @app.get("/routes", responses={200: {"model": RoutesAnswer}})
     def get_routes() -> Response:
         """The routes of the bundle, cheapest first."""
-        return _json(describe_routes(executor))
+        return _json(describe_routes(executor, progress() if progress else None))
 
     @app.get("/status", responses={200: {"model": StatusAnswer}})
     def get_status() -> Response:

@@ -1,18 +1,20 @@
 """Which route fits a budget on this device, what it costs here, and what its neighbours would give."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.engine import Engine
 from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Executor, preparation_order
+from restnet_runtime.front import outdone
 from restnet_runtime.loader import Loader
 from restnet_runtime.machine import describe_machine
 from restnet_runtime.memory import footprint
 from restnet_runtime.noise import noise
 from restnet_runtime.policy import Candidate, Decision, History, decide
-from restnet_runtime.profile import percentile
+from restnet_runtime.profile import RouteProfile, percentile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
 from restnet_runtime.tables import table
@@ -34,6 +36,7 @@ class RouteFigures:
 
     role: str
     name: str
+    precision: str
     macs: int
     accuracy: float | None
     threads: int
@@ -92,7 +95,7 @@ def run_benchmark(engine: Engine, budget: Budget, runs: int) -> Benchmark:
     decision = choose(executor, budget)
     chosen = executor.bundle.route(decision.route)
     loaded = [route for route in executor.bundle.routes if route.name in executor.loaded]
-    cheaper, dearer = neighbours(chosen, loaded)
+    cheaper, dearer = neighbours(chosen, loaded, {route.name: executor.profile(route.name) for route in loaded})
     shown = {"cheaper": cheaper, "chosen": chosen, "dearer": dearer}
     figures = _measure(executor, {role: route for role, route in shown.items() if route is not None}, runs)
     pss_bytes = footprint().pss_bytes
@@ -127,27 +130,54 @@ def choose(executor: Executor, budget: Budget) -> Decision:
     return decide(Reading(), budget, [Candidate(route, executor.profile(route.name)) for route in routes], History(), now_s=0.0)
 
 
-def neighbours(chosen: Route, routes: list[Route]) -> tuple[Route | None, Route | None]:
-    """The next cheaper and the next dearer route, by MACs, among those on the Pareto front."""
-    front = sorted((route for route in routes if route.on_front and route.macs != chosen.macs), key=lambda route: route.macs)
-    cheaper = [route for route in front if route.macs < chosen.macs]
-    dearer = [route for route in front if route.macs > chosen.macs]
+def neighbours(
+    chosen: Route, routes: list[Route], profiles: Mapping[str, RouteProfile | None] | None = None
+) -> tuple[Route | None, Route | None]:
+    """The next cheaper and the next dearer route among those on the Pareto front.
+
+    By MACs where all routes have one precision. Between precisions these say nothing: then by the latency of `profiles`, among
+    the routes that none outdoes here.
+    """
+    measured = [(route, profile) for route in routes if (profile := (profiles or {}).get(route.name)) is not None]
+    if len({route.precision for route, _ in measured}) > 1 and any(route == chosen for route, _ in measured):
+        costs = {route.name: profile.latency_ms for route, profile in measured if route.on_front or route == chosen}
+        gone = outdone(measured).keys() - {chosen.name}
+        routes = [route for route, _ in measured if route.name in costs and route.name not in gone]
+    else:
+        costs = {route.name: float(route.macs) for route in routes} | {chosen.name: float(chosen.macs)}
+    front = sorted((route for route in routes if route.on_front), key=lambda route: costs[route.name])
+    cheaper = [route for route in front if costs[route.name] < costs[chosen.name]]
+    dearer = [route for route in front if costs[route.name] > costs[chosen.name]]
     return (cheaper[-1] if cheaper else None), (dearer[0] if dearer else None)
 
 
 def render(benchmark: Benchmark) -> str:
     """The benchmark for a terminal."""
     shown = [figures for figures in (benchmark.cheaper, benchmark.chosen, benchmark.dearer) if figures is not None]
+    several = any(figures.precision != "fp32" for figures in shown)
     lines = [
         f"bundle {benchmark.bundle}, budget {benchmark.budget}, {describe_threads(figures.threads for figures in shown)}",
         f"route  {benchmark.chosen.name}: {benchmark.reason}",
         "",
         table(
-            ("", "route", "cost", "accuracy", "predicted", "median", "p95", "first after switch", "memory, predicted", "alone"),
+            (
+                "",
+                "route",
+                *(["precision"] if several else []),
+                "cost",
+                "accuracy",
+                "predicted",
+                "median",
+                "p95",
+                "first after switch",
+                "memory, predicted",
+                "alone",
+            ),
             (
                 (
                     figures.role,
                     figures.name,
+                    *([figures.precision] if several else []),
                     format_macs(figures.macs),
                     "?" if figures.accuracy is None else f"{figures.accuracy:.1%}",
                     format_ms(figures.predicted_ms),
@@ -186,6 +216,7 @@ def _measure(executor: Executor, shown: dict[str, Route], runs: int) -> dict[str
         figures[role] = RouteFigures(
             role=role,
             name=route.name,
+            precision=route.precision,
             macs=route.macs,
             accuracy=route.accuracy,
             threads=profile.threads,

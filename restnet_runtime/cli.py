@@ -137,6 +137,11 @@ def serve(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=_port, default=8080, help="port (default: %(default)s; 0 takes a free one)")
     parser.add_argument("--interval", type=_positive(float), default=1.0, metavar="S", help="seconds between looks at the device (1)")
     parser.add_argument("--strict", action="store_true", help="refuse requests (503) when no route fits, instead of serving the cheapest")
+    parser.add_argument(
+        "--keep-all",
+        action="store_true",
+        help="keep routes loaded that another one outdoes on this device: at least as accurate, as quick and as small",
+    )
     parser.add_argument("--max-body", type=_positive(int), default=16_000_000, metavar="BYTES", help="longest request body (16 MB)")
     parser.add_argument(
         "--workers",
@@ -307,4 +312,5 @@ def _open(args: argparse.Namespace, batching: BatchSettings | Mode = "off") -> "
         interval_s=getattr(args, "interval", 1.0),
         cache_bytes=args.cache_size,
         batching=batching,
+        keep_all=getattr(args, "keep_all", False),
     )

@@ -123,7 +123,16 @@ def _compare_route(
         latency_ms, p95_ms = median_and_p95(turns.ours_ms)
         load_ms = statistics.median(_took_ms(load) for _ in range(_LOADS))
         return RouteComparison(
-            route.name, route.macs, route.accuracy, route.on_front, settings.threads, latency_ms, p95_ms, load_ms, plain_reason=why_not
+            route.name,
+            route.macs,
+            route.accuracy,
+            route.on_front,
+            settings.threads,
+            latency_ms,
+            p95_ms,
+            load_ms,
+            plain_reason=why_not,
+            precision=route.precision,
         )
     difference, turns = _time_beside(route.name, session, load_plain(), x, runs)
     load_times = [(_took_ms(load), _took_ms(load_plain)) for _ in range(_LOADS)]
@@ -146,6 +155,7 @@ def _compare_route(
         ratio_low=low,
         ratio_high=high,
         difference=difference,
+        precision=route.precision,
     )
 
 

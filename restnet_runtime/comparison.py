@@ -38,6 +38,7 @@ class RouteComparison:
     ratio_high: float | None = None
     difference: float | None = None
     plain_reason: str | None = None
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Comparison:
 
 def render(comparison: Comparison) -> str:
     """The comparison for a terminal."""
+    several = any(route.precision != "fp32" for route in comparison.routes)
     memory, threads = comparison.memory, describe_threads(route.threads for route in comparison.routes)
     lines = [
         f"bundle {comparison.bundle}, {threads}, {memory.resident_routes} routes loaded; "
@@ -127,6 +129,7 @@ def render(comparison: Comparison) -> str:
         table(
             (
                 "route",
+                *(["precision"] if several else []),
                 "cost",
                 "accuracy",
                 "threads",
@@ -139,7 +142,7 @@ def render(comparison: Comparison) -> str:
                 "load",
                 "plain load",
             ),
-            (_cells(route) for route in comparison.routes),
+            (_cells(route, several) for route in comparison.routes),
         ),
         "",
         f"ratio: ours over plain, below 1 ours is faster. Machine: {comparison.machine['processor']}, "
@@ -154,10 +157,11 @@ def render(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _cells(route: RouteComparison) -> tuple[str, ...]:
+def _cells(route: RouteComparison, several: bool) -> tuple[str, ...]:
     interval = "-" if route.ratio_low is None or route.ratio_high is None else f"{route.ratio_low:.3f} to {route.ratio_high:.3f}"
     return (
         route.name,
+        *([route.precision] if several else []),
         format_macs(route.macs),
         "?" if route.accuracy is None else f"{route.accuracy:.1%}",
         str(route.threads),

@@ -64,6 +64,7 @@ class Engine:
         interval_s: float = 1.0,
         cache_bytes: int | None = None,
         batching: BatchSettings | Mode = "off",
+        keep_all: bool = False,
     ) -> "Engine":
         """Open a bundle; nothing is compiled or loaded before `start`. Routes are compiled in a process of their own.
 
@@ -72,6 +73,7 @@ class Engine:
         providers:   execution providers by short name, most wanted first, as `providers.NAMES` has them
         interval_s:  between two looks at the device
         cache_bytes: what everything under `cache_root` may take, by default 2 GB or half of what the disk has for it
+        keep_all:    keep routes loaded that another one outdoes here (`front.outdone`)
         batching:    whether requests that meet on a route share a run, or only the mode of it: off, on, auto
         Raises `BundleError`; for damage in weights.bin not here, but when a route is compiled from it. Raises `CompileError` for an
         unknown provider.
@@ -94,6 +96,7 @@ class Engine:
             wanted=lambda: controller.wanted,
             available=lambda: None if controller.reading is None else controller.reading.memory_available_bytes,
             reading=lambda: controller.reading,
+            on_outdone=None if keep_all else controller.reconsider,
             threads=None
             if threads or not chosen.cpu_only
             else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),

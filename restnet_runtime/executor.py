@@ -119,8 +119,34 @@ class Executor:
         """
         with self._lock:
             residents = [one for other, one in self._residents.items() if beside is None or other in beside]
-        mapped = {segment for resident in residents for segment in resident.route.segments if resident.compiled}
+        routes = [resident.route for resident in residents if resident.compiled]
+        mapped = {part for route in routes for part in zip(route.segments, route.precisions, strict=True)}
         return self._ledger.need(name, mapped)
+
+    @property
+    def judgeable(self) -> list[tuple[Route, RouteProfile]]:
+        """Loaded routes with their profiles, those left out that were measured while requests ran. Empty while threads are followed."""
+        if self.stale:
+            return []
+        routes = [self.bundle.route(name) for name in self.loaded if not self._ledger.provisional(name)]
+        profiles = [(route, self.profile(route.name)) for route in routes]
+        return [(route, profile) for route, profile in profiles if profile is not None]
+
+    def outdone_before(self) -> dict[str, str]:
+        """Routes that earlier starts found outdone here, run as `settings` says, each with the one that is better."""
+
+        def run_now(name: str) -> str:
+            return how(self._settings.of(self.bundle.route(name)))
+
+        found = {route.name: self._ledger.outdone_by(route.name, run_now) for route in self.bundle.routes}
+        return {name: by for name, by in found.items() if by is not None}
+
+    def mark_outdone(self, name: str, by: str) -> None:
+        """Keep for later starts that `by` outdoes a loaded route here."""
+        resident = self._residents.get(name)
+        if resident is not None:
+            with self._loading:
+                self._ledger.mark(name, resident.how, by)
 
     def load(self, name: str, on_compile: Callable[[Route], None] | None = None, *, warm: bool = False) -> Resident:
         """Compile (unless cached), load and profile a route, then let it be switched to. The first one becomes current.

@@ -1,6 +1,6 @@
 """The ledger: what each route of a bundle takes on this device, measured or guessed, and what the process takes without any."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from restnet_runtime.bundle import Bundle
@@ -41,10 +41,10 @@ class Ledger:
         threads, timing = timed
         return RouteProfile(timing.latency_ms, timing.p95_ms, self._overhead_bytes + together([need]), threads)
 
-    def need(self, name: str, mapped: Collection[str] = ()) -> Need:
+    def need(self, name: str, mapped: Collection[tuple[str, str]] = ()) -> Need:
         """What a route adds when it is loaded; before its first load a cautious guess from the size of its weights.
 
-        mapped: segments whose weights are there already, for the guess
+        mapped: segments, each with a precision, whose weights are there already, for the guess
         """
         known = self._needs.get(name)
         if known is not None:
@@ -52,15 +52,26 @@ class Ledger:
         route = self._bundle.route(name)
         # Extents that no compiled route has: where its tensors lie is known only once it is compiled.
         guessed = {
-            (-1 - hash(segment) % 2**40, self._bundle.segments[segment].graphs[precision].weight_bytes)
+            (-1 - hash((segment, precision)) % 2**40, self._bundle.segments[segment].graphs[precision].weight_bytes)
             for segment, precision in zip(route.segments, route.precisions, strict=True)
-            if segment not in mapped
+            if (segment, precision) not in mapped
         }
         return Need(frozenset(guessed), GUESSED_SESSION_BYTES)
 
     def knows(self, name: str, how: str) -> bool:
         """Has an earlier start measured the route, run in this way?"""
         return self._store.get(name, how) is not None
+
+    def outdone_by(self, name: str, how: Callable[[str], str]) -> str | None:
+        """The route that outdid this one at an earlier start and is still not slower; `None` without one. how: each is run now."""
+        by, known = self._store.outdone_by(name, how(name)), {route.name for route in self._bundle.routes}
+        mine = self._store.get(name, how(name))
+        theirs = self._store.get(by, how(by)) if by in known else None
+        return by if mine and theirs and theirs.timing.latency_ms <= mine.timing.latency_ms else None
+
+    def mark(self, name: str, how: str, by: str) -> None:
+        """Keep for later starts that `by` outdoes a route that is run in this way."""
+        self._store.mark(name, how, by)
 
     def recall(self, resident: Resident) -> bool:
         """Enter what an earlier start has measured of a route that is run in this way. Returns whether one has."""

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from restnet_runtime.compile import need_bytes
 from restnet_runtime.errors import RoomError, StoppedError
@@ -11,6 +11,8 @@ from restnet_runtime.executor import Executor
 from restnet_runtime.memory import Gauge
 from restnet_runtime.reading import Reading
 from restnet_runtime.refinement import Refiner
+from restnet_runtime.precision import lacking
+from restnet_runtime.pruning import Pruner
 from restnet_runtime.residency import by_value, keep
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings
@@ -34,6 +36,7 @@ class Progress:
     """total: routes to make ready. loading: the one being made ready. left_out: for want of memory. failed: what went wrong, by route.
 
     compiled, failed_compiles: routes compiled since the start, and compiles of which no route came that could be loaded
+    outdone: routes that are not kept loaded because another one is better here in every respect, and why
     """
 
     total: int
@@ -43,10 +46,11 @@ class Progress:
     left_out: tuple[str, ...]
     failed: dict[str, str]
     failed_compiles: int = 0
+    outdone: dict[str, str] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
-        return self.loaded + len(self.left_out) + len(self.failed) >= self.total
+        return self.loaded + len(self.left_out) + len(self.failed) + len(self.outdone) >= self.total
 
 
 class Loader:
@@ -58,6 +62,8 @@ class Loader:
     threads:       how many threads a request should have from now on; asked once an interval. Loaded routes follow one by one
     available:     bytes that the device leaves, `None` where that is unknown; asked before a route is compiled anew
     reading:       the last one of the device, `None` before there is any: profiles are measured again where it is quiet
+    on_outdone:    let go of routes that another one outdoes here (`front.outdone`), at later starts too; told after it was found, so
+                   that none of them stays the current one. `None` keeps all
 
     A route that fails is reported and left out; the others go on.
     """
@@ -74,14 +80,20 @@ class Loader:
         threads: Callable[[], int] | None = None,
         available: Callable[[], int | None] = lambda: None,
         reading: Callable[[], Reading | None] = lambda: None,
+        on_outdone: Callable[[], object] | None = None,
     ) -> None:
         self._executor, self._names, self._on_loaded = executor, tuple(names), on_loaded
         self._memory_limit, self._interval_s = memory_limit, interval_s
         self._wanted, self._threads, self._available = wanted, threads, available
+        self._pruner = Pruner(executor, on_outdone)
         self._loading: str | None = None
         self._compiled = self._failed_compiles = 0
         known = {route.name for route in executor.bundle.routes}
         self._failed = {name: f"the bundle has no route {name!r}" for name in names if name not in known}
+        for route in executor.bundle.routes:
+            reason = lacking(route, executor.settings.providers)
+            if reason is not None and route.name in self._names:
+                self._failed[route.name] = reason
         self._left_out: tuple[str, ...] = ()
         self._refiner = Refiner(executor, reading, affinity_cores())
         self._pressed_for: Route | None = None
@@ -113,19 +125,23 @@ class Loader:
     def progress(self) -> Progress:
         loaded = len(set(self._names) & set(self._executor.loaded))
         failed = dict(self._failed)
-        return Progress(len(self._names), loaded, self._loading, self._compiled, self._left_out, failed, self._failed_compiles)
+        there = self._executor.loaded
+        aside = {name: why for name, why in self._pruner.reasons().items() if name in self._names and name not in there}
+        return Progress(len(self._names), loaded, self._loading, self._compiled, self._left_out, failed, self._failed_compiles, aside)
 
     def run(self) -> None:
         """Load and release until nothing is left to do, then run once what has not run yet, in this thread."""
+        self._pruner.recall()
         while not self._stop.is_set() and self.step():
             pass
         self._settled.set()
         log.info(
-            "%d of %d routes ready, %d compiled now, %d left out for want of memory",
+            "%d of %d routes ready, %d compiled now, %d left out for want of memory, %d outdone by others here",
             len(self._executor.loaded),
             len(self._names),
             self._compiled,
             len(self._left_out),
+            len(self._pruner.reasons()),
         )
         self._warm_up()
         self._executor.weigh()
@@ -143,12 +159,18 @@ class Loader:
             self._pressed_for = None
         wanted = self._wanted() if self._wanted is not None else None
         ranked = by_value(self._executor.bundle.routes, current.name if current else None, wanted)
-        order = [name for name in ranked if name in self._names]
         loaded = self._executor.loaded
-        staying = self._fitting([name for name in order if name in loaded], limit)
-        able = [name for name in order if name not in self._failed or name in loaded]
         room = None if limit is None else limit / LOAD_MARGIN
-        fitting = self._fitting(able, room)
+        aside = self._pruner.aside(current.name if current else None)
+        while True:
+            order = [name for name in ranked if name in self._names and name not in aside]
+            able = [name for name in order if name not in self._failed or name in loaded]
+            fitting = self._fitting(able, room)
+            needed = self._pruner.needed(aside, fitting)
+            if not needed:
+                break
+            aside -= needed
+        staying = self._fitting([name for name in order if name in loaded], limit)
         missing = sorted((name for name in self._names if name in fitting and name not in loaded), key=lambda name: name != wanted)
         coming, staying = self._next(missing, order, staying, room)
         later = [] if coming is None else fitting
@@ -197,6 +219,7 @@ class Loader:
         if self._follow_threads() or self._executor.settle(_SETTLE_S) or self._improve():
             return
         self._refiner.step()
+        self._pruner.judge(self._refiner.trusted & set(self._names))
 
     def _forgive(self) -> None:
         """Let routes be tried again for which there was no room: there may be by now."""
@@ -282,7 +305,7 @@ class Loader:
         except Exception as error:  # it became the current route a moment ago
             log.info("route %s stays: %s", name, error)
             return False
-        log.info("route %s released for want of memory", name)
+        log.info("route %s released: %s", name, self._pruner.reasons().get(name, "for want of memory"))
         return True
 
     def _counted(self, make: Callable[[Callable[[Route], None]], bool]) -> bool:

@@ -26,6 +26,7 @@ FILE = "profiles.json"
 GUESSED_SESSION_BYTES = 4 * 2**20
 """What a session takes beside its weights, before it was measured."""
 _WARM_RUNS = 2
+_OUTDONE = "outdone_by"
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,25 @@ class MeasuredStore:
         """Keep it. A full disk costs the next start a measurement, no more."""
         self._known = None  # others may have written since
         entry = {**asdict(measured.timing), "session_bytes": measured.session_bytes, "activation_bytes": measured.activation_bytes}
-        self._known = {**self._read(), _key(route, how): entry}
+        self._write(route, {**self._read(), _key(route, how): entry})
+
+    def outdone_by(self, route: str, how: str) -> str | None:
+        """The route that was found to outdo this one here when it was measured, `None` without one."""
+        entry = self._read().get(_key(route, how))
+        by = entry.get(_OUTDONE) if isinstance(entry, dict) else None
+        return by if isinstance(by, str) else None
+
+    def mark(self, route: str, how: str, by: str) -> None:
+        """Keep that `by` outdoes a route that was measured in this way; until it is measured anew."""
+        self._known = None
+        entry = self._read().get(_key(route, how))
+        if isinstance(entry, dict):
+            self._write(route, {**self._read(), _key(route, how): {**entry, _OUTDONE: by}})
+
+    def _write(self, route: str, known: dict[str, Any]) -> None:
+        self._known = known
         try:
-            write_atomically(self._path, json.dumps(self._known).encode())
+            write_atomically(self._path, json.dumps(known).encode())
         except OSError as error:
             log.warning("the profile of %s cannot be kept: %s", route, error)
 

@@ -16,6 +16,7 @@ from restnet_runtime.bundle import Bundle
 from restnet_runtime.compile import PROVIDERS
 from restnet_runtime.compose import INLINE_BELOW_BYTES, compose, external_extent
 from restnet_runtime.errors import CompileError
+from restnet_runtime.precision import exact_products
 from restnet_runtime.routes import Route
 from restnet_runtime.units import format_bytes
 
@@ -46,7 +47,10 @@ def optimise(bundle: Bundle, route: Route, scratch: Path, reorder: bool = True) 
     joined = compose(bundle, route)
     extents = frozenset(external_extent(tensor) for tensor in joined.graph.initializer) - {(0, 0)}
     graph, weights = scratch / "route.onnx", scratch / "route.bin"
-    entries = {"session.model_external_initializers_file_folder_path": str(bundle.path), "session.disable_prepacking": "1"}
+    entries = {
+        "session.model_external_initializers_file_folder_path": str(bundle.path),
+        "session.disable_prepacking": "1",
+    } | exact_products()
     streamed = reorder and _convolution_bytes(joined.graph) >= _STREAM_FROM_BYTES
     level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL if reorder else ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if streamed:

@@ -140,11 +140,14 @@ class RouteAnswer(_Answer):
     """One route of the bundle; `profile` is there once the route is loaded."""
 
     name: str
+    precision: Annotated[str, Field(description="fp32, int8, or both for a mixed route")]
     macs: int
     params: int
     weight_bytes: int
     accuracy: float | None
-    on_front: bool
+    on_front: Annotated[bool, Field(description="of its precision, over multiply-accumulates")]
+    on_front_here: Annotated[bool | None, Field(description="no other route is as good here in every respect; null: not measured yet")]
+    outdone: Annotated[str | None, Field(description="why it is not on the front here")]
     loaded: bool
     current: bool
     profile: ProfileAnswer | None
@@ -175,6 +178,7 @@ class RouteCounts(_Answer):
     compiled: Annotated[int, Field(description="compiled since the start; the others came from the cache")]
     failed_compiles: Annotated[int, Field(description="compiles since the start of which no route came that could be loaded")]
     left_out: Annotated[list[str], Field(description="not loaded for want of memory")]
+    outdone: Annotated[dict[str, str], Field(description="not kept loaded: another route is better here in every respect, and which")]
     failed: Annotated[dict[str, str], Field(description="routes that cannot be loaded here, and why")]
 
 

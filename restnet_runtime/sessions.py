@@ -17,6 +17,7 @@ from restnet_runtime.bundle import Bundle
 from restnet_runtime.cache import CompiledRoute
 from restnet_runtime.errors import CompileError
 from restnet_runtime.manifest import Precision
+from restnet_runtime.precision import exact_products
 from restnet_runtime.providers import CPU, CPU_ONLY, Providers
 from restnet_runtime.routes import Route
 from restnet_runtime.threads import SMALL_MACS, SPIN_US
@@ -94,6 +95,8 @@ def segment_session(bundle: Bundle, name: str, precision: Precision) -> ort.Infe
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
+    for key, value in exact_products().items():
+        options.add_session_config_entry(key, value)
     return _session(graph, options, CPU_ONLY, f"load the segment {name!r} in {precision}")
 
 
@@ -167,6 +170,8 @@ def _joined(
     bundle: Bundle, route: Route, options: ort.SessionOptions, providers: Providers, joined: bytes | None = None
 ) -> ort.InferenceSession:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
+    for key, value in exact_products().items():
+        options.add_session_config_entry(key, value)
     return _session(joined or joined_graph(bundle, route), options, providers, f"load the route {route.name!r}")
 
 

@@ -8,6 +8,7 @@ from restnet_runtime import __version__
 from restnet_runtime.batching import Batcher
 from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
+from restnet_runtime.front import outdone
 from restnet_runtime.loader import Progress
 from restnet_runtime.policy import Decision
 from restnet_runtime.schemas import (
@@ -36,17 +37,24 @@ def describe_budget(controller: Controller) -> BudgetAnswer:
     return BudgetAnswer(budget=BudgetLimits.of(status.budget), decision=_decision(status.decision))
 
 
-def describe_routes(executor: Executor) -> RoutesAnswer:
+def describe_routes(executor: Executor, progress: Progress | None = None) -> RoutesAnswer:
     """The routes of the bundle, cheapest first."""
     loaded, current = executor.loaded, _current(executor)
+    profiles = [(route, executor.profile(route.name)) for route in executor.bundle.routes]
+    found = {name: one.reason for name, one in outdone([(route, one) for route, one in profiles if one is not None]).items()}
+    reasons = {**found, **(progress.outdone if progress else {})}
+    profiled = {route.name for route, profile in profiles if profile is not None}
     routes = [
         RouteAnswer(
             name=route.name,
+            precision=route.precision,
             macs=route.macs,
             params=route.params,
             weight_bytes=route.weight_bytes,
             accuracy=route.accuracy,
             on_front=route.on_front,
+            on_front_here=False if route.name in reasons else True if route.name in profiled else None,
+            outdone=reasons.get(route.name),
             loaded=route.name in loaded,
             current=route.name == current,
             profile=_profile(executor, route.name),
@@ -77,6 +85,7 @@ def describe_server(
             compiled=progress.compiled if progress else 0,
             failed_compiles=progress.failed_compiles if progress else 0,
             left_out=list(progress.left_out) if progress else [],
+            outdone=progress.outdone if progress else {},
             failed=progress.failed if progress else {},
         ),
         sessions=SessionsAnswer(

@@ -19,12 +19,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def routes_table(routes: Sequence[Route]) -> str:
-    """Routes by cost: MACs, parameters, weights, accuracy, and whether they are on the Pareto front."""
+    """Routes by cost: MACs, parameters, weights, accuracy, and whether they are on the Pareto front of their precision.
+
+    The precision is shown where there is more than one.
+    """
+    several = len({route.precision for route in routes}) > 1
     return table(
-        ("route", "cost", "params", "weights", "accuracy", "front"),
+        ("route", *(["precision"] if several else []), "cost", "params", "weights", "accuracy", "front"),
         (
             (
                 route.name,
+                *([route.precision] if several else []),
                 format_macs(route.macs),
                 f"{route.params:,}",
                 format_bytes(route.weight_bytes),

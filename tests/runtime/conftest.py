@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -14,7 +15,8 @@ from restnet_export.writer import BundleSource, RouteSource, SegmentSource, writ
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.executor import Executor
-from restnet_runtime.manifest import Anchor, Preprocessing, Provenance
+from restnet_runtime.manifest import Anchor, Precision, Preprocessing, Provenance
+from restnet_runtime.routes import in_precision
 from restnet_runtime.sessions import SessionSettings
 
 CLASSES = ("circle", "cross", "square")
@@ -124,6 +126,93 @@ def family_path(family_source: BundleSource, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def family_bundle(family_path: Path) -> Bundle:
     return open_bundle(family_path)
+
+
+Range = tuple[np.ndarray, np.ndarray]
+
+
+def quantised(model: onnx.ModelProto, x: np.ndarray, entry: Range, exit_: Range, folder: Path) -> onnx.ModelProto:
+    """A segment in int8 by ONNX Runtime's own tools: uint8 activations, int8 weights per channel, a pair at input and output.
+
+    x: what it is calibrated with; entry, exit_: least and greatest value of its input and output
+    """
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    class Images(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._left = iter([x])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            x = next(self._left, None)
+            return None if x is None else {"x": x}
+
+    ends = {"x": entry, "y": exit_}
+    onnx.save(model, folder / "fp32.onnx")
+    quantize_static(
+        folder / "fp32.onnx",
+        folder / "int8.onnx",
+        Images(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod.MinMax,
+        extra_options={"TensorQuantOverrides": {name: [{"rmin": low, "rmax": high}] for name, (low, high) in ends.items()}},
+    )
+    return onnx.load(folder / "int8.onnx")
+
+
+def run_plain(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(["y"], {"x": x})[0]
+
+
+def int8_family(folder: Path) -> BundleSource:
+    """The family in int8 too: every route `NAME@int8`, and `large` with its stem in fp32. Accuracies of twins are 0.01 less."""
+    source, segments = family(), []
+    by_name = {segment.name: segment for segment in source.segments}
+    entering: dict[str, np.ndarray] = {}
+    leaving: dict[str, np.ndarray] = {}
+    before: dict[str, str] = {}
+    for anchor in source.anchors:
+        x = np.random.default_rng(1).standard_normal((64, *INPUT_SHAPE)).astype(np.float32)
+        for name, last in zip(anchor.segments, (None, *anchor.segments), strict=False):
+            before |= {name: last} if last else {}
+            entering[name] = x
+            x = leaving[name] = run_plain(by_name[name].model, x)
+    for segment in source.segments:
+        name = segment.name
+        if "~" in name:  # takes what one anchor's block gives, and gives what the other's block takes
+            front, end = name.split("~")
+            x, y = leaving[front], leaving[before[end]]
+        else:
+            x, y = entering[name], leaving[name]
+        model = quantised(segment.model, x, (x.min(), x.max()), (y.min(), y.max()), folder)
+        segments.append(dataclasses.replace(segment, others={"int8": model}))
+    twins = [
+        RouteSource(f"{route.name}@int8", route.segments, (route.accuracy or 0) - 0.01, ("int8",) * len(route.segments))
+        for route in source.routes
+    ]
+    large = source.routes[-1]
+    kept: tuple[Precision, ...] = ("fp32", *["int8"] * (len(large.segments) - 1))
+    mixed = RouteSource(in_precision(large.name, large.segments, kept), large.segments, 0.945, kept)
+    return dataclasses.replace(source, name="shapes8", segments=tuple(segments), routes=(*source.routes, *twins, mixed))
+
+
+@pytest.fixture(scope="session")
+def int8_source(tmp_path_factory: pytest.TempPathFactory) -> BundleSource:
+    return int8_family(tmp_path_factory.mktemp("quantised"))
+
+
+@pytest.fixture(scope="session")
+def int8_path(int8_source: BundleSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of both precisions that tests only read."""
+    return write_bundle(int8_source, tmp_path_factory.mktemp("bundles") / "shapes8").path
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(int8_path: Path) -> Bundle:
+    return open_bundle(int8_path)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_before_anything_is_measured_a_need_is_guessed_from_the_weights(family_b
         family_bundle.segments[segment].graphs[precision].weight_bytes
         for segment, precision in zip(route.segments, route.precisions, strict=True)
     )
-    assert together([empty.need("large", mapped=set(route.segments))]) == GUESSED_SESSION_BYTES
+    assert together([empty.need("large", mapped=set(zip(route.segments, route.precisions, strict=True)))]) == GUESSED_SESSION_BYTES
 
 
 def test_what_is_entered_stands_and_a_later_start_recalls_it(family_bundle: Bundle, tmp_path: Path, resident: Resident) -> None:
