@@ -28,12 +28,13 @@ class Outdone:
 
 def outdone(points: Sequence[tuple[Route, RouteProfile]]) -> dict[str, Outdone]:
     """By name, the routes that another one outdoes; of several the quickest, which nothing outdoes itself."""
-    ranked = sorted(points, key=lambda point: point[1].latency_ms)
+    best = [point for point in points if not any(_outdoes(other, point) for other in points)]
+    best.sort(key=lambda point: point[1].latency_ms)
     found = {}
-    for route, profile in points:
-        better = next((other for other in ranked if _outdoes(other, (route, profile))), None)
+    for point in points:
+        better = next((other for other in best if _outdoes(other, point)), None)
         if better is not None:
-            found[route.name] = Outdone(better[0].name, _reason(better, (route, profile)))
+            found[point[0].name] = Outdone(better[0].name, _reason(better, point))
     return found
 
 

@@ -14,6 +14,7 @@ from restnet_runtime.budget import Budget
 from restnet_runtime.engine import Engine
 from restnet_runtime.errors import CompileError
 from restnet_runtime.machine import describe_machine
+from restnet_runtime.profile import RouteProfile
 from restnet_runtime.routes import Route
 
 RUNS = 3
@@ -152,3 +153,35 @@ def test_neighbours_are_on_the_front_and_cost_something_else() -> None:
     assert neighbours(twin, [a, b, c, d, twin]) == (a, d)
     assert neighbours(b, [a, b, c, d]) == (a, c)
     assert neighbours(a, [a]) == (None, None)
+
+
+def profiled(latency_ms: float) -> RouteProfile:
+    return RouteProfile(latency_ms, latency_ms, 1000)
+
+
+def test_between_precisions_neighbours_go_by_measured_latency() -> None:
+    small, middle, large = route("small", 1, True), route("middle", 2, True), route("large", 3, True)
+    large8 = replace(large, name="large@int8", precisions=("int8",))
+    accurate = replace(large, accuracy=0.6)
+    profiles = {"small": profiled(4), "middle": profiled(8), "large": profiled(12), "large@int8": profiled(6)}
+    routes = [replace(small, accuracy=0.4), middle, accurate, replace(large8, accuracy=0.55)]
+    found = neighbours(routes[3], routes, profiles)
+    assert tuple(one and one.name for one in found) == ("small", "middle"), "nothing outdoes the middle: it has fewer MACs"
+    outdone = replace(middle, macs=3)
+    found = neighbours(routes[3], [routes[0], outdone, *routes[2:]], profiles)
+    assert tuple(one and one.name for one in found) == ("small", "large")
+    assert neighbours(routes[3], routes) == (middle, None), "without profiles by MACs"
+
+
+def test_tables_name_the_precision(int8_path: Path, cache_root: Path) -> None:
+    engine = Engine.open(int8_path, cache_root=cache_root, threads=1)
+    result = bench_under(engine, Budget())
+    engine.stop()
+    assert result.resident_routes == 9, "all are compared, the outdone ones too"
+    assert (result.chosen.name, result.chosen.precision) == ("large", "fp32")
+    shown = [one for one in (result.cheaper, result.chosen, result.dearer) if one is not None]
+    lines = render(result).splitlines()
+    assert ("precision" in lines[3]) == any(one.precision != "fp32" for one in shown)
+    assert {
+        one["precision"] for one in json.loads(json.dumps(result.document())).values() if isinstance(one, dict) and "precision" in one
+    } == {one.precision for one in shown}

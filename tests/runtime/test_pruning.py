@@ -1,0 +1,160 @@
+"""Pruning: a route that another one outdoes here is let go of, at later starts not loaded, and taken back where it is needed."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from restnet_export.writer import BundleSource, RouteSource, write_bundle
+from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.compile import Compiler
+from restnet_runtime.controller import Controller
+from restnet_runtime.executor import Executor, preparation_order
+from restnet_runtime.loader import Loader
+from restnet_runtime.measured import FILE, Measured, MeasuredStore
+from restnet_runtime.profile import Timing
+from restnet_runtime.reading import Reading
+from restnet_runtime.resident import how
+from restnet_runtime.sessions import SessionSettings
+
+SETTINGS = SessionSettings(threads=1)
+MB = 2**20
+
+
+class Quiet:
+    def read(self) -> Reading:
+        return Reading()
+
+
+@pytest.fixture(scope="module")
+def bundle(int8_source: BundleSource, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Three routes of one network: fp32, int8 that is as accurate, and the small anchor."""
+    large = int8_source.routes[3]
+    assert large.name == "large"
+    twin = RouteSource("large@int8", large.segments, large.accuracy, ("int8",) * len(large.segments))
+    source = dataclasses.replace(int8_source, routes=(int8_source.routes[0], large, twin))
+    return open_bundle(write_bundle(source, tmp_path_factory.mktemp("pruning") / "bundle").path)
+
+
+class Start:
+    """One start of a device on a cache that remembers `measured`: latency in ms and megabytes by route."""
+
+    def __init__(self, bundle: Bundle, root: Path, measured: dict[str, tuple[float, int]] | None = None, keep_all: bool = False) -> None:
+        compiler = Compiler.for_bundle(bundle, root)
+        store = MeasuredStore(compiler.cache.path)
+        for name, (latency_ms, megabytes) in (measured or {}).items():
+            store.put(name, how(SETTINGS), Measured(Timing(latency_ms, latency_ms), megabytes * MB, 0))
+        self.executor = Executor(bundle, compiler, SETTINGS)
+        self.controller = Controller(self.executor, Quiet())
+        self.loader = Loader(
+            self.executor,
+            preparation_order(bundle),
+            on_loaded=lambda _: self.controller.reconsider(),
+            on_outdone=None if keep_all else self.controller.reconsider,
+        )
+        self.loader.run()
+
+    def judged(self) -> "Start":
+        self.loader._pruner.judge(self.loader._names)
+        while self.loader.step():
+            pass
+        return self
+
+    @property
+    def loaded(self) -> set[str]:
+        return set(self.executor.loaded)
+
+
+@pytest.fixture
+def start(bundle: Bundle, tmp_path: Path) -> Callable[..., Start]:
+    begun: list[Start] = []
+
+    def begin(measured: dict[str, tuple[float, int]] | None = None, **options: bool) -> Start:
+        begun.append(Start(bundle, tmp_path / "cache", measured, **options))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        one.executor.close()
+
+
+INT8_WINS = {"small": (1.0, 5), "large": (30.0, 20), "large@int8": (10.0, 10)}
+INT8_LOSES = {"small": (1.0, 5), "large": (10.0, 10), "large@int8": (12.0, 20)}
+
+
+@pytest.mark.parametrize(("measured", "gone", "stays"), [(INT8_WINS, "large", "large@int8"), (INT8_LOSES, "large@int8", "large")])
+def test_the_slower_precision_goes_and_a_later_start_does_not_load_it(start, measured, gone: str, stays: str, caplog) -> None:
+    caplog.set_level("INFO")
+    first = start(measured)
+    assert first.loaded == {"small", "large", "large@int8"}, "to be timed"
+    first.executor.switch(gone)
+    first.judged()
+    assert first.loaded == {"small", stays}
+    assert first.executor.current.name == stays, "the current route was switched before it was released"
+    progress = first.loader.progress()
+    assert progress.outdone.keys() == {gone}
+    assert f"outdone by {stays} here" in progress.outdone[gone]
+    assert (progress.total, progress.loaded, progress.left_out, progress.done) == (3, 2, (), True)
+    assert f"route {gone} released: outdone by {stays}" in caplog.text
+
+    again = start()
+    assert again.loaded == {"small", stays}
+    assert again.loader.progress().outdone.keys() == {gone}
+    assert again.loader.progress().done
+
+
+def test_an_operator_can_keep_all(start) -> None:
+    start(INT8_WINS).judged()
+    assert start(keep_all=True).judged().loaded == {"small", "large", "large@int8"}
+
+
+def test_it_comes_back_where_it_was_measured_to_be_quicker(start) -> None:
+    """The verdict is kept with the measurement: a new one ends it."""
+    start(INT8_WINS).judged()
+    assert start({"large": (5.0, 20)}).judged().loaded == {"small", "large", "large@int8"}
+
+
+def test_a_verdict_stands_although_the_better_one_is_timed_again(start) -> None:
+    start(INT8_WINS).judged()
+    assert "large" not in start({"large@int8": (29.0, 10)}).loaded, "still at most as slow"
+    assert "large" in start({"large@int8": (31.0, 10)}).loaded
+
+
+def test_it_is_taken_back_where_the_better_one_cannot_be_loaded(start) -> None:
+    start(INT8_WINS).judged()
+    again = start()
+    again.loader._failed["large@int8"] = "spoilt"
+    again.executor.switch("small")
+    again.executor.release("large@int8")
+    while again.loader.step():
+        pass
+    assert again.loaded == {"small", "large"}
+
+
+def test_what_is_outdone_by_what_is_outdone_names_the_best(start) -> None:
+    first = start(INT8_WINS).judged()
+    pruner = first.loader._pruner
+    pruner._outdone["small"] = dataclasses.replace(pruner._outdone["large"], by="large")
+    assert pruner.needed({"small", "large"}, {"large@int8"}) == set()
+    assert pruner.needed({"small", "large"}, {"large"}) == {"small", "large"}
+
+
+def test_spoilt_verdicts_are_none(start) -> None:
+    first = start(INT8_WINS).judged()
+    file = first.executor._ledger._store._path
+    assert file.name == FILE
+    kept = json.loads(file.read_bytes())
+    key = next(key for key in kept if key.startswith("large on"))
+    assert kept[key]["outdone_by"] == "large@int8"
+    for spoilt in (7, "no such route", None, ["large@int8"]):
+        kept[key]["outdone_by"] = spoilt
+        file.write_text(json.dumps(kept))
+        assert start().loaded == {"small", "large", "large@int8"}
+
+
+def test_what_was_measured_while_requests_ran_is_not_judged(start) -> None:
+    first = start(INT8_WINS)
+    first.executor._ledger._provisional.add("large")
+    assert first.judged().loaded == {"small", "large", "large@int8"}
