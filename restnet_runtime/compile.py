@@ -10,7 +10,7 @@ import hashlib
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from restnet_runtime.bundle import Bundle, check_weights
 from restnet_runtime.cache import Cache, CompiledRoute, DamagedCacheError, LockedCache
 from restnet_runtime.catalog import LEVELS, CompiledLevel, Shortage
 from restnet_runtime.errors import CompileError, RoomError, StoppedError
+from restnet_runtime.precision import Filters, shared_filters
 from restnet_runtime.routes import Route
 
 if TYPE_CHECKING:
@@ -34,9 +35,13 @@ IMPROVE_TRIES = 3
 _COMPILER_BYTES = 128 * 2**20
 
 
-def cache_key(bundle: Bundle, cpuinfo: Path = Path("/proc/cpuinfo"), level: CompiledLevel = LEVELS[0]) -> dict[str, str]:
-    """Everything that makes a compiled route valid here and nowhere else."""
+def cache_key(
+    bundle: Bundle, cpuinfo: Path = Path("/proc/cpuinfo"), level: CompiledLevel = LEVELS[0], filters: Collection[Filters] = ()
+) -> dict[str, str]:
+    """Everything that makes a compiled route valid here and nowhere else. filters: kinds of quantised ones that sessions share."""
+    int8 = any("int8" in route.precisions for route in bundle.routes)
     return {
+        **({"filters": ",".join(sorted(filters))} if int8 else {}),
         "bundle": bundle.digest,
         "onnxruntime": ort.__version__,
         "build": hashlib.sha256(ort.get_build_info().encode()).hexdigest(),
@@ -65,8 +70,16 @@ def need_bytes(route: Route) -> int:
 class Compiler:
     """Compiles routes of one bundle into one cache: in this process, or in a worker of its own, whose memory is then its own too."""
 
-    def __init__(self, bundle: Bundle, cache: Cache, *, level: CompiledLevel = LEVELS[0], worker: "CompileWorker | None" = None) -> None:
-        self.bundle, self.cache, self.level = bundle, cache, level
+    def __init__(
+        self,
+        bundle: Bundle,
+        cache: Cache,
+        *,
+        level: CompiledLevel = LEVELS[0],
+        worker: "CompileWorker | None" = None,
+        filters: Collection[Filters] = (),
+    ) -> None:
+        self.bundle, self.cache, self.level, self.filters = bundle, cache, level, frozenset(filters)
         self.worker = worker
         self._weights_checked = bundle.weights_checked
         self._lesser: Compiler | None = None
@@ -74,26 +87,35 @@ class Compiler:
 
     @classmethod
     def for_bundle(
-        cls, bundle: Bundle, cache_root: Path, *, level: CompiledLevel = LEVELS[0], cap_bytes: int | None = None, apart: bool = False
+        cls,
+        bundle: Bundle,
+        cache_root: Path,
+        *,
+        level: CompiledLevel = LEVELS[0],
+        cap_bytes: int | None = None,
+        apart: bool = False,
+        filters: Collection[Filters] | None = None,
     ) -> "Compiler":
         """level:      the best to make, one of `catalog.LEVELS`; less where ONNX Runtime cannot
         cap_bytes:  what all caches under `cache_root` may take together, by default as `shelf.Shelf` has it
         apart:      compile in a worker, for whoever serves at the same time; call `close` then
+        filters:    kinds of quantised filters that sessions share, by default those of `precision.shared_filters`
 
         Raises `CompileError` if no cache can be made under `cache_root`.
         """
         if level not in LEVELS:
             raise CompileError(f"the level {level!r} is unknown: give {' or '.join(LEVELS)}")
         try:
-            cache = Cache(cache_root, cache_key(bundle, level=level), cap_bytes)
+            kinds = shared_filters(bundle) if filters is None else frozenset(filters)
+            cache = Cache(cache_root, cache_key(bundle, level=level, filters=kinds), cap_bytes)
         except OSError as error:
             raise CompileError(f"no cache can be made under {cache_root}: {error}") from error
         worker = None
         if apart:
             from restnet_runtime.worker import CompileWorker, Job
 
-            worker = CompileWorker(Job(str(bundle.path), bundle.digest, str(cache_root), level, cap_bytes))
-        return cls(bundle, cache, level=level, worker=worker)
+            worker = CompileWorker(Job(str(bundle.path), bundle.digest, str(cache_root), level, cap_bytes, tuple(sorted(kinds))))
+        return cls(bundle, cache, level=level, worker=worker, filters=kinds)
 
     def compile(
         self,
@@ -146,7 +168,12 @@ class Compiler:
         if self._lesser is None and below:
             shelf = self.cache.shelf
             self._lesser = Compiler.for_bundle(
-                self.bundle, shelf.root, level=below[0], cap_bytes=shelf.asked_bytes, apart=self.worker is not None
+                self.bundle,
+                shelf.root,
+                level=below[0],
+                cap_bytes=shelf.asked_bytes,
+                apart=self.worker is not None,
+                filters=self.filters,
             )
         return self._lesser
 
@@ -241,4 +268,4 @@ class Compiler:
         with held.scratch() as scratch:
             optimised = optimise(self.bundle, route, scratch, reorder=level != "mapped")
             with held.writer(self.bundle.weights) as writer:
-                return merge(self.bundle, route, optimised, writer, self.cache.path, scratch, level)
+                return merge(self.bundle, route, optimised, writer, self.cache.path, scratch, level, self.filters)

@@ -60,7 +60,8 @@ def _serve(job: dict[str, Any], lines: "_Lines", answers: int) -> None:
         name = request["route"]
         try:
             if compiler is None:
-                compiler = Compiler.for_bundle(opened(), Path(job["cache_root"]), level=job["level"], cap_bytes=job["cap_bytes"])
+                options = {key: job[key] for key in ("level", "cap_bytes", "filters")}
+                compiler = Compiler.for_bundle(opened(), Path(job["cache_root"]), **options)
             route = compiler.bundle.route(name)
             compiler.compile(route, lambda route: answer(compiling=route.name), request["level"], anew=request["anew"])
         except BundleError as error:

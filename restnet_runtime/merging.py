@@ -1,6 +1,6 @@
 """Merging: an optimised route's tensors into the shared weights of a cache, and its graph pointed there."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,15 +14,29 @@ from restnet_runtime.manifest import WEIGHTS_FILE
 from restnet_runtime.mapping import mapped, same
 from restnet_runtime.optimising import Optimised
 from restnet_runtime.packing import attach, pack
+from restnet_runtime.precision import EVERY_FILTER, Filters
 from restnet_runtime.quantised import share_filters
 from restnet_runtime.routes import Route
 
 
-def merge(bundle: Bundle, route: Route, optimised: Optimised, writer: CacheWriter, cache: Path, scratch: Path, level: str) -> CompiledRoute:
-    """Move the tensors, pack what is to be packed, commit the route. `level` is the best one to make, of `catalog.LEVELS`."""
+def merge(
+    bundle: Bundle,
+    route: Route,
+    optimised: Optimised,
+    writer: CacheWriter,
+    cache: Path,
+    scratch: Path,
+    level: str,
+    filters: Collection[Filters] = EVERY_FILTER,
+) -> CompiledRoute:
+    """Move the tensors, pack what is to be packed, commit the route.
+
+    level:    the best one to make, of `catalog.LEVELS`
+    filters:  kinds of quantised filters that sessions are to share
+    """
     model = optimised.model
     if level == "prepacked":
-        share_filters(model.graph)
+        share_filters(model.graph, filters)
     with mapped(bundle.weights) as source:
         addresses = _move(model, optimised, source, writer)
     for tensor in model.graph.initializer:

@@ -1,14 +1,16 @@
 """Quantised products: which of their inputs is the weight, and how ONNX Runtime is brought to pack it in a way that sessions share.
 
 A quantised convolution on constant zero points packs its filters into memory of the session's own, which is neither saved nor
-shared: every resident int8 route would cost its weights once more. Where the zero point of the filters is an input with a default
-it packs them for its matrix product instead, and that packing is shared. The numbers are the same to the last bit, and where it
-was measured the time was too (docs/decisions/0017-precision-on-the-device.md).
+shared: every resident int8 route costs its weights once more. Where the zero point of the filters is an input with a default it
+packs them for its matrix product instead, and that packing is shared. The numbers are the same to the last bit; whether the time is
+depends on the processor and the filter (`precision.shared_filters`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx
+
+from restnet_runtime.precision import EVERY_FILTER, Filters
 
 _UINT8, _INT32, _FLOAT = onnx.TensorProto.UINT8, onnx.TensorProto.INT32, onnx.TensorProto.FLOAT
 _CONTRIB = "com.microsoft"
@@ -28,15 +30,15 @@ _ZERO_POINT_AT = 5  # of the filters of a QLinearConv
 _OUT_ZERO_POINT_AT = {"QLinearConv": 7, "QLinearMatMul": 7, "QGemm": 8}
 
 
-def share_filters(graph: onnx.GraphProto) -> None:
-    """Make the zero points of all quantised filters inputs with a default, one for all that are equal."""
+def share_filters(graph: onnx.GraphProto, kinds: Collection[Filters] = EVERY_FILTER) -> None:
+    """Make the zero points of quantised filters of these kinds inputs with a default, one for all that are equal."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     shared: dict[bytes, str] = {}
     for node in graph.node:
         if node.op_type != "QLinearConv" or (node.domain, node.op_type) not in WEIGHT_AT:
             continue
-        zero = tensors.get(node.input[_ZERO_POINT_AT])
-        if zero is None:
+        filters, zero = tensors.get(node.input[WEIGHT_AT[node.domain, node.op_type]]), tensors.get(node.input[_ZERO_POINT_AT])
+        if filters is None or zero is None or _kind(node, filters) not in kinds:
             continue
         copy = onnx.TensorProto()
         copy.CopyFrom(zero)
@@ -47,6 +49,14 @@ def share_filters(graph: onnx.GraphProto) -> None:
             graph.initializer.add().CopyFrom(copy)
             graph.input.append(onnx.helper.make_tensor_value_info(copy.name, copy.data_type, list(copy.dims)))
         node.input[_ZERO_POINT_AT] = shared[content]
+
+
+def _kind(node: onnx.NodeProto, filters: onnx.TensorProto) -> Filters:
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if "group" in attributes and attributes["group"].i > 1 and filters.dims[1] == 1:
+        return "depthwise"
+    strides = list(attributes["strides"].ints) if "strides" in attributes else []
+    return "pointwise" if set(filters.dims[2:]) == {1} and set(strides) <= {1} else "spatial"
 
 
 def element_type(node: onnx.NodeProto, at: int, tensors: Mapping[str, onnx.TensorProto]) -> int:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,13 +35,14 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told first: the bundle and its digest, and the cache, as `Compiler.for_bundle` takes them."""
+    """What a worker is told first: the bundle and its digest, and the rest as `Compiler.for_bundle` takes it."""
 
     bundle: str
     digest: str
     cache_root: str
     level: str
     cap_bytes: int | None
+    filters: Sequence[str] | None = None
 
 
 class CompileWorker:

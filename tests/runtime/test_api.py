@@ -24,6 +24,7 @@ from restnet_runtime.budget import Budget
 from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
+from restnet_runtime.front import outdone
 from restnet_runtime.preprocess import Preprocessor
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
@@ -700,7 +701,9 @@ def test_not_ready_until_a_route_is_loaded(make):
         status = client.get("/status").json()
         assert (status["current"], status["decision"], status["routes"]["loaded"]) == (None, None, [])
         assert client.get("/budget").json()["decision"] is None
-        assert not any(entry["loaded"] or entry["current"] or entry["profile"] for entry in client.get("/routes").json()["routes"])
+        listed = client.get("/routes").json()["routes"]
+        assert not any(entry["loaded"] or entry["current"] or entry["profile"] for entry in listed)
+        assert {entry["on_front_here"] for entry in listed} == {None}, "not measured yet"
         served.executor.load("small")
         assert client.get("/readyz").json() == {"status": "ready"}
         assert client.post("/predict", content=png()).json()["route"] == "small"
@@ -711,6 +714,7 @@ def test_not_ready_until_a_route_is_loaded(make):
             "compiled": 0,
             "failed_compiles": 0,
             "left_out": [],
+            "outdone": {},
             "failed": {},
         }
 
@@ -724,15 +728,19 @@ def test_health_checks_answer_head(client):
 def test_routes(served):
     routes = served.client.get("/routes").json()["routes"]
     assert [entry["macs"] for entry in routes] == sorted(route.macs for route in served.bundle.routes)
+    gone = outdone([(route, served.executor.profile(route.name)) for route in served.bundle.routes])
     for entry in routes:
         route, profile = served.bundle.route(entry["name"]), served.executor.profile(entry["name"])
         assert entry == {
             "name": route.name,
+            "precision": "fp32",
             "macs": route.macs,
             "params": route.params,
             "weight_bytes": route.weight_bytes,
             "accuracy": route.accuracy,
             "on_front": route.on_front,
+            "on_front_here": route.name not in gone,
+            "outdone": gone[route.name].reason if route.name in gone else None,
             "loaded": True,
             "current": route.name == "large",
             "profile": {"latency_ms": profile.latency_ms, "p95_ms": profile.p95_ms, "memory_bytes": profile.memory_bytes, "threads": 1},

@@ -32,7 +32,7 @@ KEYS = {
 }  # fmt: skip
 ROUTE_KEYS = {
     "name", "macs", "accuracy", "on_front", "threads", "latency_ms", "p95_ms", "load_ms", "plain_latency_ms", "plain_p95_ms",
-    "plain_load_ms", "ratio", "ratio_low", "ratio_high", "difference", "plain_reason",
+    "plain_load_ms", "ratio", "ratio_low", "ratio_high", "difference", "plain_reason", "precision",
 }  # fmt: skip
 
 
@@ -266,3 +266,15 @@ def test_another_peer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         cli.bench(["--compare", "torch"])
     assert ended.value.code == 2
     assert "argument --compare: invalid choice: 'torch'" in capsys.readouterr().err
+
+
+def test_routes_of_both_precisions(int8_bundle: Bundle, tmp_path: Path) -> None:
+    """Quantised ones answer as plain sessions do to the last bit, and the table says which they are."""
+    result = compared(int8_bundle, tmp_path)
+    by_name = {row.name: row for row in result.routes}
+    assert set(by_name) == {route.name for route in int8_bundle.routes if route.on_front}
+    assert {row.precision for row in result.routes} == {"fp32", "int8", "fp32+int8"}
+    assert all(row.difference == 0 for row in result.routes if row.precision != "fp32")
+    lines = render(result).splitlines()
+    assert lines[3].split()[:3] == ["route", "precision", "cost"]
+    assert {line.split()[1] for line in lines if line.startswith("large@int8 ")} == {"int8"}

@@ -1,5 +1,7 @@
 """Routes in int8: compiled, switched and shared like any other, and equal to the last bit to a plain session of the same graph."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,7 @@ from restnet_runtime.catalog import LINKED
 from restnet_runtime.compile import Compiler
 from restnet_runtime.executor import Executor
 from restnet_runtime.noise import noise
+from restnet_runtime.precision import EVERY_FILTER
 from restnet_runtime.sessions import SessionSettings, infer, joined_session, load_session, plain_session
 
 SETTINGS = SessionSettings(threads=1)
@@ -17,7 +20,8 @@ SETTINGS = SessionSettings(threads=1)
 
 @pytest.fixture(scope="module")
 def compiler(int8_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Compiler:
-    return Compiler.for_bundle(int8_bundle, tmp_path_factory.mktemp("cache"))
+    """One that has sessions share all filters, as where memory is short."""
+    return Compiler.for_bundle(int8_bundle, tmp_path_factory.mktemp("cache"), filters=EVERY_FILTER)
 
 
 def operators(compiler: Compiler, name: str) -> set[str]:
@@ -118,9 +122,28 @@ def test_the_guess_of_what_a_route_needs_knows_precisions(int8_bundle: Bundle, c
 def test_a_cache_is_found_again(int8_bundle: Bundle, compiler: Compiler) -> None:
     for route in int8_bundle.routes:
         compiler.compile(route)
-    again = Compiler.for_bundle(int8_bundle, compiler.cache.path.parent)
+    again = Compiler.for_bundle(int8_bundle, compiler.cache.path.parent, filters=EVERY_FILTER)
     assert isinstance(again.cache, Cache)
     seen: list[str] = []
     for route in int8_bundle.routes:
         again.compile(route, lambda route: seen.append(route.name))
     assert seen == []
+
+
+@pytest.mark.parametrize("filters", [(), ("spatial",), ("pointwise",)])
+def test_whatever_is_shared_the_answer_is_the_same(int8_bundle: Bundle, compiler: Compiler, tmp_path: Path, filters: tuple) -> None:
+    other, x = Compiler.for_bundle(int8_bundle, tmp_path, filters=filters), noise(int8_bundle, 2)
+    route = int8_bundle.route("small[0-1]>large[2-4]@int8")
+    one, two = compiler.compile(route), other.compile(route)
+    assert one.graph_sha256 != two.graph_sha256
+    np.testing.assert_array_equal(infer(load_session(one, SETTINGS), x), infer(load_session(two, SETTINGS), x))
+    graph = onnx.load(two.graph, load_external_data=False).graph
+    assert (len(graph.input) > 1) == bool(filters)
+
+
+def test_what_is_shared_is_told_to_the_process_that_compiles(int8_bundle: Bundle, tmp_path: Path) -> None:
+    compiler = Compiler.for_bundle(int8_bundle, tmp_path, apart=True, filters=("spatial",))
+    compiled = compiler.compile(int8_bundle.route("large@int8"))
+    compiler.close()
+    assert len(onnx.load(compiled.graph, load_external_data=False).graph.input) > 1
+    assert compiler.cache.path != Compiler.for_bundle(int8_bundle, tmp_path, filters=()).cache.path

@@ -9,7 +9,7 @@ from restnet_runtime.bundle import Bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.executor import Executor
 from restnet_runtime.loader import Loader
-from restnet_runtime.precision import exact_products, lacking
+from restnet_runtime.precision import EVERY_FILTER, exact_products, lacking, shared_filters
 from restnet_runtime.providers import CPU, CPU_ONLY, Providers
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings
@@ -66,3 +66,24 @@ def test_only_x86_without_dot_products_is_asked_for_exact_ones(tmp_path: Path, m
 
 def test_where_the_kernel_does_not_tell_nothing_is_asked(tmp_path: Path) -> None:
     assert exact_products(tmp_path / "none", "x86_64") == {}
+
+
+def test_sessions_share_all_filters_where_copies_would_take_much_of_the_memory(int8_bundle: Bundle, tmp_path: Path) -> None:
+    tiles, plain = tmp_path / "tiles", tmp_path / "plain"
+    tiles.write_text("flags : avx512_vnni amx_int8\n")
+    plain.write_text("flags : avx512_vnni\n")
+    parts = [
+        (route, segment)
+        for route in int8_bundle.routes
+        for segment, one in zip(route.segments, route.precisions, strict=True)
+        if one == "int8"
+    ]
+    copies = sum(int8_bundle.segments[segment].graphs["int8"].weight_bytes for _, segment in parts)
+    assert copies > 0
+    assert shared_filters(int8_bundle, 8 * copies - 8, plain) == EVERY_FILTER
+    assert shared_filters(int8_bundle, 8 * copies, plain) == frozenset()
+    assert shared_filters(int8_bundle, 8 * copies, tiles) == {"spatial"}
+
+
+def test_this_device_has_memory(int8_bundle: Bundle) -> None:
+    assert shared_filters(int8_bundle) in (frozenset(), {"spatial"}), "some kilobytes are not much of it"

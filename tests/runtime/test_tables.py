@@ -30,3 +30,10 @@ def test_routes_by_cost(family_bundle) -> None:
 def test_a_route_without_a_score() -> None:
     route = Route("a", ("s",), ("fp32",), 2_000_000_000, 5_000_000, 20_000_000, None, False)
     assert routes_table([route]).splitlines()[2] == "a      2 GMACs  5,000,000    20 MB         ?"
+
+
+def test_the_precision_is_shown_where_there_is_more_than_one(family_bundle, int8_bundle) -> None:
+    assert "precision" not in routes_table(family_bundle.routes)
+    lines = routes_table(int8_bundle.routes).splitlines()
+    assert lines[0].split() == ["route", "precision", "cost", "params", "weights", "accuracy", "front"]
+    assert {tuple(line.split()[:2]) for line in lines[2:]} == {(route.name, route.precision) for route in int8_bundle.routes}
