@@ -9,10 +9,10 @@ from restnet_runtime.compile import need_bytes
 from restnet_runtime.errors import RoomError, StoppedError
 from restnet_runtime.executor import Executor
 from restnet_runtime.memory import Gauge
-from restnet_runtime.reading import Reading
-from restnet_runtime.refinement import Refiner
 from restnet_runtime.precision import lacking
 from restnet_runtime.pruning import Pruner
+from restnet_runtime.reading import Reading
+from restnet_runtime.refinement import Refiner
 from restnet_runtime.residency import by_value, keep
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings
