@@ -11,6 +11,7 @@ from restnet_export.writer import BundleSource, RouteSource, write_bundle
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
+from restnet_runtime.engine import Engine
 from restnet_runtime.executor import Executor, preparation_order
 from restnet_runtime.loader import Loader
 from restnet_runtime.measured import FILE, Measured, MeasuredStore
@@ -18,6 +19,7 @@ from restnet_runtime.profile import Timing
 from restnet_runtime.reading import Reading
 from restnet_runtime.resident import how
 from restnet_runtime.sessions import SessionSettings
+from restnet_runtime.status import describe_routes
 
 SETTINGS = SessionSettings(threads=1)
 MB = 2**20
@@ -158,3 +160,16 @@ def test_what_was_measured_while_requests_ran_is_not_judged(start) -> None:
     first = start(INT8_WINS)
     first.executor._ledger._provisional.add("large")
     assert first.judged().loaded == {"small", "large", "large@int8"}
+
+
+@pytest.mark.parametrize("keep_all", [False, True])
+def test_an_engine_prunes_unless_it_is_told_to_keep_all(bundle: Bundle, tmp_path: Path, keep_all: bool) -> None:
+    Start(bundle, tmp_path, INT8_WINS).judged().executor.close()
+    with Engine.open(bundle.path, cache_root=tmp_path, threads=1, keep_all=keep_all) as engine:
+        engine.loader.join(60)
+        listed = {one.name: one for one in describe_routes(engine.executor, engine.loader.progress()).routes}
+        assert listed["large"].loaded == keep_all
+        assert listed["large"].on_front_here is False, "measured to be outdone, kept or not"
+        assert "outdone by large@int8" in (listed["large"].outdone or "")
+        assert listed["large@int8"].on_front_here
+        assert (listed["large@int8"].precision, listed["large"].precision) == ("int8", "fp32")
