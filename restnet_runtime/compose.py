@@ -68,7 +68,7 @@ def join(segments: Sequence[tuple[str, onnx.ModelProto]], input_shape: Sequence[
         exit_ = OUTPUT if index == len(segments) - 1 else border(name)
         renamed = within(model.graph, name, current, exit_)
         if any(node.op_type == "DequantizeLinear" and current in node.output for node in nodes):
-            _leave_out_pair(renamed, current)
+            _leave_out_pair(renamed, current, exit_)
         nodes.extend(renamed.node)
         initializers.extend(renamed.initializer)
         current = exit_
@@ -83,14 +83,16 @@ def join(segments: Sequence[tuple[str, onnx.ModelProto]], input_shape: Sequence[
     return onnx.helper.make_model(graph, opset_imports=imports, ir_version=max(model.ir_version for _, model in segments))
 
 
-def _leave_out_pair(graph: onnx.GraphProto, entry: str) -> None:
-    """Let what reads the quantised and dequantised `entry` read it as it is."""
-    quantised = {node.output[0] for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == entry}
-    again = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in quantised}
+def _leave_out_pair(graph: onnx.GraphProto, entry: str, exit_: str) -> None:
+    """Let what reads the quantised and dequantised `entry` read it as it is. `exit_` is the graph's output: what makes it stays."""
+    quantised = {name for node in graph.node if node.op_type == "QuantizeLinear" and entry in node.input[:1] for name in node.output}
+    again = {
+        name for node in graph.node if node.op_type == "DequantizeLinear" and quantised.intersection(node.input[:1]) for name in node.output
+    }
     read_otherwise = {
         name for node in graph.node if node.op_type != "DequantizeLinear" for name in node.input if name in quantised
     }  # an integer operator of its own: then the pair stays
-    if read_otherwise or OUTPUT in again or not again:
+    if read_otherwise or exit_ in again | quantised or not again:
         return
     left = [node for node in graph.node if not (quantised | again).intersection(node.output)]
     del graph.node[:]
