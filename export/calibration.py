@@ -36,6 +36,9 @@ _RUN_BYTES = 128 * 2**20
 
 _MOST_IMAGES = 32
 
+_ENTROPY_BINS = 256
+"""Of a histogram, twice as many as it is rounded to. ONNX Runtime's own 128 leave one range to choose: the whole."""
+
 
 @dataclass(frozen=True)
 class Cuts:
@@ -132,7 +135,11 @@ def _measure(model: onnx.ModelProto, images: Iterable[npt.NDArray[np.float32]], 
         path = Path(scratch) / "anchor.onnx"
         onnx.save(model, path)
         calibrator: Any = create_calibrator(
-            path, None, augmented_model_path=str(Path(scratch) / "calibrated.onnx"), calibrate_method=METHODS[method]
+            path,
+            None,
+            augmented_model_path=str(Path(scratch) / "calibrated.onnx"),
+            calibrate_method=METHODS[method],
+            extra_options={"num_bins": _ENTROPY_BINS} if method == "entropy" else {},
         )
         for batch in images:
             for start in range(0, len(batch), size):
