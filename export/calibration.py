@@ -19,6 +19,7 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader, Calibratio
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 
 from restnet_runtime.compose import INPUT, OUTPUT, border, join, within
+from restnet_runtime.errors import ExportError, RestnetError
 
 from .quantise import Range, quiet
 
@@ -35,6 +36,9 @@ _RUN_BYTES = 128 * 2**20
 
 _MOST_IMAGES = 32
 
+_ENTROPY_BINS = 256
+"""Of a histogram, twice as many as it is rounded to. ONNX Runtime's own 128 leave one range to choose: the whole."""
+
 
 @dataclass(frozen=True)
 class Cuts:
@@ -43,8 +47,11 @@ class Cuts:
     ends: Mapping[str, tuple[int, int]]
 
     @classmethod
-    def of(cls, routes: Iterable[Sequence[str]]) -> "Cuts":
-        """Two segments that follow each other in any route meet: the end of the one is the beginning of the other."""
+    def of(cls, routes: Iterable[Sequence[str]], alike: Mapping[str, str] | None = None) -> "Cuts":
+        """Two segments that follow each other in any route meet: the end of the one is the beginning of the other.
+
+        alike: segments that end where another one does, by name: folded stitching layers and the blocks that they hold
+        """
         parent: dict[tuple[str, int], tuple[str, int]] = {}
 
         def root(side: tuple[str, int]) -> tuple[str, int]:
@@ -59,6 +66,9 @@ class Cuts:
                 root((name, 1))
             for before, after in pairwise(segments):
                 parent[root((after, 0))] = root((before, 1))
+        for name, other in (alike or {}).items():
+            if (name, 1) in parent and (other, 1) in parent:
+                parent[root((name, 1))] = root((other, 1))
         numbers: dict[tuple[str, int], int] = {}
         for side in parent:
             numbers.setdefault(root(side), len(numbers))
@@ -77,14 +87,22 @@ def calibrate(
     anchors: the blocks of each, in order; a segment that is no block begins at a cut of one of them
     models:  folded segments by name, input `x` and output `y`
     images:  gives batches (B, C, H, W), once for each anchor; about `_RUN_BYTES` of activations are held at a time
+    A value that is not finite for some image has no range. Raises `ExportError` if ONNX Runtime cannot calibrate an anchor.
     """
     found: dict[str, dict[str, Range]] = {}
     beside = [name for name in cuts.ends if not any(name in blocks for blocks in anchors.values())]
-    for blocks in anchors.values():
+    for anchor, blocks in anchors.items():
         at = {cuts.ends[block][1]: block for block in blocks[:-1]}
         hanging = [(name, at[cuts.ends[name][0]]) for name in beside if cuts.ends[name][0] in at]
         graph = _with_branches(blocks, hanging, models)
-        measured = _measure(graph, images(), method)
+        try:
+            measured = _measure(graph, images(), method)
+        except RestnetError:  # of the images
+            raise
+        except Exception as error:  # the calibrator fails in as many ways as there are operators
+            raise ExportError(
+                f"anchor {anchor}: ONNX Runtime cannot calibrate it by {method}: {' '.join(str(error).split())[:300]}"
+            ) from error
         for name in (*blocks, *(name for name, _ in hanging)):
             prefix = f"{name}/"
             found[name] = {value.removeprefix(prefix): span for value, span in measured.items() if value.startswith(prefix)}
@@ -117,12 +135,17 @@ def _measure(model: onnx.ModelProto, images: Iterable[npt.NDArray[np.float32]], 
         path = Path(scratch) / "anchor.onnx"
         onnx.save(model, path)
         calibrator: Any = create_calibrator(
-            path, None, augmented_model_path=str(Path(scratch) / "calibrated.onnx"), calibrate_method=METHODS[method]
+            path,
+            None,
+            augmented_model_path=str(Path(scratch) / "calibrated.onnx"),
+            calibrate_method=METHODS[method],
+            extra_options={"num_bins": _ENTROPY_BINS} if method == "entropy" else {},
         )
         for batch in images:
             for start in range(0, len(batch), size):
                 calibrator.collect_data(_Once(batch[start : start + size]))
-        return {name: _range(data) for name, data in calibrator.compute_data().items()}
+        spans = {name: _range(data) for name, data in calibrator.compute_data().items()}
+    return {name: span for name, span in spans.items() if np.isfinite(span).all()}
 
 
 def _widen(found: dict[str, dict[str, Range]], cuts: Cuts) -> None:

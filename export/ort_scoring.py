@@ -1,5 +1,6 @@
 """What networks answer and score in ONNX Runtime, from graphs in memory: for precisions that torch does not compute."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -30,9 +31,11 @@ def answers(network: Network, images: Floats) -> Floats:
 def relative_error(expected: Floats, found: Floats) -> float:
     """Of logits (B, classes): the mean square of their difference over the variance of those expected. 1 is as bad as no answer.
 
-    Accuracy would need many more images to tell two ways apart, and what a network is sure of, such as its own training images, hides much.
+    Infinity where it is not a number. Accuracy would need many more images to tell two ways apart, and what a network is sure of, such as
+    its own training images, hides much.
     """
-    return float(np.square(found - expected, dtype=np.float64).mean() / max(float(expected.var(dtype=np.float64)), 1e-12))
+    error = float(np.square(found - expected, dtype=np.float64).mean() / max(float(expected.var(dtype=np.float64)), 1e-12))
+    return error if math.isfinite(error) else math.inf
 
 
 def score_networks(networks: Sequence[Network], batches: Callable[[], Iterable[tuple[Floats, npt.NDArray[np.int64]]]]) -> list[float]:
@@ -53,7 +56,7 @@ def score_networks(networks: Sequence[Network], batches: Callable[[], Iterable[t
                 for start in range(0, len(images), _BATCH):
                     part = slice(start, start + _BATCH)
                     correct[index] += int((_run(session, images[part]).argmax(1) == labels[part]).sum())
-        found += list(correct / total) if total else [float("nan")] * len(sessions)
+        found += [float(share) for share in correct / total] if total else [float("nan")] * len(sessions)
     return found
 
 

@@ -1,19 +1,16 @@
 """From anchors to a bundle: load, cut, compare, stitch, fit, tune, score, write."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from restnet_runtime import __version__
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.manifest import Anchor as AnchorEntry
 from restnet_runtime.manifest import Provenance
-from restnet_runtime.routes import precision_of
 
 from .anchors import AnchorSpec, load_anchor
 from .checks import (
@@ -27,9 +24,9 @@ from .checks import (
     check_tuning,
     class_names,
 )
-from .cuts import CutAnchor, cut_anchor
+from .cuts import cut_anchor
 from .data import load_split
-from .figures import Curve, RouteResult
+from .figures import Curve
 from .finetune import finetune
 from .fitting import fit_layers
 from .folding import FoldedSegment, fold_routes
@@ -37,14 +34,14 @@ from .identity import run_identity
 from .images import Images
 from .inputs import agreed_input
 from .latency import measure_latencies
+from .other_precisions import quantise_routes, route_results, written
 from .parity import check_chains, check_routes
 from .phases import Phases
 from .planning import family_macs, plan_routes
-from .precisions import HELD_MOST, Family, Quantised, quantise_family
 from .promise import measure_promise
 from .ranks import Ranks
 from .report import Report, render_report
-from .routes import StitchedRoute, block_name, joined_cuts, routes_of
+from .routes import block_name, joined_cuts, routes_of
 from .runs import Run
 from .samples import Samples
 from .scoring import score_routes
@@ -55,7 +52,7 @@ from .similarity import measure_similarity
 from .sources import segment_sources
 from .teachers import given_teacher, strongest
 from .tuner import Tuned
-from .writer import BundleSource, RouteSource, SegmentSource, write_bundle
+from .writer import BundleSource, write_bundle
 
 TEACHER_IMAGES = 512
 """So many images tell which anchor teaches."""
@@ -169,12 +166,8 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
     in_int8 = None
     if "int8" in settings.precision:
         phases.begin("quantise")
-        in_int8 = _quantised(kept, sources, anchors, accuracy, samples, sampled(scoring), say)
-        sources = {
-            name: replace(source, others={"int8": in_int8.models[name]}) if name in in_int8.models else source
-            for name, source in sources.items()
-        }
-    others = [] if in_int8 is None else in_int8.routes
+        in_int8 = quantise_routes(kept, sources, anchors, folded, accuracy, samples, sampled(scoring), say)
+    family = written(kept, sources, accuracy, in_int8)
     versions = {package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")}
     source = BundleSource(
         name=settings.out.resolve().name,
@@ -189,11 +182,8 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
             )
             for anchor in anchors.values()
         ),
-        segments=tuple(sources.values()),
-        routes=(
-            *(RouteSource(route.name, route.segments(), accuracy[route.name]) for route in kept),
-            *(RouteSource(route.name, route.segments, route.accuracy, route.precisions) for route in others),
-        ),
+        segments=tuple(family.sources.values()),
+        routes=family.routes,
         provenance=Provenance(
             tool=f"restnet-export {__version__}",
             rule=settings.rule,
@@ -204,34 +194,13 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
             versions=versions,
         ),
     )
-    latencies = _latencies(source, settings.out, say) if settings.latency or others else {}
+    latencies: dict[str, float] = {}
+    if settings.latency or in_int8 is not None:
+        phases.begin("latency")
+        latencies = _latencies(source, settings.out, say)
     phases.begin("report")
     report = Report(
-        [
-            RouteResult(
-                route.name,
-                sum(sources[name].macs for name in route.segments()),
-                sum(sources[name].params for name in route.segments()),
-                accuracy[route.name],
-                not route.layers,
-                untuned.get(route.name),
-                latency_ms=latencies.get(route.name),
-            )
-            for route in kept
-        ]
-        + [
-            RouteResult(
-                route.name,
-                sum(sources[name].macs for name in route.segments),
-                sum(sources[name].params for name in route.segments),
-                route.accuracy,
-                route.twin in anchors,
-                latency_ms=latencies.get(route.name),
-                precision=precision_of(route.precisions),
-                twin=accuracy[route.twin],
-            )
-            for route in others
-        ],
+        route_results(kept, family, accuracy, untuned, latencies),
         similarity if settings.select == "cka" else promise,
         {name: [f"{block} {cut.module}" for block, cut in enumerate(anchor.cuts)] for name, anchor in anchors.items()},
         joined_cuts(kept),
@@ -247,45 +216,11 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
 
     def check(bundle: Bundle) -> None:
         check_routes(bundle, kept, anchors, layers, probe)
-        check_chains(bundle, [route.name for route in others], probe)
+        check_chains(bundle, family.twins, probe)
 
     bundle = write_bundle(replace(source, reports=render_report(report)), settings.out, check)
     ranks.wait()
     return bundle
-
-
-def _quantised(
-    kept: Sequence[StitchedRoute],
-    sources: Mapping[str, SegmentSource],
-    anchors: Mapping[str, CutAnchor],
-    accuracy: Mapping[str, float],
-    samples: Samples,
-    scoring: Samples,
-    say: Callable[[str], None],
-) -> Quantised:
-    """Calibrated on the images that stitching layers were fitted on, but for a fifth by which is chosen."""
-    family = Family(
-        anchors={name: [block_name(name, block) for block in range(len(anchor.blocks))] for name, anchor in anchors.items()},
-        routes={route.name: route.segments() for route in kept},
-        accuracies=accuracy,
-        models={name: source.model for name, source in sources.items()},
-        macs={name: source.macs for name, source in sources.items()},
-        input_shape=next(iter(anchors.values())).input_shape,
-    )
-    count = min(HELD_MOST, max(1, len(samples) // 5))
-    first = len(samples) - count
-
-    def drawn(indices: range) -> Iterator[NDArray[np.float32]]:
-        parts = (indices[start : start + HELD_MOST] for start in range(0, len(indices), HELD_MOST))
-        return (images.numpy() for images, _ in samples.drawn(parts))
-
-    return quantise_family(
-        family,
-        lambda: drawn(range(first)),
-        np.concatenate(list(drawn(range(first, len(samples))))),
-        lambda: ((images.numpy(), labels.numpy()) for images, labels in scoring.batches()),
-        say,
-    )
 
 
 def _latencies(source: BundleSource, out: Path, say: Callable[[str], None]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from restnet_runtime.compose import join
+from restnet_runtime.errors import ExportError
 from restnet_runtime.manifest import Precision
 from restnet_runtime.routes import fronts, in_precision
 
@@ -42,6 +43,7 @@ class Family:
     models:      segments in fp32 by name, weights inside
     macs:        of each segment
     input_shape: (C, H, W)
+    alike:       segments that end where another one does, as `Cuts.of` has it
     """
 
     anchors: Mapping[str, Sequence[str]]
@@ -50,6 +52,7 @@ class Family:
     models: Mapping[str, onnx.ModelProto]
     macs: Mapping[str, int]
     input_shape: tuple[int, int, int]
+    alike: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,12 @@ class QuantisedRoute:
 
 @dataclass(frozen=True)
 class Quantised:
-    """models: segments in int8 by name. sensitivity: by block, the error of its anchor with this block alone in int8."""
+    """What came of it.
+
+    models:      segments in int8 by name, those that a route has so
+    trials:      of every anchor
+    sensitivity: by block, the error of its anchor with this block alone in int8
+    """
 
     models: Mapping[str, onnx.ModelProto]
     routes: Sequence[QuantisedRoute]
@@ -98,9 +106,9 @@ def quantise_family(
     images:  gives the images (B, C, H, W) to calibrate on, batch by batch
     held:    other images (B, C, H, W), by which is chosen
     scoring: gives images and labels to score on
-    Raises `ExportError` for what ONNX Runtime cannot quantise.
+    Raises `ExportError` for an anchor that ONNX Runtime cannot quantise.
     """
-    work = _Work(family, images, held)
+    work = _Work(family, images, held, say)
     trials = [trial for anchor in family.anchors for trial in work.choose(anchor)]
     for trial in trials:
         if trial.chosen:
@@ -111,24 +119,31 @@ def quantise_family(
     plain = [work.in_int8(segments) for segments in family.routes.values()]
     scored = work.scored(list(family.routes), plain, scoring)
     say(f"scored {len(scored)} routes in int8: median loss {100 * float(np.median([route.loss for route in scored])):.1f} points")
-    mixed = work.scored(*work.mixed(scored, sensitivity), scoring)
+    plain_accuracy = {route.twin: route.accuracy for route in scored}
+    mixed = [route for route in work.scored(*work.mixed(scored, sensitivity), scoring) if route.accuracy > plain_accuracy[route.twin]]
     if mixed:
         say(f"{len(mixed)} routes in both precisions: " + ", ".join(f"{route.name} {100 * route.accuracy:.1f} %" for route in mixed))
-    return Quantised(work.models, [*scored, *mixed], trials, sensitivity)
+    routes = [*scored, *mixed]
+    used = {name for route in routes for name, kind in zip(route.segments, route.precisions, strict=True) if kind == "int8"}
+    return Quantised({name: model for name, model in work.models.items() if name in used}, routes, trials, sensitivity)
 
 
 class _Work:
-    def __init__(self, family: Family, images: Callable[[], Iterable[Floats]], held: Floats) -> None:
-        self._family, self._images, self._held = family, images, held
+    def __init__(self, family: Family, images: Callable[[], Iterable[Floats]], held: Floats, say: Callable[[str], None]) -> None:
+        self._family, self._images, self._held, self._say = family, images, held, say
         self._folded = {name: folded(model) for name, model in family.models.items()}
-        self._cuts = Cuts.of(family.routes.values())
+        self._cuts = Cuts.of(family.routes.values(), family.alike)
+        self._heads = {self._cuts.ends[blocks[-1]][1] for blocks in family.anchors.values()}
         self._ranges: dict[Method, dict[str, dict[str, Range]]] = {}
         self._chosen: dict[str, tuple[Recipe, Method]] = {}
         self._expected: dict[tuple[str, ...], Floats] = {}
         self.models: dict[str, onnx.ModelProto] = {}
 
     def choose(self, anchor: str) -> list[Trial]:
-        """Quantise an anchor in every way, and keep the quickest of those that are about as true as the truest."""
+        """Quantise an anchor in every way, and keep the quickest of those that are about as true as the truest.
+
+        A way that ONNX Runtime cannot go is left out. Raises `ExportError` if there is no other.
+        """
         blocks = self._family.anchors[anchor]
         trials: list[Trial] = []
         best: list[tuple[Trial, dict[str, onnx.ModelProto]]] = []
@@ -136,13 +151,19 @@ class _Work:
             found: tuple[Trial, dict[str, onnx.ModelProto]] | None = None
             methods: Sequence[Method | None] = (None,) if recipe == "dynamic" else tuple(METHODS)
             for method in methods:
-                models = self._quantise(blocks, recipe, method or "minmax", blocks[-1])
-                trial = Trial(anchor, recipe, method, self._error(blocks, models))
+                try:
+                    models = self._quantise(blocks, recipe, method or "minmax")
+                    trial = Trial(anchor, recipe, method, self._error(blocks, models))
+                except ExportError as error:
+                    self._say(f"int8 of {anchor}: no {recipe}{f' with ranges by {method}' if method else ''}: {error}")
+                    continue
                 trials.append(trial)
                 if found is None or trial.error < found[0].error:
                     found = trial, models
             if found is not None:
                 best.append(found)
+        if not best:
+            raise ExportError(f"anchor {anchor}: ONNX Runtime can quantise it in no way; leave int8 out")
         most = max(integer_bytes(models.values()) for _, models in best)
         best = [one for one in best if integer_bytes(one[1].values()) >= most / 2]
         limit = max(NEGLIGIBLE, AS_GOOD * min(trial.error for trial, _ in best))
@@ -157,23 +178,26 @@ class _Work:
         return [told.get(id(trial), trial) for trial in trials]
 
     def quantise_stitches(self) -> None:
-        """In the way of the anchor that they lead to."""
+        """In the way of the anchor that they lead to. One that ONNX Runtime cannot quantise stays in fp32."""
         at = {self._cuts.ends[block][1]: anchor for anchor, blocks in self._family.anchors.items() for block in blocks}
         for name in self._folded:
             if name not in self.models:
                 recipe, method = self._chosen[at[self._cuts.ends[name][1]]]
-                self.models.update(self._quantise([name], recipe, method, None))
+                try:
+                    self.models.update(self._quantise([name], recipe, method))
+                except ExportError as error:
+                    self._say(f"{name} stays in fp32: {error}")
 
     def in_int8(self, segments: Sequence[str]) -> tuple[Precision, ...]:
         """All in int8, but for stitching layers by which the route loses."""
         blocks = {block for blocks in self._family.anchors.values() for block in blocks}
         stitches = [name for name in segments if name not in blocks]
-        if not stitches:
-            return precisions_of(segments, segments)
-        whole = self.error(segments, set(segments))
-        spared = self.error(segments, set(segments) - set(stitches))
-        kept = set(stitches) if whole > max(NEGLIGIBLE, STITCH_COST * spared) else set()
-        return precisions_of(segments, set(segments) - kept)
+        able = set(segments).intersection(self.models)
+        if not able.intersection(stitches):
+            return precisions_of(segments, able)
+        whole = self.error(segments, able)
+        spared = self.error(segments, able.difference(stitches))
+        return precisions_of(segments, able.difference(stitches) if whole > max(NEGLIGIBLE, STITCH_COST * spared) else able)
 
     def error(self, segments: Sequence[str], in_int8: set[str]) -> float:
         """Of a route with these segments in int8 and the others in fp32."""
@@ -210,9 +234,10 @@ class _Work:
                     break
         return twins, found
 
-    def _quantise(self, names: Sequence[str], recipe: Recipe, method: Method, last: str | None) -> dict[str, onnx.ModelProto]:
+    def _quantise(self, names: Sequence[str], recipe: Recipe, method: Method) -> dict[str, onnx.ModelProto]:
+        ranges = {} if recipe == "dynamic" else self._known(method)
         return {
-            name: quantised(self._folded[name], {} if recipe == "dynamic" else self._known(method)[name], recipe, last=name == last)
+            name: quantised(self._folded[name], ranges.get(name, {}), recipe, last=self._cuts.ends[name][1] in self._heads)
             for name in names
         }
 

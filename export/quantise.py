@@ -9,13 +9,15 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, TensorData, TensorsData, quantize_dynamic
 from onnxruntime.quantization.calibrate import CalibrationMethod
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -49,6 +51,8 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
             raise ExportError(f"segment {model.graph.name}: ONNX Runtime cannot fold it: {error}") from error
         made = onnx.load(options.optimized_model_filepath)
     made.graph.name = model.graph.name
+    for index, node in enumerate(made.graph.node):
+        node.name = f"n{index}"  # the quantiser tells nodes apart by names, which are optional
     del made.graph.value_info[:]
     return made
 
@@ -126,7 +130,8 @@ def _float_biases(graph: onnx.GraphProto, before: onnx.GraphProto) -> None:
     """Give biases back their floats wherever the output is quantised.
 
     A bias is quantised by the scale of the input. In a joined route that may be another segment's, and the bias would not fit; ONNX
-    Runtime quantises a float bias by itself when it loads the route, but only of what ends in QuantizeLinear.
+    Runtime quantises a float bias by itself when it loads the route, but only of what ends in QuantizeLinear. Of what does not, such as
+    a head that is one product, the bias is added apart.
     """
     floats = {tensor.name: tensor for tensor in before.initializer}
     makers = {name: node for node in graph.node for name in node.output}
@@ -139,17 +144,47 @@ def _float_biases(graph: onnx.GraphProto, before: onnx.GraphProto) -> None:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3 or node.input[2] not in makers:
             continue
         original = makers[node.input[2]].input[0].removesuffix("_quantized")
-        if original in floats and set(readers.get(node.output[0], ())) == {"QuantizeLinear"}:
+        if original not in floats:
+            continue
+        if set(readers.get(node.output[0], ())) == {"QuantizeLinear"}:
             node.input[2] = f"{original}_float"  # the quantiser gives the name itself to what it dequantises
             if node.input[2] not in present:
                 tensor = graph.initializer.add()
                 tensor.CopyFrom(floats[original])
                 tensor.name = node.input[2]
                 present.add(tensor.name)
+        elif _at_the_border(node, makers):
+            _add_apart(graph, node, numpy_helper.to_array(floats[original]))
     read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     kept = [node for node in graph.node if read.intersection(node.output)]
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def _at_the_border(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Does it read the pair by which the segment begins?"""
+    dequantise = makers.get(node.input[0])
+    quantise = makers.get(dequantise.input[0]) if dequantise is not None else None
+    return quantise is not None and quantise.op_type == "QuantizeLinear" and quantise.input[0] == INPUT
+
+
+def _add_apart(graph: onnx.GraphProto, node: onnx.NodeProto, bias: npt.NDArray[np.float32]) -> None:
+    """Add the bias after the node, in float: for one whose output is not quantised, where ONNX Runtime takes an integer bias or none."""
+    beta = next((attribute.f for attribute in node.attribute if attribute.name == "beta"), 1.0)
+    per_channel = bias if node.op_type == "Gemm" else bias.reshape(-1, *[1] * (len(_dims(graph, node.input[1])) - 2))
+    output = node.output[0]
+    added, product = f"{output}_bias", f"{output}_product"
+    graph.initializer.append(numpy_helper.from_array(np.asarray(beta * per_channel, np.float32), added))
+    del node.input[2:]
+    node.output[0] = product
+    graph.node.insert(list(graph.node).index(node) + 1, onnx.helper.make_node("Add", [product, added], [output], f"{node.name}_bias"))
+
+
+def _dims(graph: onnx.GraphProto, name: str) -> Sequence[int]:
+    """Of the tensor that a node dequantises, or reads as it is."""
+    makers = {output: node for node in graph.node for output in node.output}
+    stored = makers[name].input[0] if name in makers else name
+    return next(tensor.dims for tensor in graph.initializer if tensor.name == stored)
 
 
 def _unknown(graph: onnx.GraphProto, ranges: Mapping[str, Range]) -> list[str]:

@@ -6,7 +6,7 @@ relative to the bundle). Joining copies nodes and references only, so a route of
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf carries no types
@@ -68,12 +68,12 @@ def join(segments: Sequence[tuple[str, onnx.ModelProto]], input_shape: Sequence[
         exit_ = OUTPUT if index == len(segments) - 1 else border(name)
         renamed = within(model.graph, name, current, exit_)
         if any(node.op_type == "DequantizeLinear" and current in node.output for node in nodes):
-            _leave_out_pair(renamed, current)
+            _leave_out_pair(renamed, current, exit_)
         nodes.extend(renamed.node)
         initializers.extend(renamed.initializer)
         current = exit_
     graph = onnx.helper.make_graph(
-        nodes,
+        _with_floats_kept(nodes),
         "route",
         [onnx.helper.make_tensor_value_info(INPUT, onnx.TensorProto.FLOAT, ["batch", *input_shape])],
         [onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, ["batch", classes])],
@@ -83,14 +83,45 @@ def join(segments: Sequence[tuple[str, onnx.ModelProto]], input_shape: Sequence[
     return onnx.helper.make_model(graph, opset_imports=imports, ir_version=max(model.ir_version for _, model in segments))
 
 
-def _leave_out_pair(graph: onnx.GraphProto, entry: str) -> None:
-    """Let what reads the quantised and dequantised `entry` read it as it is."""
-    quantised = {node.output[0] for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == entry}
-    again = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in quantised}
+def _with_floats_kept(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The same with a node that does nothing between a product in float32 and the QuantizeLinear behind it.
+
+    Of a convolution or product between DequantizeLinear and QuantizeLinear ONNX Runtime quantises float weights by itself, with one scale
+    for all channels: a segment that is kept in float32 in a mixed route, because it loses, would lose more than in int8. ONNX Runtime
+    takes `Identity` away before it looks, but not `Max` of one value.
+    """
+    makers = {name: node for node in nodes for name in node.output}
+    kept: list[onnx.NodeProto] = []
+    for node in nodes:
+        if node.op_type == "QuantizeLinear" and node.input and _is_float_product(node.input[0], makers):
+            held = f"//{len(kept)}"  # no segment's name is empty, so no other value is called so
+            kept.append(onnx.helper.make_node("Max", [node.input[0]], [held], held))
+            node.input[0] = held
+        kept.append(node)
+    return kept
+
+
+def _is_float_product(name: str, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Is a value what a product with float weights makes of what was dequantised, an activation function behind it or not?"""
+    node = makers.get(name)
+    while node is not None and node.op_type in ("Relu", "LeakyRelu", "Clip") and node.input:
+        node = makers.get(node.input[0])
+    if node is None or node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 2:
+        return False
+    before = makers.get(node.input[0])
+    return before is not None and before.op_type == "DequantizeLinear" and node.input[1] not in makers
+
+
+def _leave_out_pair(graph: onnx.GraphProto, entry: str, exit_: str) -> None:
+    """Let what reads the quantised and dequantised `entry` read it as it is. `exit_` is the graph's output: what makes it stays."""
+    quantised = {name for node in graph.node if node.op_type == "QuantizeLinear" and entry in node.input[:1] for name in node.output}
+    again = {
+        name for node in graph.node if node.op_type == "DequantizeLinear" and quantised.intersection(node.input[:1]) for name in node.output
+    }
     read_otherwise = {
         name for node in graph.node if node.op_type != "DequantizeLinear" for name in node.input if name in quantised
     }  # an integer operator of its own: then the pair stays
-    if read_otherwise or OUTPUT in again or not again:
+    if read_otherwise or exit_ in again | quantised or not again:
         return
     left = [node for node in graph.node if not (quantised | again).intersection(node.output)]
     del graph.node[:]

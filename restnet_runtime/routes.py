@@ -1,10 +1,14 @@
 """Routes: what they are made of, what they cost, and which of them are worth having."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from restnet_runtime.manifest import Precision
+
+LONGEST_NAME = 400
+"""Characters of a route's name that a manifest takes."""
 
 
 class Part(NamedTuple):
@@ -51,13 +55,19 @@ def precision_of(precisions: Iterable[Precision]) -> str:
 def in_precision(name: str, segments: Sequence[str], precisions: Sequence[Precision]) -> str:
     """Name of a route whose fp32 twin is called `name`: itself, `NAME@int8`, or `NAME@int8+fp32[SEGMENT+SEGMENT]`.
 
-    In the brackets are the segments of the precision that fewer have; of equal numbers those in fp32.
+    In the brackets are the segments of the precision that fewer have; of equal numbers those in fp32. Where that is longer than a name may
+    be, it is how many they are and eight digits that tell them apart.
     """
     kinds = sorted(set(precisions), key=lambda kind: (-sum(one == kind for one in precisions), kind == "fp32"))
     if len(kinds) == 1:
         return name if kinds[0] == "fp32" else f"{name}@{kinds[0]}"
     kept = {kind: [segment for segment, one in zip(segments, precisions, strict=True) if one == kind] for kind in kinds[1:]}
-    return f"{name}@{kinds[0]}" + "".join(f"+{kind}[{'+'.join(named)}]" for kind, named in kept.items())
+    whole = f"{name}@{kinds[0]}" + "".join(f"+{kind}[{'+'.join(named)}]" for kind, named in kept.items())
+    if len(whole) <= LONGEST_NAME:
+        return whole
+    return f"{name}@{kinds[0]}" + "".join(
+        f"+{kind}[{len(named)}-{hashlib.sha256('+'.join(named).encode()).hexdigest()[:8]}]" for kind, named in kept.items()
+    )
 
 
 def route_name(parts: Sequence[Part], blocks: dict[str, int]) -> str:

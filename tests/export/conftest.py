@@ -2,12 +2,16 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from restnet_export.anchors import Anchor, AnchorSpec, load_anchor
@@ -87,6 +91,70 @@ def zoo() -> Callable[[str, int], tuple[Anchor, CutAnchor]]:
         return anchor, cut_anchor(anchor)
 
     return cut_once
+
+
+class Graphs:
+    """Segments as graphs, made without torch: input `x`, output `y`, weights inside."""
+
+    def segment(
+        self, name: str, nodes: Sequence[onnx.NodeProto], tensors: Mapping[str, np.ndarray], taken: Sequence[int], made: Sequence[int]
+    ) -> onnx.ModelProto:
+        """taken, made: shapes without the batch."""
+        graph = helper.make_graph(
+            list(nodes),
+            name,
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *taken])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", *made])],
+            [numpy_helper.from_array(np.asarray(value, np.float32), key) for key, value in tensors.items()],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+    def conv(self, name: str, weight: np.ndarray, bias: np.ndarray, size: int, *, relu: bool = True) -> onnx.ModelProto:
+        """(cin, size, size) to (cout, size, size)."""
+        cout, cin, kernel, _ = weight.shape
+        nodes = [helper.make_node("Conv", ["x", "w", "b"], ["z" if relu else "y"], "conv", pads=[kernel // 2] * 4)]
+        if relu:
+            nodes.append(helper.make_node("Relu", ["z"], ["y"], "relu"))
+        return self.segment(name, nodes, {"w": weight, "b": bias}, (cin, size, size), (cout, size, size))
+
+    def head(self, name: str, weight: np.ndarray, bias: np.ndarray, size: int) -> onnx.ModelProto:
+        """(cin, size, size) to logits: the mean over positions, and a product."""
+        classes, cin = weight.shape
+        nodes = [
+            helper.make_node("GlobalAveragePool", ["x"], ["p"], "pool"),
+            helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+            helper.make_node("Gemm", ["f", "w", "b"], ["y"], "gemm", transB=1),
+        ]
+        return self.segment(name, nodes, {"w": weight, "b": bias}, (cin, size, size), (classes,))
+
+    def product(self, name: str, weight: np.ndarray, bias: np.ndarray, *, relu: bool = False) -> onnx.ModelProto:
+        """(cin,) to (cout,): a product alone."""
+        nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["z" if relu else "y"], "gemm", transB=1)]
+        if relu:
+            nodes.append(helper.make_node("Relu", ["z"], ["y"], "relu"))
+        return self.segment(name, nodes, {"w": weight, "b": bias}, (weight.shape[1],), (weight.shape[0],))
+
+    def run(self, model: onnx.ModelProto, x: np.ndarray, *, optimised: bool = True) -> np.ndarray:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(["y"], {"x": x})[0]
+
+    def optimised(self, model: onnx.ModelProto, path: Path) -> list[str]:
+        """The operators that ONNX Runtime makes of it, without those of one processor's own layout. path: for its file"""
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(path)
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@pytest.fixture(scope="session")
+def graphs() -> Graphs:
+    return Graphs()
 
 
 @pytest.fixture

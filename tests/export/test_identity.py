@@ -79,6 +79,7 @@ def test_settings_weights_and_images_count(identity: Identity) -> None:
     }
     whole = identity()
     assert differing(whole, identity(settings=replace(SETTINGS, out=Path("elsewhere"), workers=3, resume=True))) == []
+    assert differing(whole, identity(settings=replace(SETTINGS, precision=("fp32", "int8"), latency=True))) == []
     assert differing(whole, identity(settings=replace(SETTINGS, samples=7))) == ["samples"]
     assert differing(whole, identity(brightness=1)) == ["images"]
     assert differing(whole, identity(anchors=other)) == ["anchor net"]

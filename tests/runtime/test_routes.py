@@ -70,6 +70,17 @@ def test_routes_are_named_by_their_precisions() -> None:
     assert in_precision("r", segments, ("int8", "int8", "fp32", "int8")) == "r@int8+fp32[a~b]"
     assert in_precision("r", segments, ("fp32", "int8", "fp32", "int8")) == "r@int8+fp32[a.0+a~b]"
     assert in_precision("r", segments, ("fp32", "int8", "fp32", "fp32")) == "r@fp32+int8[a.1]"
+
+
+def test_a_name_with_many_segments_still_is_one() -> None:
+    """And another for other segments."""
+    segments = [f"{'anchor' * 10}.{index}" for index in range(14)]
+    names = {in_precision("r", segments, ["fp32" if index < count else "int8" for index in range(14)]) for count in (5, 6, 7)}
+    names.add(in_precision("r", segments, ["int8" if index < 7 else "fp32" for index in range(14)]))
+    assert len(names) == 4
+    for name in names:
+        check(RouteName, name)
+    assert sum("anchoranchor" in name for name in names) == 2  # as long as it fits
     assert precision_of(("int8", "fp32", "int8")) == "fp32+int8"
 
 
