@@ -44,8 +44,10 @@ def fit_layers(
         for layer in attempts[plan.name]:
             for front_block, end_block in plan.pairs:
                 rows.want(layer, (plan.front, front_block), (plan.end, end_block - 1))
+    seen = 0
     for images, _ in samples.batches():
-        rows.add({name: cut_activations(anchor, images) for name, anchor in anchors.items()})
+        rows.add({name: cut_activations(anchor, images) for name, anchor in anchors.items()}, seen)
+        seen += len(images)
     return {plan.name: _fitted(plan, attempts[plan.name], rows, match_spread) for plan in plans}
 
 
@@ -135,13 +137,15 @@ class _Rows:
             for index in range(len(layer.prefix_weight)):
                 stream.targets[(*end, index)] = end, _token(layer, index)
 
-    def add(self, known: _Known) -> None:
-        """One batch: activations of the same images at the cuts of each anchor."""
+    def add(self, known: _Known, seen: int) -> None:
+        """One batch: activations of the same images at the cuts of each anchor. seen: images of the batches before, so that the folds are
+        the same however the images are batched."""
         for stream in self._streams.values():
             anchor, cut = stream.place
-            for fold in range(min(FOLDS, len(known[anchor][cut]))):
-                x = stream.read(known[anchor][cut][fold::FOLDS])
-                ys = {key: read(known[end][place][fold::FOLDS]) for key, ((end, place), read) in stream.targets.items()}
+            for first in range(min(FOLDS, len(known[anchor][cut]))):
+                fold, mine = (seen + first) % FOLDS, slice(first, None, FOLDS)
+                x = stream.read(known[anchor][cut][mine])
+                ys = {key: read(known[end][place][mine]) for key, ((end, place), read) in stream.targets.items()}
                 found = Moments.of(x, torch.cat(list(ys.values()), 1))
                 stream.widths = {key: y.shape[1] for key, y in ys.items()}
                 stream.folds[fold] = stream.folds[fold] + found if fold in stream.folds else found
@@ -160,4 +164,4 @@ class _Rows:
             raise ExportError("least squares: there is no image to fit on")
         names = list(stream.widths)
         start = sum(stream.widths[name] for name in names[: names.index(target)])
-        return [fold.targets(slice(start, start + stream.widths[target])) for fold in stream.folds.values()]
+        return [stream.folds[fold].targets(slice(start, start + stream.widths[target])) for fold in sorted(stream.folds)]

@@ -19,6 +19,9 @@ from .images import Images
 _AHEAD = 1
 """So many batches are prepared while one is used: each is as large as its images in float32."""
 
+BATCH = 32
+"""Images that similarity, least squares and scores see at a time: what anchors compute of them is held at once."""
+
 _Begun = tuple[list[int], "list[Future[np.ndarray]]"]
 """The images of a batch, and the parts of it that are being prepared."""
 
@@ -43,7 +46,7 @@ class Samples:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return torch.from_numpy(self.prepared(index)), int(self.images.labels[index])
 
-    def batches(self, size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
         """(x float32 (B, C, H, W), y int64 (B,)) in order; the last batch may be smaller. Raises `SpecError` for a bad image."""
         return self.drawn(range(start, min(start + size, len(self))) for start in range(0, len(self), size))
 
