@@ -38,7 +38,7 @@ def fit_layers(
                   layers are those of SN-Net. Created prefix tokens stay as they are fitted.
     Raises `ExportError` when an activation is not finite or a source never varies.
     """
-    attempts = {plan.name: _attempts(plan, anchors) for plan in plans}
+    attempts = {plan.name: _attempts(plan, anchors, samples.device) for plan in plans}
     rows = _Rows()
     for plan in plans:
         for layer in attempts[plan.name]:
@@ -51,11 +51,11 @@ def fit_layers(
     return {plan.name: _fitted(plan, attempts[plan.name], rows, match_spread) for plan in plans}
 
 
-def _attempts(plan: LayerPlan, anchors: Mapping[str, CutAnchor]) -> list[StitchingLayer]:
+def _attempts(plan: LayerPlan, anchors: Mapping[str, CutAnchor], device: torch.device) -> list[StitchingLayer]:
     """The layer of a plan, not fitted yet, once for each way of resampling."""
     front_block, end_block = plan.pairs[0]
     source, target = anchors[plan.front].layouts[front_block], anchors[plan.end].layouts[end_block - 1]
-    return [StitchingLayer(source, target, how) for how in resamplings(source, target)]
+    return [StitchingLayer(source, target, how).to(device) for how in resamplings(source, target)]
 
 
 def _fitted(plan: LayerPlan, attempts: Sequence[StitchingLayer], rows: "_Rows", match_spread: bool) -> StitchingLayer:

@@ -17,7 +17,7 @@ from .routes import StitchedRoute
 from .samples import Samples
 from .settings import ExportSettings
 
-_WITHOUT_EFFECT = ("out", "workers", "progress", "resume", "checkpoint_minutes", "command")
+_WITHOUT_EFFECT = ("out", "workers", "device", "progress", "resume", "checkpoint_minutes", "command")
 _LOOKED_AT = 16
 
 

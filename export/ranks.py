@@ -13,6 +13,8 @@ from torch import Tensor, distributed
 
 from restnet_runtime.errors import ExportError
 
+from .devices import CPU
+
 PATIENCE = timedelta(days=2)
 """How long a rank waits for the others: the first one scores and writes meanwhile. torchrun ends all when one fails."""
 
@@ -88,13 +90,16 @@ class Ranks:
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
-    """The processes that torchrun started, told by its environment variables; else this one alone."""
+def joined_ranks(device: torch.device = CPU) -> Iterator[Ranks]:
+    """The processes that torchrun started, told by its environment variables; else this one alone.
+
+    device: on which this one computes. Gradients on a GPU are summed by nccl, everything else by gloo.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "MASTER_ADDR" not in os.environ:
         yield Ranks()
         return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(distributed.get_rank(), size)
     finally:

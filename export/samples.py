@@ -14,6 +14,7 @@ from restnet_runtime.errors import RequestError, SpecError
 from restnet_runtime.manifest import Preprocessing
 from restnet_runtime.preprocess import Preprocessor
 
+from .devices import CPU, on_device
 from .images import Images
 
 _AHEAD = 1
@@ -31,10 +32,18 @@ class Samples:
 
     workers: threads that decode ahead; decoders work without Python's lock. 0: the caller's own. What comes, and in which order,
     does not depend on them.
+    device:  where batches go when they are prepared.
     """
 
-    def __init__(self, images: Images, preprocessing: Preprocessing, input_shape: tuple[int, int, int], workers: int = 0) -> None:
-        self.images = images
+    def __init__(
+        self,
+        images: Images,
+        preprocessing: Preprocessing,
+        input_shape: tuple[int, int, int],
+        workers: int = 0,
+        device: torch.device = CPU,
+    ) -> None:
+        self.images, self.device = images, device
         self._preprocessor = Preprocessor(preprocessing, input_shape)
         self._workers = workers
         self._pool: ThreadPoolExecutor | None = None
@@ -107,7 +116,8 @@ class Samples:
 
     def _batch(self, indices: Sequence[int], parts: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         pixels = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return torch.from_numpy(pixels), torch.from_numpy(self.images.labels[np.asarray(indices, np.int64)])
+        labels = torch.from_numpy(self.images.labels[np.asarray(indices, np.int64)])
+        return on_device(torch.from_numpy(pixels), self.device), on_device(labels, self.device)
 
 
 def _parts(indices: Sequence[int], workers: int) -> list[Sequence[int]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from restnet_runtime.errors import ExportError
 
+from .devices import on_device
 from .samples import Samples
 
 RouteSampling = Literal["random", "sandwich", "binned"]
@@ -127,14 +128,18 @@ def batches_of(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield indices[start : start + size]
 
 
-def batch_of(data: LabelledImages, indices: Sequence[int], following: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-    """Images (B, C, H, W) and labels int64 (B,). following: the images that come next, which may be prepared meanwhile."""
+def batch_of(data: LabelledImages, indices: Sequence[int], device: torch.device, following: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) and labels int64 (B,) on `device`. following: the images that come next, which may be prepared meanwhile."""
     if isinstance(data, Samples):
-        return data.drawn_with_next(indices, following)
-    items = [data[index] for index in indices]
-    return torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
+        images, labels = data.drawn_with_next(indices, following)
+    else:
+        items = [data[index] for index in indices]
+        images, labels = torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
+    return on_device(images, device), on_device(labels, device)
 
 
-def drawn_from(data: LabelledImages, draws: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch of each of `draws`, prepared ahead where the data can."""
-    return data.drawn(draws) if isinstance(data, Samples) else (batch_of(data, indices) for indices in draws)
+def drawn_from(data: LabelledImages, draws: Iterable[Sequence[int]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batch of each of `draws` on `device`, prepared ahead where the data can."""
+    if not isinstance(data, Samples):
+        return (batch_of(data, indices, device) for indices in draws)
+    return ((on_device(images, device), on_device(labels, device)) for images, labels in data.drawn(draws))
