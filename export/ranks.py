@@ -3,6 +3,7 @@
 Every rank draws the same images and routes from the same generator, so nothing but gradients, scores and the first weights is exchanged.
 """
 
+import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -99,6 +100,9 @@ def joined_ranks(device: torch.device = CPU) -> Iterator[Ranks]:
     if size == 1 or "MASTER_ADDR" not in os.environ:
         yield Ranks()
         return
+    # Modules of torch that torch.export imports keep the group of their time as a default argument: it would outlive its destruction, and
+    # its threads would abort the process at its very end, when the other processes are gone.
+    importlib.import_module("torch._dynamo")
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(distributed.get_rank(), size)

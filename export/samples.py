@@ -21,7 +21,7 @@ _AHEAD = 1
 """So many batches are prepared while one is used: each is as large as its images in float32."""
 
 BATCH = 32
-"""Images that similarity, least squares and scores see at a time: what anchors compute of them is held at once."""
+"""Images that least squares, probes and scores see at a time: what anchors compute of them is held at once."""
 
 _Begun = tuple[list[int], "list[Future[np.ndarray]]"]
 """The images of a batch, and the parts of it that are being prepared."""
