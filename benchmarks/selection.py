@@ -122,19 +122,20 @@ def draw(rows: Sequence[dict[str, Any]], example: dict[str, list[Scored]], ancho
     figure.savefig(picture, metadata={"Software": None})
 
 
-def page(result: Result, command: str, images: int) -> str:
+def page(result: Result, command: str, images: int, match_spread: bool) -> str:
     """docs/selection.md."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cells)} |"
 
+    fitted = "least squares, with the spread of their targets as the exporter does by default" if match_spread else "plain least squares"
     rows = "\n".join(map(line, [result.header, ["---"] * len(result.header), *result.cells]))
     return f"""# Which stitches to make
 
 ![accuracy of the routes that each way chooses](selection.png)
 
 `{command}` chooses stitched routes between ResNet-20 and ResNet-56 (CIFAR-10)
-before any is made, fits them by least squares, with the spread of their targets as the exporter does by default, tunes nothing, and
+before any is made, fits them by {fitted}, tunes nothing, and
 scores them on {images} held-out images. Every way chooses the same number; the anchors are among the `routes`. Figures are the
 mean over draws of the fitting images, with half their range behind ±.
 
@@ -190,7 +191,7 @@ def main() -> None:
     publish(result, args, started)
     if args.page:
         draw(rows, example, anchors, args.page.with_suffix(".png"))
-        args.page.write_text(page(result, command(), len(family.scoring)))
+        args.page.write_text(page(result, command(), len(family.scoring), args.match_spread))
 
 
 def _spread(rows: Sequence[dict[str, Any]], name: str) -> str:
