@@ -10,6 +10,7 @@ from torch import Tensor
 from restnet_runtime.errors import ExportError
 
 from .devices import on_device
+from .routes import StitchedRoute
 from .samples import Samples
 
 RouteSampling = Literal["random", "sandwich", "binned"]
@@ -107,6 +108,17 @@ class RouteSampler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.weights = dict(state["weights"])
+
+
+def constant_and_drawn(routes: Sequence[StitchedRoute]) -> tuple[list[int], list[int]]:
+    """Stitched routes that take part in every step, and the others: of the routes through a layer, those with the fewest layers do."""
+    fewest: dict[str, int] = {}
+    for route in routes:
+        for name in route.layers:
+            fewest[name] = min(fewest.get(name, len(route.layers)), len(route.layers))
+    stitched = [index for index, route in enumerate(routes) if route.layers]
+    first = [index for index in stitched if any(fewest[name] == len(routes[index].layers) for name in routes[index].layers)]
+    return first, [index for index in stitched if index not in first]
 
 
 def split_of(count: int, held_out: float, generator: torch.Generator, fitted: int = 0) -> tuple[list[int], list[int]]:

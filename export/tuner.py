@@ -2,8 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -17,13 +16,14 @@ from .augment import augmented, blended
 from .coordinates import LayerCoordinates, spreads_of
 from .cuts import CutAnchor
 from .devices import device_of
+from .freezing import frozen
 from .groups import Group
 from .guard import Guard, Score, ScoreSum
 from .objectives import Objective, Target
 from .precision import Precision
 from .ranks import Ranks
 from .routes import StitchedRoute
-from .sampling import ImageOrder, LabelledImages, RouteSampler, batch_of, batches_of, drawn_from, split_of
+from .sampling import ImageOrder, LabelledImages, RouteSampler, batch_of, batches_of, constant_and_drawn, drawn_from, split_of
 from .settings import TuneSettings
 from .stitching import StitchingLayer
 from .walks import Network, Seen
@@ -94,7 +94,7 @@ class Tuner:
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._held_out, tuned_on = split_of(len(data), settings.held_out, self._generator, fitted)
         self._images = ImageOrder(tuned_on, settings.batch_size * self._ranks.size, self._generator)
-        self._always, pool = ([], list(range(len(self._routes)))) if self._full else _always(self._routes)
+        self._always, pool = ([], list(range(len(self._routes)))) if self._full else constant_and_drawn(self._routes)
         self._sampler = RouteSampler({route: macs[route] for route in pool}, settings.sampling, settings.drawn, self._generator)
         self._guard, self._earlier = Guard(self._scores), dict(starts or {})
         self._layers = layers
@@ -103,7 +103,7 @@ class Tuner:
         self._precision = Precision(settings.amp, self._device)
         self._groups = self._made_groups(tuned_on[:SPREAD_IMAGES])
         taught_by = [] if isinstance(teacher, str) else [teacher]
-        self._frozen = _frozen(
+        self._frozen = frozen(
             [*self._blocks, *layers.values(), *taught_by], [parameter for group in self._groups for parameter in group.trained]
         )
         self.steps_done = 0
@@ -311,36 +311,5 @@ class Tuner:
         ]
 
 
-def _always(routes: Sequence[StitchedRoute]) -> tuple[list[int], list[int]]:
-    """Stitched routes that take part in every step, and the others: of the routes through a layer, those with the fewest layers do."""
-    fewest: dict[str, int] = {}
-    for route in routes:
-        for name in route.layers:
-            fewest[name] = min(fewest.get(name, len(route.layers)), len(route.layers))
-    stitched = [index for index, route in enumerate(routes) if route.layers]
-    first = [index for index in stitched if any(fewest[name] == len(routes[index].layers) for name in routes[index].layers)]
-    return first, [index for index in stitched if index not in first]
-
-
 def _copied(anchors: Mapping[str, CutAnchor]) -> dict[str, CutAnchor]:
     return {name: replace(anchor, blocks=copy.deepcopy(anchor.blocks)) for name, anchor in anchors.items()}
-
-
-@contextmanager
-def _frozen(modules: Sequence[nn.Module], tuned: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Eval mode, and gradients for `tuned` alone; both put back at the end."""
-    modes = {part: part.training for module in modules for part in module.modules()}
-    flags = {parameter: parameter.requires_grad for module in modules for parameter in module.parameters()}
-    chosen = set(tuned)
-    try:
-        for part in modes:
-            part.training = False
-        for parameter in flags:
-            parameter.requires_grad_(parameter in chosen)
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-            parameter.grad = None
