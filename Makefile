@@ -59,7 +59,7 @@ TUNING := $(BIN)/python benchmarks/cifar_tuning.py --bf16
 
 bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where RESTNET_SHARED has them, and docs/exporter.md; two to three hours
 	@mkdir -p $(EXPORTED)
-	$(BIN)/python benchmarks/export_cost.py --json $(EXPORTED)/01-cost.json
+	$(BIN)/python benchmarks/export_cost.py --max-routes 12 --json $(EXPORTED)/01-cost.json
 	$(BIN)/python benchmarks/cifar_family.py --samples 100 --json $(EXPORTED)/02-none.json
 	$(TUNING) --modes stitch lora --json $(EXPORTED)/03-down.json
 	$(TUNING) --modes stitch --rule sn-net --stages 0 1 2 --json $(EXPORTED)/04-up.json

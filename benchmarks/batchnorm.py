@@ -102,7 +102,7 @@ def main() -> None:
     routes = [route for route in everything if route.layers]
     columns = [rights(family, layers, routes, own) for own in (False, True)]
     data = Family.load(replace(settings, samples=len(load_images(settings.data)))).fitting
-    tuning = replace(TuneSettings(steps=args.steps, flip=True, bf16=True), mode="stitch")
+    tuning = replace(TuneSettings(steps=args.steps, flip=True, amp="bf16"), mode="stitch")
     finetune(family.anchors, layers, everything, family_macs(plan, family.anchors), "resnet56", data, tuning, print)
     columns += [rights(family, layers, routes, own) for own in (False, True)]
     names = ("fitted", "fitted, own statistics", "tuned", "tuned, own statistics")

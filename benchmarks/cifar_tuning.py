@@ -62,7 +62,13 @@ def settings_for(args: argparse.Namespace, out: Path) -> ExportSettings:
     settings = cifar_settings(out, args.depths, args.set, rule=args.rule, samples=args.samples, max_routes=args.max_routes, seed=args.seed)
     shift = args.shift if args.shift is not None else 2 if args.few else 0
     tuning = TuneSettings(
-        steps=args.steps, stitch_steps=args.stitch_steps, flip=True, shift=shift, blend=args.blend, labelled=not args.few, bf16=args.bf16
+        steps=args.steps,
+        stitch_steps=args.stitch_steps,
+        flip=True,
+        shift=shift,
+        blend=args.blend,
+        labelled=not args.few,
+        amp="bf16" if args.bf16 else "auto",
     )
     few = {"data": f"npz:{few_images(Path(settings.data.removeprefix('npz:')), args.few, args.seed)}"} if args.few else {}
     teacher = cifar_settings(out, [args.teacher], args.set).anchors[0] if args.teacher else None

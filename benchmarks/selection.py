@@ -6,6 +6,7 @@ both directions; SN-Net's windows choose among their own. They are fitted by lea
   python benchmarks/selection.py --images 466 --bf16 --page docs/selection.md
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Sequence
@@ -121,21 +122,22 @@ def draw(rows: Sequence[dict[str, Any]], example: dict[str, list[Scored]], ancho
     figure.savefig(picture, metadata={"Software": None})
 
 
-def page(result: Result, command: str, images: int) -> str:
+def page(result: Result, command: str, images: int, match_spread: bool) -> str:
     """docs/selection.md."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cells)} |"
 
+    fitted = "least squares, with the spread of their targets as the exporter does by default" if match_spread else "plain least squares"
     rows = "\n".join(map(line, [result.header, ["---"] * len(result.header), *result.cells]))
     return f"""# Which stitches to make
 
 ![accuracy of the routes that each way chooses](selection.png)
 
 `{command}` chooses stitched routes between ResNet-20 and ResNet-56 (CIFAR-10)
-before any is made, fits them by least squares, tunes nothing, and scores them on {images} held-out images. Every way
-chooses the same number; the anchors are among the `routes`. Figures are the mean over draws of the fitting images, with
-half their range behind ±.
+before any is made, fits them by {fitted}, tunes nothing, and
+scores them on {images} held-out images. Every way chooses the same number; the anchors are among the `routes`. Figures are the
+mean over draws of the fitting images, with half their range behind ±.
 
 - `cka`, `kl`, `windows`: `--rule all --select ...`, from every pair of cuts in both directions. `windows` is
   equal depth.
@@ -161,13 +163,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400, help="images to fit and to compare on (default: %(default)s)")
     parser.add_argument("--images", type=int, help="to score on (default: all)")
     parser.add_argument("--bf16", action="store_true", help="score in bfloat16")
+    parser.add_argument("--match-spread", action=argparse.BooleanOptionalAction, default=True, help="as the exporter does (default: do)")
     parser.add_argument("--page", type=Path, metavar="MD", help="write the table here, and the picture beside it as .png")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     example: dict[str, list[Scored]] = {}
     anchors = 2
     for seed in range(args.seeds):
-        family = Family.load(cifar_settings(Path("unused"), samples=args.samples, seed=seed, match_spread=False), args.images, args.bf16)
+        settings = cifar_settings(Path("unused"), samples=args.samples, seed=seed, match_spread=args.match_spread)
+        family = Family.load(settings, args.images, args.bf16)
         for (way, count), scored in score_ways(family, [routes - anchors for routes in args.routes], seed).items():
             rows.append({"way": way, "routes": count + anchors, "seed": seed, **judged(scored, anchors)})
             if seed == 0 and count + anchors == max(args.routes):
@@ -187,7 +191,7 @@ def main() -> None:
     publish(result, args, started)
     if args.page:
         draw(rows, example, anchors, args.page.with_suffix(".png"))
-        args.page.write_text(page(result, command(), len(family.scoring)))
+        args.page.write_text(page(result, command(), len(family.scoring), args.match_spread))
 
 
 def _spread(rows: Sequence[dict[str, Any]], name: str) -> str:

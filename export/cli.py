@@ -94,6 +94,12 @@ def parser() -> argparse.ArgumentParser:
     inputs.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names, a line each, in the anchors' order; an imagefolder is read in this order"
     )
+    result.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where activations, fits, scores and tuning are computed; under torchrun each process takes a GPU (default: a GPU, if any)",
+    )
     result.add_argument("--workers", type=int, metavar="N", help="threads that decode images (default: one for each core)")
     result.add_argument(
         "--max-bad",
@@ -160,7 +166,12 @@ def _add_tuning(result: argparse.ArgumentParser) -> None:
     tune.add_argument("--flip", action="store_true", default=None, help="mirror half of the images; where that keeps what they show")
     tune.add_argument("--shift", type=int, metavar="PIXELS", help="move images by up to so many pixels (default: 0)")
     tune.add_argument("--blend", action="store_true", default=None, help="blend pairs of images, and learn what teachers say of them")
-    tune.add_argument("--bf16", action="store_true", default=None, help="tune in bfloat16; faster on CPUs that have it")
+    tune.add_argument(
+        "--amp",
+        choices=("auto", "off", "bf16", "fp16"),
+        help="mixed precision: auto is bf16 on a GPU that has it, fp16 on another, off on the processor (default: auto)",
+    )
+    tune.add_argument("--bf16", dest="amp", action="store_const", const="bf16", help="the same as --amp bf16; faster on CPUs that have it")
     tune.add_argument("--rank", type=int, help="lora: of the updates (default: 8); full: low-rank updates of stitching layers")
     tune.add_argument("--lr-weights", type=float, help="full: how far a step moves a weight, relative to its tensor (default: 0.002)")
     tune.add_argument("--stitch-steps", type=int, metavar="STEPS", help="full: steps of stitch before; 0 for none (default: 100)")
@@ -189,11 +200,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    from .devices import chosen_device
     from .options import settings_of
     from .pipeline import export_bundle
     from .ranks import joined_ranks
 
-    with joined_ranks() as ranks:
+    with joined_ranks(chosen_device(args.device)) as ranks:
         settings = replace(settings_of(args, progress=ranks.first and not args.quiet), command=("restnet-export", *argv))
         bundle = export_bundle(settings, (lambda line: print(line, flush=True)) if settings.progress else (lambda _: None), ranks)
     if settings.progress:

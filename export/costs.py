@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from .devices import device_of
 from .graph_costs import graph_macs, graph_params
 from .onnx_module import OnnxModule
 
@@ -19,7 +20,7 @@ def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
         return graph_macs(module.model)
     # The counter does not know the fused attention of the CPU; MATH is the same as two matrix products.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(torch.zeros(1, *input_shape))
+        module(torch.zeros(1, *input_shape, device=device_of(module)))
     return int(counter.get_total_flops()) // 2  # it counts a multiply-accumulate as two
 
 

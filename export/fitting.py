@@ -38,22 +38,24 @@ def fit_layers(
                   layers are those of SN-Net. Created prefix tokens stay as they are fitted.
     Raises `ExportError` when an activation is not finite or a source never varies.
     """
-    attempts = {plan.name: _attempts(plan, anchors) for plan in plans}
+    attempts = {plan.name: _attempts(plan, anchors, samples.device) for plan in plans}
     rows = _Rows()
     for plan in plans:
         for layer in attempts[plan.name]:
             for front_block, end_block in plan.pairs:
                 rows.want(layer, (plan.front, front_block), (plan.end, end_block - 1))
+    seen = 0
     for images, _ in samples.batches():
-        rows.add({name: cut_activations(anchor, images) for name, anchor in anchors.items()})
+        rows.add({name: cut_activations(anchor, images) for name, anchor in anchors.items()}, seen)
+        seen += len(images)
     return {plan.name: _fitted(plan, attempts[plan.name], rows, match_spread) for plan in plans}
 
 
-def _attempts(plan: LayerPlan, anchors: Mapping[str, CutAnchor]) -> list[StitchingLayer]:
+def _attempts(plan: LayerPlan, anchors: Mapping[str, CutAnchor], device: torch.device) -> list[StitchingLayer]:
     """The layer of a plan, not fitted yet, once for each way of resampling."""
     front_block, end_block = plan.pairs[0]
     source, target = anchors[plan.front].layouts[front_block], anchors[plan.end].layouts[end_block - 1]
-    return [StitchingLayer(source, target, how) for how in resamplings(source, target)]
+    return [StitchingLayer(source, target, how).to(device) for how in resamplings(source, target)]
 
 
 def _fitted(plan: LayerPlan, attempts: Sequence[StitchingLayer], rows: "_Rows", match_spread: bool) -> StitchingLayer:
@@ -135,13 +137,15 @@ class _Rows:
             for index in range(len(layer.prefix_weight)):
                 stream.targets[(*end, index)] = end, _token(layer, index)
 
-    def add(self, known: _Known) -> None:
-        """One batch: activations of the same images at the cuts of each anchor."""
+    def add(self, known: _Known, seen: int) -> None:
+        """One batch: activations of the same images at the cuts of each anchor. seen: images of the batches before, so that the folds are
+        the same however the images are batched."""
         for stream in self._streams.values():
             anchor, cut = stream.place
-            for fold in range(min(FOLDS, len(known[anchor][cut]))):
-                x = stream.read(known[anchor][cut][fold::FOLDS])
-                ys = {key: read(known[end][place][fold::FOLDS]) for key, ((end, place), read) in stream.targets.items()}
+            for first in range(min(FOLDS, len(known[anchor][cut]))):
+                fold, mine = (seen + first) % FOLDS, slice(first, None, FOLDS)
+                x = stream.read(known[anchor][cut][mine])
+                ys = {key: read(known[end][place][mine]) for key, ((end, place), read) in stream.targets.items()}
                 found = Moments.of(x, torch.cat(list(ys.values()), 1))
                 stream.widths = {key: y.shape[1] for key, y in ys.items()}
                 stream.folds[fold] = stream.folds[fold] + found if fold in stream.folds else found
@@ -160,4 +164,4 @@ class _Rows:
             raise ExportError("least squares: there is no image to fit on")
         names = list(stream.widths)
         start = sum(stream.widths[name] for name in names[: names.index(target)])
-        return [fold.targets(slice(start, start + stream.widths[target])) for fold in stream.folds.values()]
+        return [stream.folds[fold].targets(slice(start, start + stream.widths[target])) for fold in sorted(stream.folds)]

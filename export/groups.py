@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .amp import Precision
 from .coordinates import LayerCoordinates
 
 PATIENCE = 2
@@ -50,17 +51,18 @@ class Group:
     def done(self) -> bool:
         return self._rollbacks >= MAX_ROLLBACKS
 
-    def step(self, share: float) -> None:
+    def step(self, share: float, precision: Precision) -> None:
         """One step with the gradients that were gathered; `share` of the full step size (0..1) is the schedule's."""
         for layer in self.layers.values():
             layer.pull()
         parameters = self.parameters
         if all(parameter.grad is None for parameter in parameters):
             return
+        precision.unscale(self._optimiser)
         torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
         for entry, size in zip(self._optimiser.param_groups, self._sizes, strict=True):
             entry["lr"] = size * share * self._scale
-        self._optimiser.step()
+        precision.step(self._optimiser)
         self._optimiser.zero_grad(set_to_none=True)
         self._push()
 
@@ -106,7 +108,7 @@ class Group:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.load(state["values"])
-        self._kept = [value.clone() for value in state["kept"]]
+        self._kept = [value.to(parameter, copy=True) for parameter, value in zip(self.parameters, state["kept"], strict=True)]
         self._optimiser.load_state_dict(dict(state["optimiser"]))
         self.improved = state["improved"]
         self._scale, self._strikes, self._rollbacks = state["scale"], state["strikes"], state["rollbacks"]

@@ -16,7 +16,7 @@ from .rules import RULES, needs_promise, options_of
 from .settings import ExportSettings, TuneSettings
 
 _OF_FULL = ("lr_weights", "stitch_steps", "sampling", "drawn")
-_OF_TUNING = ("steps", "batch_size", "accumulate", "lr", "held_out", "flip", "shift", "blend", "bf16", "rank", *_OF_FULL)
+_OF_TUNING = ("steps", "batch_size", "accumulate", "lr", "held_out", "flip", "shift", "blend", "amp", "rank", *_OF_FULL)
 _OF_OBJECTIVE = ("labels", "soft", "hard", "features")
 
 
@@ -42,6 +42,7 @@ def settings_of(args: argparse.Namespace, progress: bool) -> ExportSettings:
         classes=_classes(args.classes),
         precision=_precisions(args.precision),
         latency=args.latency,
+        device=args.device,
         workers=usable_cores() if args.workers is None else _at_least(args.workers, 0, "--workers"),
         max_bad=_share(args.max_bad, "--max-bad"),
         resume=args.resume,

@@ -59,13 +59,13 @@ def quantise_routes(
 
     def drawn(indices: range) -> Iterator[NDArray[np.float32]]:
         parts = (indices[start : start + HELD_MOST] for start in range(0, len(indices), HELD_MOST))
-        return (images.numpy() for images, _ in samples.drawn(parts))
+        return (images.cpu().numpy() for images, _ in samples.drawn(parts))
 
     return quantise_family(
         family,
         lambda: drawn(range(first)),
         np.concatenate(list(drawn(range(first, len(samples))))),
-        lambda: ((images.numpy(), labels.numpy()) for images, labels in scoring.batches()),
+        lambda: ((images.cpu().numpy(), labels.cpu().numpy()) for images, labels in scoring.batches()),
         say,
     )
 

@@ -26,6 +26,7 @@ from .checks import (
 )
 from .cuts import cut_anchor
 from .data import load_split
+from .devices import CPU, chosen_device, device_name, move
 from .figures import Curve
 from .finetune import finetune
 from .fitting import fit_layers
@@ -82,6 +83,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
     phases.begin("load")
     rule = settings.rule_with_options()
     torch.manual_seed(settings.seed)
+    device = chosen_device(settings.device)
     fitting, scoring = load_split(settings.data, settings.val, settings.seed)
     check_labels(settings, fitting)
     if settings.classes is not None:
@@ -100,9 +102,13 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
     for name, cut in anchors.items():
         say(f"anchor {name}: {len(cut.blocks)} blocks in stages of {', '.join(map(str, cut.stages))}")
     check_order(anchors)
+    if device != CPU:
+        say(f"computing on {device_name(device)}")
+        taught = () if teacher is None or isinstance(teacher, str) else (teacher.module,)
+        move([*(block for anchor in anchors.values() for block in anchor.blocks), *taught], device)
 
     def sampled(images: Images) -> Samples:
-        return Samples(images, preprocessing, input_shape, settings.workers)
+        return Samples(images, preprocessing, input_shape, settings.workers, device)
 
     def screened(images: Images, count: int | None = None) -> Images:
         return readable(sampled(images), settings.max_bad, say, settings.workers, count)
@@ -155,6 +161,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
     phases.begin("score")
     accuracies = score_routes(routes, anchors, layers, sampled(scoring).batches())
     say(f"scored {len(routes)} routes on {len(scoring)} images")
+    move([*(block for anchor in anchors.values() for block in anchor.blocks), *layers.values()], CPU)
 
     phases.begin("segments")
     folded: dict[str, FoldedSegment] = {}
@@ -212,7 +219,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
         sensitivity={} if in_int8 is None else in_int8.sensitivity,
     )
     phases.begin("write")
-    probe = next(samples.batches(3))[0]
+    probe = next(samples.batches(3))[0].to(CPU)
 
     def check(bundle: Bundle) -> None:
         check_routes(bundle, kept, anchors, layers, probe)

@@ -64,8 +64,8 @@ class MeanKL:
         """Add log-probabilities of the same B images, each (B, classes)."""
         front, end = torch.stack(list(fronts)).flatten(1), torch.stack(list(ends)).flatten(1)
         told = front.exp()
-        self._own = self._own + (told * front).sum(1).numpy()
-        self._cross = self._cross + (told @ end.T).numpy()
+        self._own = self._own + (told * front).sum(1).cpu().numpy()
+        self._cross = self._cross + (told @ end.T).cpu().numpy()
         self._images += len(fronts[0])
 
     def result(self) -> NDArray[np.float64]:

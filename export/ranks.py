@@ -3,6 +3,7 @@
 Every rank draws the same images and routes from the same generator, so nothing but gradients, scores and the first weights is exchanged.
 """
 
+import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, distributed
 
 from restnet_runtime.errors import ExportError
+
+from .devices import CPU
 
 PATIENCE = timedelta(days=2)
 """How long a rank waits for the others: the first one scores and writes meanwhile. torchrun ends all when one fails."""
@@ -88,13 +91,19 @@ class Ranks:
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
-    """The processes that torchrun started, told by its environment variables; else this one alone."""
+def joined_ranks(device: torch.device = CPU) -> Iterator[Ranks]:
+    """The processes that torchrun started, told by its environment variables; else this one alone.
+
+    device: on which this one computes. Gradients on a GPU are summed by nccl, everything else by gloo.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "MASTER_ADDR" not in os.environ:
         yield Ranks()
         return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    # Modules of torch that torch.export imports keep the group of their time as a default argument: it would outlive its destruction, and
+    # its threads would abort the process at its very end, when the other processes are gone.
+    importlib.import_module("torch._dynamo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(distributed.get_rank(), size)
     finally:

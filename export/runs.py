@@ -108,7 +108,7 @@ class Run:
 
 def _read(root: Path, identity: Mapping[str, str]) -> Mapping[str, Any]:
     try:
-        state: Mapping[str, Any] = torch.load(root / _STATE, weights_only=True)
+        state: Mapping[str, Any] = torch.load(root / _STATE, map_location="cpu", weights_only=True)
         before = dict(state["identity"])
     except Exception as error:  # torch raises what it trips over
         raise SpecError(f"the state of the run in {root} cannot be read, remove it to begin anew: {_line(error)}") from error

@@ -14,10 +14,14 @@ from restnet_runtime.errors import RequestError, SpecError
 from restnet_runtime.manifest import Preprocessing
 from restnet_runtime.preprocess import Preprocessor
 
+from .devices import CPU, on_device
 from .images import Images
 
 _AHEAD = 1
 """So many batches are prepared while one is used: each is as large as its images in float32."""
+
+BATCH = 32
+"""Images that least squares, probes and scores see at a time: what anchors compute of them is held at once."""
 
 _Begun = tuple[list[int], "list[Future[np.ndarray]]"]
 """The images of a batch, and the parts of it that are being prepared."""
@@ -28,10 +32,18 @@ class Samples:
 
     workers: threads that decode ahead; decoders work without Python's lock. 0: the caller's own. What comes, and in which order,
     does not depend on them.
+    device:  where batches go when they are prepared.
     """
 
-    def __init__(self, images: Images, preprocessing: Preprocessing, input_shape: tuple[int, int, int], workers: int = 0) -> None:
-        self.images = images
+    def __init__(
+        self,
+        images: Images,
+        preprocessing: Preprocessing,
+        input_shape: tuple[int, int, int],
+        workers: int = 0,
+        device: torch.device = CPU,
+    ) -> None:
+        self.images, self.device = images, device
         self._preprocessor = Preprocessor(preprocessing, input_shape)
         self._workers = workers
         self._pool: ThreadPoolExecutor | None = None
@@ -43,7 +55,7 @@ class Samples:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return torch.from_numpy(self.prepared(index)), int(self.images.labels[index])
 
-    def batches(self, size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
         """(x float32 (B, C, H, W), y int64 (B,)) in order; the last batch may be smaller. Raises `SpecError` for a bad image."""
         return self.drawn(range(start, min(start + size, len(self))) for start in range(0, len(self), size))
 
@@ -104,7 +116,8 @@ class Samples:
 
     def _batch(self, indices: Sequence[int], parts: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         pixels = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return torch.from_numpy(pixels), torch.from_numpy(self.images.labels[np.asarray(indices, np.int64)])
+        labels = torch.from_numpy(self.images.labels[np.asarray(indices, np.int64)])
+        return on_device(torch.from_numpy(pixels), self.device), on_device(labels, self.device)
 
 
 def _parts(indices: Sequence[int], workers: int) -> list[Sequence[int]]:

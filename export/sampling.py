@@ -9,6 +9,8 @@ from torch import Tensor
 
 from restnet_runtime.errors import ExportError
 
+from .devices import on_device
+from .routes import StitchedRoute
 from .samples import Samples
 
 RouteSampling = Literal["random", "sandwich", "binned"]
@@ -108,6 +110,17 @@ class RouteSampler:
         self.weights = dict(state["weights"])
 
 
+def constant_and_drawn(routes: Sequence[StitchedRoute]) -> tuple[list[int], list[int]]:
+    """Stitched routes that take part in every step, and the others: of the routes through a layer, those with the fewest layers do."""
+    fewest: dict[str, int] = {}
+    for route in routes:
+        for name in route.layers:
+            fewest[name] = min(fewest.get(name, len(route.layers)), len(route.layers))
+    stitched = [index for index, route in enumerate(routes) if route.layers]
+    first = [index for index in stitched if any(fewest[name] == len(routes[index].layers) for name in routes[index].layers)]
+    return first, [index for index in stitched if index not in first]
+
+
 def split_of(count: int, held_out: float, generator: torch.Generator, fitted: int = 0) -> tuple[list[int], list[int]]:
     """Indices that are held out, and those to tune on, shuffled.
 
@@ -127,14 +140,18 @@ def batches_of(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield indices[start : start + size]
 
 
-def batch_of(data: LabelledImages, indices: Sequence[int], following: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-    """Images (B, C, H, W) and labels int64 (B,). following: the images that come next, which may be prepared meanwhile."""
+def batch_of(data: LabelledImages, indices: Sequence[int], device: torch.device, following: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) and labels int64 (B,) on `device`. following: the images that come next, which may be prepared meanwhile."""
     if isinstance(data, Samples):
-        return data.drawn_with_next(indices, following)
-    items = [data[index] for index in indices]
-    return torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
+        images, labels = data.drawn_with_next(indices, following)
+    else:
+        items = [data[index] for index in indices]
+        images, labels = torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
+    return on_device(images, device), on_device(labels, device)
 
 
-def drawn_from(data: LabelledImages, draws: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch of each of `draws`, prepared ahead where the data can."""
-    return data.drawn(draws) if isinstance(data, Samples) else (batch_of(data, indices) for indices in draws)
+def drawn_from(data: LabelledImages, draws: Iterable[Sequence[int]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batch of each of `draws` on `device`, prepared ahead where the data can."""
+    if not isinstance(data, Samples):
+        return (batch_of(data, indices, device) for indices in draws)
+    return ((on_device(images, device), on_device(labels, device)) for images, labels in data.drawn(draws))

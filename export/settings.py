@@ -9,6 +9,8 @@ from typing import Literal
 from restnet_runtime.errors import ExportError
 from restnet_runtime.manifest import Precision
 
+from .amp import Amp
+from .devices import DeviceName
 from .inputs import GivenPreprocessing
 from .objectives import Objective
 from .promise import Select
@@ -33,7 +35,8 @@ class TuneSettings:
     blend:            blend every image with another one; what the teachers say of the blend is the target, labels cannot be
     stitch_steps:     in full tuning, steps of `stitch` before; 0 for none
     labelled:         weights are judged by the labels; without, by agreement with the teacher
-    bf16:             run batches in bfloat16, which takes 0.6 of the time where the CPU has it
+    amp:              precision of what runs for gradients: auto is bf16 or fp16 on a GPU, off elsewhere; bf16 takes 0.6 of the time
+                      on a CPU that has it
     sampling, drawn:  which routes, and how many, take part in a step of full tuning
     """
 
@@ -55,7 +58,7 @@ class TuneSettings:
     sampling: RouteSampling = "random"
     drawn: int = 2
     labelled: bool = True
-    bf16: bool = False
+    amp: Amp = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,6 +108,7 @@ class ExportSettings:
     tuning:         how to fine-tune; `finetune` and `seed` stand in for its mode and seed
     precision:      fp32, and what else every route is to come in
     latency:        measure every route on this machine, for the report; with several precisions that is always done
+    device:         where activations, fits, scores and tuning are computed; auto is a GPU where torch has one
     workers:        threads that decode images; the result does not depend on them
     max_bad:        share of the images that may be unreadable and are left out
     resume:         go on with the unfinished run that writes to `out`, if there is one
@@ -135,6 +139,7 @@ class ExportSettings:
     tuning: TuneSettings = field(default_factory=TuneSettings)
     precision: tuple[Precision, ...] = ("fp32",)
     latency: bool = False
+    device: DeviceName = "auto"
     workers: int = 0
     max_bad: float = 0.01
     resume: bool = False

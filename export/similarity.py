@@ -4,7 +4,7 @@ Nguyen, Raghu and Kornblith, "Do wide and deep networks learn the same things?",
 Song et al., "Feature selection via dependence maximization", JMLR 2012.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -14,13 +14,15 @@ from torch import Tensor
 
 from restnet_runtime.errors import ExportError
 
-from .activations import cut_activations
+from .activations import each_activation
 from .cuts import CutAnchor
 from .samples import Samples
 
 Similarity = Mapping[tuple[str, str], NDArray[np.float64]]
 """[cut of the larger, cut of the smaller] by (larger, smaller)."""
 
+BATCH = 64
+"""Images that are compared at a time: smaller batches make noisier estimates."""
 MIN_BATCH = 4
 """HSIC_1 divides by n - 3."""
 
@@ -47,11 +49,14 @@ class MinibatchCKA:
         if len(sizes) != 1 or not xs or not ys:
             raise ExportError(f"similarity: all features must be of the same images, not of {sorted(sizes)} of them")
         (size,) = sizes
-        if self._sums is not None and self._sums[0].shape != (len(xs), len(ys)):
-            raise ExportError(f"similarity: {len(xs)} and {len(ys)} features after batches of {self._sums[0].shape}")
         if size < MIN_BATCH:
+            self._check(len(xs), len(ys))
             return
-        a, b = _centred_grams(xs), _centred_grams(ys)
+        self.add(centred_grams(xs), centred_grams(ys), size)
+
+    def add(self, a: NDArray[np.float64], b: NDArray[np.float64], size: int) -> None:
+        """Add one batch of `size` images by its `centred_grams`. Raises `ExportError` when they are not as many as in the batch before."""
+        self._check(len(a), len(b))
         weight = 1 / (size - 3)  # HSIC_1 divides by n(n-3); the batch counts n times
         cross, own_a, own_b = weight * (a @ b.T), weight * (a * a).sum(1), weight * (b * b).sum(1)
         if self._sums is None:
@@ -59,6 +64,10 @@ class MinibatchCKA:
         else:
             for total, part in zip(self._sums, (cross, own_a, own_b), strict=True):
                 total += part
+
+    def _check(self, xs: int, ys: int) -> None:
+        if self._sums is not None and self._sums[0].shape != (xs, ys):
+            raise ExportError(f"similarity: {xs} and {ys} features after batches of {self._sums[0].shape}")
 
     def result(self) -> NDArray[np.float64]:
         """CKA as float64 (len(xs), len(ys)): 1 for equal features, around 0 (also below) for unrelated ones.
@@ -76,19 +85,20 @@ class MinibatchCKA:
 def measure_similarity(anchors: Sequence[CutAnchor], samples: Samples, nearest: bool = True) -> dict[tuple[str, str], NDArray[np.float64]]:
     """CKA [cut of the larger, cut of the smaller] for each (larger, smaller) pair of neighbours, or of any two if not `nearest`.
 
-    Anchors are given small to large.
+    Anchors are given small to large. Of a batch the Gram matrices are held, not the activations.
     """
     pairs = pairwise(anchors) if nearest else combinations(anchors, 2)
     measures = {(large.name, small.name): MinibatchCKA() for small, large in pairs}
-    for images, _ in samples.batches():
-        known = {anchor.name: cut_activations(anchor, images) for anchor in anchors}
+    for images, _ in samples.batches(BATCH):
+        if len(images) < MIN_BATCH:
+            continue
+        grams = {anchor.name: centred_grams(each_activation(anchor, images)) for anchor in anchors}
         for (large, small), measure in measures.items():
-            measure.update(known[large], known[small])
-        del known  # or two batches of activations would be held while the next one is computed
+            measure.add(grams[large], grams[small], len(images))
     return {pair: measure.result() for pair, measure in measures.items()}
 
 
-def _centred_grams(features: Sequence[Tensor]) -> NDArray[np.float64]:
+def centred_grams(features: Iterable[Tensor]) -> NDArray[np.float64]:
     """The U-centred Gram matrix of each feature, flattened, (len(features), B*B).
 
     The inner product of two of them over n(n-3) is HSIC_1 (Szekely and Rizzo, "Partial distance correlation", Annals of

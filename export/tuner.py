@@ -2,8 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -13,15 +12,18 @@ from torch import Tensor, nn
 
 from restnet_runtime.errors import ExportError
 
+from .amp import Precision
 from .augment import augmented, blended
 from .coordinates import LayerCoordinates, spreads_of
 from .cuts import CutAnchor
+from .devices import device_of
+from .freezing import frozen
 from .groups import Group
 from .guard import Guard, Score, ScoreSum
 from .objectives import Objective, Target
 from .ranks import Ranks
 from .routes import StitchedRoute
-from .sampling import ImageOrder, LabelledImages, RouteSampler, batch_of, batches_of, drawn_from, split_of
+from .sampling import ImageOrder, LabelledImages, RouteSampler, batch_of, batches_of, constant_and_drawn, drawn_from, split_of
 from .settings import TuneSettings
 from .stitching import StitchingLayer
 from .walks import Network, Seen
@@ -92,14 +94,16 @@ class Tuner:
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._held_out, tuned_on = split_of(len(data), settings.held_out, self._generator, fitted)
         self._images = ImageOrder(tuned_on, settings.batch_size * self._ranks.size, self._generator)
-        self._always, pool = ([], list(range(len(self._routes)))) if self._full else _always(self._routes)
+        self._always, pool = ([], list(range(len(self._routes)))) if self._full else constant_and_drawn(self._routes)
         self._sampler = RouteSampler({route: macs[route] for route in pool}, settings.sampling, settings.drawn, self._generator)
         self._guard, self._earlier = Guard(self._scores), dict(starts or {})
         self._layers = layers
         self._blocks = [block for anchor in anchors.values() for block in anchor.blocks]
+        self._device = device_of(next(iter(layers.values())))
+        self._precision = Precision(settings.amp, self._device)
         self._groups = self._made_groups(tuned_on[:SPREAD_IMAGES])
         taught_by = [] if isinstance(teacher, str) else [teacher]
-        self._frozen = _frozen(
+        self._frozen = frozen(
             [*self._blocks, *layers.values(), *taught_by], [parameter for group in self._groups for parameter in group.trained]
         )
         self.steps_done = 0
@@ -133,7 +137,8 @@ class Tuner:
         share = self._share()
         for group in self._groups:
             if not group.done:
-                group.step(share)
+                group.step(share, self._precision)
+        self._precision.update()
         self.steps_done += 1
         if self.steps_done in self._check_steps():
             self.judge()
@@ -173,6 +178,7 @@ class Tuner:
             "images": self._images.state_dict(),
             "routes": self._sampler.state_dict(),
             "generator": self._generator.get_state(),
+            "precision": self._precision.state_dict(),
             "curves": self._curves,
         }
 
@@ -185,6 +191,7 @@ class Tuner:
         self._images.load_state_dict(state["images"])
         self._sampler.load_state_dict(state["routes"])
         self._generator.set_state(state["generator"])
+        self._precision.load_state_dict(state["precision"])
         self._curves = {route: [tuple(point) for point in curve] for route, curve in state["curves"].items()}
 
     def _check_steps(self) -> set[int]:
@@ -210,27 +217,23 @@ class Tuner:
         if not mine:  # the last batch of a round may be too small for all ranks
             return []
         part = len(mine) / len(indices) / settings.accumulate / (len(chosen) if self._full else 1)
-        images, labels = batch_of(self._data, mine, self._ranks.share(self._images.following))
+        images, labels = batch_of(self._data, mine, self._device, self._ranks.share(self._images.following))
         images = augmented(images, settings.flip, settings.shift, generator)
         if settings.blend:
             images = blended(images, generator)
-        with self._precision():
+        with self._precision.autocast():
             originals = self._original.seen(images)
             taught = self._taught(images, originals)
         objective = self._objective()
         losses = []
         for index in chosen:
             route = self._routes[index]
-            with self._precision():
+            with self._precision.autocast():
                 answer = self._network.from_images(route, images) if self._full else self._network.from_front(route, originals)
             loss = objective(answer, self._target(route, labels, taught, originals))
-            (part * loss).backward()  # type: ignore[no-untyped-call]
+            self._precision.backward(part * loss)
             losses.append(loss.item())
         return losses
-
-    def _precision(self) -> torch.autocast:
-        """Of what runs for gradients; weights, losses and what is measured on held-out images are float32 always."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self._settings.bf16)
 
     def _own_generator(self) -> torch.Generator:
         """For what ranks draw differently, as they change images of their own; the common one stays in step."""
@@ -268,7 +271,8 @@ class Tuner:
         objective = replace(self._settings.objective, features=0.0)
         sums = {route: ScoreSum() for route in routes}
         with torch.no_grad():
-            for images, labels in drawn_from(self._data, batches_of(self._ranks.share(self._held_out), self._settings.batch_size)):
+            draws = batches_of(self._ranks.share(self._held_out), self._settings.batch_size)
+            for images, labels in drawn_from(self._data, draws, self._device):
                 originals = self._original.seen(images)
                 seen = self._network.seen(images) if self._full else originals
                 teacher = self._taught(images, originals)
@@ -286,7 +290,7 @@ class Tuner:
 
     def _made_groups(self, spread_on: Sequence[int]) -> list[Group]:
         settings = self._settings
-        batches = (images for images, _ in drawn_from(self._data, batches_of(spread_on, settings.batch_size)))
+        batches = (images for images, _ in drawn_from(self._data, batches_of(spread_on, settings.batch_size), self._device))
         spreads = spreads_of(self._routes, self._layers, map(self._original.seen, batches))
         rank = LORA_RANK if settings.mode == "lora" and settings.rank is None else settings.rank
         used = list(dict.fromkeys(name for route in self._routes for name in route.layers))
@@ -307,36 +311,5 @@ class Tuner:
         ]
 
 
-def _always(routes: Sequence[StitchedRoute]) -> tuple[list[int], list[int]]:
-    """Stitched routes that take part in every step, and the others: of the routes through a layer, those with the fewest layers do."""
-    fewest: dict[str, int] = {}
-    for route in routes:
-        for name in route.layers:
-            fewest[name] = min(fewest.get(name, len(route.layers)), len(route.layers))
-    stitched = [index for index, route in enumerate(routes) if route.layers]
-    first = [index for index in stitched if any(fewest[name] == len(routes[index].layers) for name in routes[index].layers)]
-    return first, [index for index in stitched if index not in first]
-
-
 def _copied(anchors: Mapping[str, CutAnchor]) -> dict[str, CutAnchor]:
     return {name: replace(anchor, blocks=copy.deepcopy(anchor.blocks)) for name, anchor in anchors.items()}
-
-
-@contextmanager
-def _frozen(modules: Sequence[nn.Module], tuned: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Eval mode, and gradients for `tuned` alone; both put back at the end."""
-    modes = {part: part.training for module in modules for part in module.modules()}
-    flags = {parameter: parameter.requires_grad for module in modules for parameter in module.parameters()}
-    chosen = set(tuned)
-    try:
-        for part in modes:
-            part.training = False
-        for parameter in flags:
-            parameter.requires_grad_(parameter in chosen)
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-            parameter.grad = None

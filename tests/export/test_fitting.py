@@ -165,10 +165,10 @@ def test_every_block_runs_once_a_batch_and_the_same_images_make_the_same_layers(
 
     blocks = [block for anchor in anchors.values() for block in anchor.blocks]
     hooks = [block.register_forward_hook(count) for block in blocks]
-    first = fit_layers(plans, anchors, noise_images(70))  # two batches
+    first = fit_layers(plans, anchors, noise_images(70))  # three batches
     for hook in hooks:
         hook.remove()
-    assert runs == [2 * (len(blocks) - 2)]
+    assert runs == [3 * (len(blocks) - 2)]
     again = fit_layers(plans, anchors, noise_images(70))
     for name, layer in first.items():
         assert layer.fit == again[name].fit
@@ -211,3 +211,18 @@ def test_no_images() -> None:
     anchors = {name: cut_anchor(name, [(Front(), MAP8)]) for name in ("front", "end")}
     with pytest.raises(ExportError, match="no image to fit on"):
         fit_layers([ONE], anchors, noise_images(0))
+
+
+def test_layers_do_not_depend_on_how_the_images_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 32 and of 10, which begin with another fold each time."""
+    anchors = {name: deep(name, seed) for name, seed in (("front", 1), ("end", 10))}
+    plans = [LayerPlan("1-2", "front", "end", ((1, 2),))]
+    (one,) = fit_layers(plans, anchors, noise_images(70)).values()
+    samples = noise_images(70)
+    monkeypatch.setattr(samples, "batches", lambda: Samples.batches(samples, 10))
+    (two,) = fit_layers(plans, anchors, samples).values()
+    assert one.fit is not None
+    assert two.fit is not None
+    assert (one.fit.method, one.fit.ridge) == (two.fit.method, two.fit.ridge)
+    assert two.fit.error == pytest.approx(one.fit.error, rel=1e-6)
+    assert torch.allclose(one.weight, two.weight, atol=1e-5)

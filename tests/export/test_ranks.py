@@ -36,6 +36,20 @@ with joined_ranks() as ranks:
     print("well", ranks.rank)
 """
 
+END = """
+import weakref
+from pathlib import Path
+import torch
+from torch import distributed, nn
+from restnet_export.ranks import joined_ranks
+from restnet_export.trace import trace
+with joined_ranks() as ranks:
+    group = weakref.ref(distributed.group.WORLD)
+    trace(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 2)).eval(), (1, 8, 8))
+    ranks.wait()
+print(group(), sorted(name for task in Path("/proc/self/task").iterdir() if "gloo" in (name := (task / "comm").read_text())))
+"""
+
 DIFFER = """
 from restnet_export.ranks import joined_ranks
 from restnet_runtime.errors import ExportError
@@ -124,6 +138,11 @@ def run_in_two(code: str) -> list[str]:
 
 def test_what_ranks_exchange() -> None:
     assert run_in_two(SUM) == ["well 0", "well 1"]
+
+
+def test_nothing_of_the_group_is_left_at_its_end() -> None:
+    """Threads of gloo that live on abort a process now and then when it ends."""
+    assert run_in_two(END) == ["None []"] * 2
 
 
 def test_ranks_that_were_given_different_things_are_told_so() -> None:

@@ -356,7 +356,7 @@ def test_labels_are_not_looked_at_where_they_are_ignored(made: Family) -> None:
 
 def test_bfloat16_ends_about_where_float32_does(made: Family) -> None:
     one, two = copy.deepcopy(made), copy.deepcopy(made)
-    exact, rough = one.tuned(), two.tuned(replace(QUICK, bf16=True))
+    exact, rough = one.tuned(), two.tuned(replace(QUICK, amp="bf16"))
     assert not same(one.layer_state(), two.layer_state())
     assert all(parameter.dtype == torch.float32 for layer in two.layers.values() for parameter in layer.parameters())
     for a, b in zip(exact, rough, strict=True):
