@@ -283,3 +283,12 @@ def test_help_names_the_defaults_that_tuning_has() -> None:
     for name in ("steps", "batch_size", "accumulate", "lr", "held_out", "shift", "lr_weights", "stitch_steps", "sampling", "drawn"):
         assert type(getattr(own, name))(shown[name]) == getattr(own, name)
     assert float(shown["temperature"]) == objective.temperature
+
+
+def test_int8_alone_is_refused(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is made of fp32 and judged by it."""
+    assert main([*line, "--precision", "int8", "--out", str(tmp_path / "bundle")]) == 2
+    assert "--precision int8: fp32 is always among them; give --precision fp32 int8" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*line, "--precision", "int4", "--out", str(tmp_path / "bundle")])
+    assert not (tmp_path / "bundle").exists()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from restnet_export.data import Samples, load_images
 from restnet_export.fitting import fit_layers
 from restnet_export.inputs import GivenPreprocessing
 from restnet_export.objectives import Objective
-from restnet_export.parity import check_routes
+from restnet_export.parity import check_chains, check_routes
 from restnet_export.pipeline import export_bundle
 from restnet_export.routes import StitchedRoute
 from restnet_export.rules import LayerPlan
@@ -30,8 +31,9 @@ from restnet_export.teachers import strongest
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compose import check_graphs
 from restnet_runtime.errors import CutError, ExportError, ParityError, RestnetError, RuleError, SpecError
+from restnet_runtime.files import file_sha256
 from restnet_runtime.manifest import Preprocessing
-from restnet_runtime.routes import Part
+from restnet_runtime.routes import Part, pareto_front
 from restnet_runtime.sessions import SessionSettings, infer, plain_session
 
 torch.set_num_threads(1)  # the tensors are too small to share out
@@ -282,6 +284,63 @@ def test_the_report_repeats_the_run_and_shows_latencies_where_they_were_measured
     repeated = export_bundle(again, lambda _: None)
     assert repeated.weights.read_bytes() == made.bundle.weights.read_bytes()
     assert [route.accuracy for route in repeated.routes] == [route.accuracy for route in made.bundle.routes]
+
+
+INT8 = {"rule": "sn-net", "finetune": "none", "precision": ("fp32", "int8")}
+
+
+def test_every_route_comes_in_int8_too(make: Callable[..., Made]) -> None:
+    """Beside its fp32 twin, scored as ONNX Runtime answers it, each precision with a front of its own, and told in the report."""
+    made = make("small", "large", **INT8)
+    bundle, manifest = open_bundle(made.settings.out), made.bundle.manifest
+    check_graphs(bundle)
+    plain = {route.name: route for route in bundle.routes if route.precision == "fp32"}
+    others = [route for route in bundle.routes if route.precision != "fp32"]
+    assert {route.name.partition("@")[0] for route in others} == set(plain)
+    assert {"small@int8", "large@int8"} <= {route.name for route in others}
+    x, y = prepared(made.settings.val or "")
+    logits = onnx_logits(bundle, x)
+    for route in others:
+        twin = plain[route.name.partition("@")[0]]
+        assert (route.segments, route.macs, route.params) == (twin.segments, twin.macs, twin.params)
+        assert "int8" in route.precisions
+        assert route.accuracy == pytest.approx(float((logits[route.name].argmax(1) == y).mean()), abs=1.01 / len(y))
+        error = np.square(logits[route.name] - logits[twin.name]).mean() / logits[twin.name].var()
+        assert 0 < error < 0.05
+    for kind in {route.precision for route in bundle.routes}:
+        alike = [route for route in bundle.routes if route.precision == kind]
+        assert [route.on_front for route in alike] == pareto_front((route.macs, route.accuracy) for route in alike)
+    used = {(name, kind) for route in bundle.routes for name, kind in zip(route.segments, route.precisions, strict=True)}
+    assert used == {(segment.name, kind) for segment in manifest.segments for kind in segment.graphs}
+    assert {"report/latency.png", "report/report.html"} <= set(manifest.files)
+    page = (made.settings.out / "report" / "report.html").read_text()
+    for text in ("How anchors were quantised", "ranges by", "against fp32", ">large@int8<", ">percentile<", "small.1"):
+        assert text in page
+    assert any(line.startswith(f"measured {len(bundle.routes)} routes: ") for line in made.said)
+    assert re.search(r"quantise \d.*latency \d", made.said[-1])
+
+
+def test_a_chain_that_is_not_the_joined_route_is_told(make: Callable[..., Made], tmp_path: Path) -> None:
+    """A segment whose scale at the end is another one than its values have, in the route that is said to be the twin of itself."""
+    made = make("small", "large", **INT8)
+    x = torch.from_numpy(prepared(made.settings.val or "")[0][:3])
+    twins = {"small@int8": "small", "large@int8": "large"}
+    assert 0 < check_chains(made.bundle, twins, x) < 0.05
+    copied = shutil.copytree(made.settings.out, tmp_path / "copy")
+    bundle = open_bundle(copied)
+    name = bundle.route("large@int8").segments[-1]  # its pair at the beginning is left out in the route, and runs in the chain
+    file = copied / bundle.segments[name].graphs["int8"].file
+    model = onnx.load_model(file, load_external_data=False)
+    begin = next(node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "x")
+    scale = next(tensor for tensor in model.graph.initializer if tensor.name == begin.input[1])
+    scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) / 50, scale.name))
+    file.write_bytes(model.SerializeToString())
+    manifest = json.loads((copied / "manifest.json").read_bytes())
+    path = file.relative_to(copied).as_posix()
+    manifest["files"][path] = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ParityError, match="route 'large@int8' joined differs from its segments"):
+        check_chains(open_bundle(copied), {"large@int8": "large@int8"}, x)
 
 
 @pytest.mark.parametrize("factory", ["small", "large"])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from restnet_runtime.bundle import MAX_GRAPH_BYTES, Bundle, open_bundle
-from restnet_runtime.compose import check_graphs, compose, load_segment
+from restnet_runtime.compose import check_graphs, compose, join, load_segment
 from restnet_runtime.errors import BundleError
 
 PLAIN, HEAVY = "small.1", "large.1"
@@ -415,3 +415,99 @@ def test_nodes_need_no_names(own_family, node_name: str) -> None:
         rewrite(path, segment, rename)
     bundle = open_bundle(path)
     assert np.allclose(run(bundle, compose(bundle, bundle.route("small")), np.ones((1, 1, 8, 8), np.float32)), expected, rtol=1e-5)
+
+
+def scalar(value: float, name: str, kind: type = np.float32) -> TensorProto:
+    return numpy_helper.from_array(np.asarray(value, kind), name)
+
+
+def paired(model: onnx.ModelProto, scale: float, *, begin: bool, end: bool) -> onnx.ModelProto:
+    """The segment with a pair of QuantizeLinear and DequantizeLinear before its first node, or behind its last one."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph = made.graph
+    if begin:
+        graph.node[0].input[0] = "x_again"
+        for op, source, target in (("DequantizeLinear", "x_small", "x_again"), ("QuantizeLinear", "x", "x_small")):
+            graph.node.insert(0, helper.make_node(op, [source, "scale_in", "zero_in"], [target], f"{op}_in"))
+        graph.initializer.extend([scalar(scale, "scale_in"), scalar(128, "zero_in", np.uint8)])
+    if end:
+        graph.node[-1].output[0] = "y_whole"
+        for op, source, target in (("QuantizeLinear", "y_whole", "y_small"), ("DequantizeLinear", "y_small", "y")):
+            graph.node.append(helper.make_node(op, [source, "scale_out", "zero_out"], [target], f"{op}_out"))
+        graph.initializer.extend([scalar(scale, "scale_out"), scalar(128, "zero_out", np.uint8)])
+    return made
+
+
+def segments_of(bundle: Bundle) -> list[tuple[str, onnx.ModelProto]]:
+    return [(name, load_segment(bundle, bundle.segments[name], "fp32")) for name in ("small.0", "small.1", "small.2")]
+
+
+def kinds(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node if node.op_type.endswith("Linear")]
+
+
+X = np.random.default_rng(2).standard_normal((3, 1, 8, 8)).astype(np.float32)
+
+
+def test_the_second_of_two_pairs_at_a_border_is_left_out(family_bundle: Bundle) -> None:
+    """What arrives is quantised already: in the scale of the segment before, not in that of the one behind."""
+    (first, one), (second, two), last = segments_of(family_bundle)
+    fine, coarse = paired(one, 0.05, begin=False, end=True), paired(two, 2.0, begin=True, end=False)
+    joined = join([(first, fine), (second, coarse), last], (1, 8, 8), 3)
+    assert kinds(joined) == ["QuantizeLinear", "DequantizeLinear"]
+    assert [tensor.name for tensor in joined.graph.initializer if "scale" in tensor.name] == ["small.0/scale_out"]
+    without = join([(first, fine), (second, two), last], (1, 8, 8), 3)
+    assert np.array_equal(run(family_bundle, joined, X), run(family_bundle, without, X))
+
+
+def test_a_pair_stays_where_what_arrives_is_not_quantised(family_bundle: Bundle) -> None:
+    (first, one), (second, two), last = segments_of(family_bundle)
+    joined = join([(first, one), (second, paired(two, 0.05, begin=True, end=False)), last], (1, 8, 8), 3)
+    assert kinds(joined) == ["QuantizeLinear", "DequantizeLinear"]
+    plain = join([(first, one), (second, two), last], (1, 8, 8), 3)
+    assert 0 < np.abs(run(family_bundle, joined, X) - run(family_bundle, plain, X)).max() < 0.5
+
+
+def test_a_pair_that_makes_the_output_or_is_read_otherwise_stays(family_bundle: Bundle) -> None:
+    (first, one), (second, two), last = segments_of(family_bundle)
+    fine = paired(one, 0.05, begin=False, end=True)
+    alone = paired(two, 0.05, begin=True, end=False)
+    del alone.graph.node[2:]
+    alone.graph.node[1].output[0] = "y"  # a segment that is nothing but the pair
+    read = paired(two, 0.05, begin=True, end=False)
+    read.graph.node.insert(2, helper.make_node("Cast", ["x_small"], ["number"], "cast", to=TensorProto.FLOAT))
+    for model in (alone, read):
+        joined = join([(first, fine), (second, model), last], (1, 8, 8), 3)
+        assert kinds(joined) == ["QuantizeLinear", "DequantizeLinear"] * 2
+        assert run(family_bundle, joined, X).shape == (3, 3)
+
+
+def test_float_weights_between_integer_segments_stay_float(family_bundle: Bundle, tmp_path: Path) -> None:
+    """ONNX Runtime would quantise them by itself, all channels by one scale."""
+    (first, one), (second, two), (third, head) = segments_of(family_bundle)
+    fine, behind = paired(one, 0.05, begin=False, end=True), paired(head, 0.05, begin=True, end=False)
+    joined = join([(first, fine), (second, two), (third, behind)], (1, 8, 8), 3)
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(family_bundle.path))
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    session = ort.InferenceSession(joined.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert not any(node.op_type == "QLinearConv" for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    options.optimized_model_filepath = ""
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    literal = ort.InferenceSession(joined.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found, expected = (each.run(["y"], {"x": X})[0] for each in (session, literal))
+    assert np.allclose(found, expected, rtol=1e-4, atol=0.06)  # a step of the scale, where sums are ordered otherwise
+
+
+@pytest.mark.parametrize("op", ["QuantizeLinear", "DequantizeLinear", "Relu", "Conv"])
+def test_nodes_that_take_or_make_nothing_do_no_harm(family_bundle: Bundle, op: str) -> None:
+    """Whoever joins what is not a sound graph gets a graph that ONNX Runtime refuses, not an accident."""
+    (first, one), (second, two), last = segments_of(family_bundle)
+    bad = paired(two, 0.05, begin=True, end=False)
+    bad.graph.node.insert(0, helper.make_node(op, [], []))
+    bad.graph.node.insert(1, helper.make_node(op, ["x"], []))
+    joined = join([(first, paired(one, 0.05, begin=False, end=True)), (second, bad), last], (1, 8, 8), 3)
+    with pytest.raises(Exception, match=r"(?i)invalid|fail|no such|input size"):
+        run(family_bundle, joined, X)
