@@ -196,7 +196,8 @@ def test_goes_down_at_once_and_up_after_clean_ticks() -> None:
     slow, fine = reading(2.0), reading(1.0)
     routes = loop.run([fine, slow, *[fine] * 7])
     assert routes == ["large", "middle", "middle", "middle", "middle", "middle", "large", "large", "large"]
-    assert loop.decisions[1].reason == "large no longer fits: latency 80 ms over the limit of 50 ms (40 ms x slowdown 2); middle does"
+    broken = "latency 80 ms over the limit of 50 ms (40 ms x slowdown 2)"
+    assert loop.decisions[1].reason == f"large no longer fits: {broken}; middle does, predicted 40 ms"
     assert loop.decisions[2].reason == "middle stays: large fits, waiting (tick 1 of 5)"
     assert loop.decisions[6].reason == "large is better than middle and has fitted for 5 ticks"
     assert loop.decisions[7].reason == "large stays: nothing better fits"
