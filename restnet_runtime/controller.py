@@ -161,7 +161,7 @@ class Controller:
         if not 0 < ratio < math.inf:
             return False
         self._slowdown.observe(ratio)
-        late = self._watch.observe(ratio)
+        late = self._watch.observe(ratio, self._clock())
         if late:
             self._wake.set()
         return late
@@ -183,7 +183,7 @@ class Controller:
         with self._sensing:
             self._observed = self._slowdown.tick()
             try:
-                reading = self._seen(self._sensors.read(), self._observed)
+                reading = self._seen(self._sensors.read())
                 self._blind = False
             except Exception as error:
                 self._blind = True
@@ -197,31 +197,33 @@ class Controller:
                 return self._decide(self._standing.budget, reading)
 
     def react(self) -> None:
-        """Requests have become late: decide on what the latest of them show, without waiting for it to be smoothed."""
+        """Requests take longer than is known: decide on what the latest of them show, without waiting for it to be smoothed."""
         with self._sensing:
             self._observed = self._slowdown.tick()
-            self._again(max(self._watch.alarming(), self._observed or 0.0))
-            self._watch.hush()
+            self._watch.alarm(self._clock())
+            self._again()
 
     def _beat_once(self) -> None:
         with self._sensing:
             if self._watch.pending >= _ENOUGH:
                 self._observed = self._slowdown.tick()
-            self._again(self._observed)
+            self._again()
 
-    def _again(self, slowdown: float | None) -> None:
+    def _again(self) -> None:
         """Decide on the last reading. Needs `_sensing`."""
         reading = self._standing.reading
         if self._blind or reading is None:
             return
-        reading = self._seen(reading, slowdown)
+        reading = self._seen(reading)
         with self._deciding:
             self._decide(self._standing.budget, reading)
 
-    def _seen(self, reading: Reading, slowdown: float | None) -> Reading:
+    def _seen(self, reading: Reading) -> Reading:
         """A reading with what requests tell. Needs `_sensing`."""
-        rate, variation, waiting_ms = self._traffic.take(self._clock())
-        tail = self._watch.take(self._observed)
+        now_s = self._clock()
+        rate, variation, waiting_ms = self._traffic.take(now_s)
+        slowdown = self._watch.slowdown(self._observed, now_s)
+        tail = self._watch.take(slowdown)
         return replace(reading, slowdown=slowdown, tail=tail, requests_per_s=rate, gap_variation=variation, waiting_ms=waiting_ms)
 
     def reconsider(self) -> None:
@@ -346,7 +348,6 @@ class Controller:
             decision = decide(known, budget, usable, history, now_s, self._settings, self._pin)
             if decision.route == history.current or self._switch(history.current or "", decision, problem):
                 self._standing, self._history = _Standing(budget, reading, decision), decision.history
-                self._arm(budget, decision)
                 return decision
             usable = usable.without(decision.route)
         self._standing = _Standing(budget, reading, None)
@@ -355,14 +356,6 @@ class Controller:
         elif self._problem is None:
             self._problem = f"{_NONE_LOADED} yet"  # a start: the loader says what it does
         return None
-
-    def _arm(self, budget: Budget, decision: Decision) -> None:
-        """An alarm is for a route that was within the limit: what cannot be helped wakes nobody."""
-        profile = self._executor.profile(decision.route)
-        ratio = math.inf
-        if decision.feasible and budget.latency_ms is not None and profile is not None and profile.latency_ms > 0 and self._pin is None:
-            ratio = budget.latency_ms / profile.latency_ms
-        self._watch.arm(ratio)
 
     def _switch(self, before: str, decision: Decision, problem: str | None) -> bool:
         try:

@@ -47,6 +47,8 @@ class Ladder:
             route = candidate.route
             rungs.append(Rung(route.name, route.macs, latency, memory, route.accuracy, profile is not None, place, candidate))
         self.rungs: tuple[Rung, ...] = tuple(rungs)
+        sizes = [rung.memory_bytes for rung in rungs if rung.profiled]
+        self.spread_bytes = max(sizes) - min(sizes) if sizes else 0.0
         self._named = {rung.name: rung for rung in reversed(rungs)}
 
     @classmethod

@@ -94,7 +94,8 @@ _Kind = Literal["memory", "latency", "macs", "accuracy"]
 class Limits:
     """What is in force under a budget and a reading.
 
-    bounds, enter, tolerate:  for serving, for entering (a margin on what moves by itself), for staying where nothing fits
+    bounds, enter, clear:  for serving, for entering (a margin on what moves by itself), for entering with room to spare
+    tolerate:              for staying where nothing fits
     """
 
     def __init__(self, reading: Reading, budget: Budget, margin: float, reserve_bytes: int, servers: int = 1) -> None:
@@ -113,6 +114,7 @@ class Limits:
         limit = math.inf if budget.latency_ms is None else budget.latency_ms
         self.bounds = Bounds(macs, self._profiled(limit), min(exact, sensed), unprofiled)
         self.enter = Bounds(macs, self._profiled(limit, 1 + margin), min(exact, sensed / (1 + margin)), unprofiled)
+        self.clear = Bounds(macs, self._profiled(limit, 1 + 2 * margin), min(exact, sensed / (1 + margin)), unprofiled)
         self.tolerate = Bounds(macs, self._profiled(limit * (1 + margin)), min(exact, sensed + reserve_bytes / 2), unprofiled)
 
     def _profiled(self, limit_ms: float, margin: float = 1.0) -> float:

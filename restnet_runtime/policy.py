@@ -52,7 +52,9 @@ class PolicySettings:
 
     up_after_ticks:        clean ticks before a climb
     dwell_s:               seconds after any switch before a climb
+    near_factor:           so many times the clean ticks for a route that enters by less than twice the margin
     margin:                share by which a noisy need must stay below its limit to enter
+    margin_min:            the least that it becomes where requests are known to differ less
     memory_reserve_bytes:  kept free of what the device has available
     regret_s:              a fall within this time after a climb doubles the patience
     patience_max_ticks:    where doubling ends
@@ -60,16 +62,18 @@ class PolicySettings:
     """
 
     up_after_ticks: int = 5
-    dwell_s: float = 3.0
+    dwell_s: float = 1.0
+    near_factor: int = 12
     margin: float = 0.10
+    margin_min: float = 0.03
     memory_reserve_bytes: int = 32 * 2**20
-    regret_s: float = 30.0
-    patience_max_ticks: int = 80
+    regret_s: float = 5.0
+    patience_max_ticks: int = 160
     servers: int = 1
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            value, least = getattr(self, entry.name), 1 if entry.name in ("up_after_ticks", "servers") else 0
+            value, least = getattr(self, entry.name), 1 if entry.name in ("up_after_ticks", "servers", "near_factor") else 0
             if not least <= value < math.inf:
                 raise UnitError(f"policy setting {entry.name}={value!r} must be at least {least} and finite")
 
@@ -84,6 +88,8 @@ class History:
     patience_ticks:  clean ticks asked for; 0 = as in the settings
     switched_s:      time of the last switch
     climbed_s:       time of the last climb, until a fall or a new budget
+    near_ticks:      clean ticks asked for of a route that enters by little; 0 = as in the settings
+    climbed_near:    the last climb was to such a route
     """
 
     current: str | None = None
@@ -92,6 +98,8 @@ class History:
     patience_ticks: int = 0
     switched_s: float | None = None
     climbed_s: float | None = None
+    near_ticks: int = 0
+    climbed_near: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,8 @@ def decide(
     pin: the route that an operator wants, if one
     Raises `InfeasibleError` only when there are no candidates at all.
     """
-    limits, ladder = _limits(reading, budget, settings), Ladder.of(candidates)
+    ladder = Ladder.of(candidates)
+    limits = _limits(reading, budget, settings, ladder)
     current, pinned = ladder.find(history.current), ladder.find(pin)
     if pinned is not None:
         held = History(pinned.name, budget, {}, 0, history.switched_s if current is pinned else now_s, None)
@@ -149,7 +158,8 @@ def decide(
     chosen = _best(limits, ladder) or _pick(limits, ladder, current)
     if chosen is current:
         return _decision(limits, current, replace(history, clean_ticks={}), "")
-    fallen = History(chosen.name, budget, {}, _patience(history, now_s, settings), switched_s=now_s, climbed_s=None)
+    patience, near = _patience(history, now_s, settings), _near_patience(limits, current, history, settings)
+    fallen = History(chosen.name, budget, {}, patience, switched_s=now_s, climbed_s=None, near_ticks=near)
     return _decision(limits, chosen, fallen, f"{current.name} no longer fits: {_broken(limits, current)}; {_instead(limits, chosen)}")
 
 
@@ -173,7 +183,8 @@ def choose_for_request(
     with `feasible=False`. A pinned route whatever the limits. Nothing is remembered: the history of the decision is empty.
     Raises `InfeasibleError` only when there are no candidates at all.
     """
-    limits, ladder = _limits(reading, standing.narrowed(request), settings), Ladder.of(candidates)
+    ladder = Ladder.of(candidates)
+    limits = _limits(reading, standing.narrowed(request), settings, ladder)
     pinned, serving = ladder.find(pin), ladder.find(current)
     if pinned is not None:
         return _decision(limits, pinned, History(), f"pinned to {pinned.name} by the operator")
@@ -183,8 +194,13 @@ def choose_for_request(
     return _decision(limits, chosen, History(), f"for this request {chosen.name} is the most accurate that fits")
 
 
-def _limits(reading: Reading, budget: Budget, settings: PolicySettings) -> Limits:
-    return Limits(reading, budget, settings.margin, settings.memory_reserve_bytes, settings.servers)
+def _limits(reading: Reading, budget: Budget, settings: PolicySettings, ladder: Ladder | None = None) -> Limits:
+    margin, reserve = settings.margin, settings.memory_reserve_bytes
+    if reading.tail is not None:  # how far requests differ is known, and what is smoothed over many of them differs less
+        margin = min(margin, max(settings.margin_min, reading.tail - 1.0))
+    if ladder is not None and 0 < ladder.spread_bytes < 2 * reserve:
+        reserve = int(ladder.spread_bytes / 2)  # more no switch could free
+    return Limits(reading, budget, margin, reserve, settings.servers)
 
 
 def _accurate(limits: Limits, rung: Rung) -> bool:
@@ -222,21 +238,24 @@ def _pick(limits: Limits, ladder: Ladder, current: Rung | None = None) -> Rung:
 
 
 def _stay_or_climb(limits: Limits, ladder: Ladder, current: Rung, history: History, now_s: float, settings: PolicySettings) -> Decision:
-    enter, floor = limits.enter, limits.budget.min_accuracy
+    enter, clear, floor = limits.enter, limits.clear, limits.budget.min_accuracy
     better = [rung for rung in ladder.rungs[: current.merit] if enter.hold(rung) and (floor is None or _accurate(limits, rung))]
     before = history.clean_ticks
     clean = {rung.name: before.get(rung.name, 0) + 1 for rung in better}
     patience = max(history.patience_ticks, settings.up_after_ticks)
-    ripe = next((rung for rung in better if clean[rung.name] >= patience), None)
+    slow = max(history.near_ticks, patience * settings.near_factor)
+    ripe = next((rung for rung in better if clean[rung.name] >= (patience if clear.hold(rung) else slow)), None)
     name = current.name
     if ripe is not None and (history.switched_s is None or now_s - history.switched_s >= settings.dwell_s):
-        climbed = History(ripe.name, history.budget, clean, history.patience_ticks, now_s, now_s)
-        return _decision(limits, ripe, climbed, f"{ripe.name} is better than {name} and has fitted for {patience} ticks")
+        near = not clear.hold(ripe)
+        climbed = History(ripe.name, history.budget, clean, history.patience_ticks, now_s, now_s, history.near_ticks, near)
+        return _decision(limits, ripe, climbed, f"{ripe.name} is better than {name} and has fitted for {clean[ripe.name]} ticks")
     reason = f"{name} stays: nothing better fits"
     if better:
-        best = better[0].name
-        wait = "the dwell to end" if ripe is not None else f"tick {clean[best]} of {patience}"
-        reason = f"{name} stays: {best} fits, waiting ({wait})"
+        best = better[0]
+        ticks = patience if clear.hold(best) else slow
+        wait = "the dwell to end" if ripe is not None else f"tick {clean[best.name]} of {ticks}"
+        reason = f"{name} stays: {best.name} fits, waiting ({wait})"
     return _decision(limits, current, replace(history, clean_ticks=clean), reason)
 
 
@@ -244,10 +263,21 @@ def _patience(history: History, now_s: float, settings: PolicySettings) -> int:
     """Clean ticks to ask for after a fall: twice as many when the climb before it is to be regretted."""
     if history.climbed_s is None:
         return history.patience_ticks
-    if now_s - history.climbed_s >= settings.regret_s:
+    stayed_s = now_s - history.climbed_s
+    patience = max(history.patience_ticks, settings.up_after_ticks)
+    if stayed_s >= settings.regret_s * patience / settings.up_after_ticks:
         return 0
-    doubled = 2 * max(history.patience_ticks, settings.up_after_ticks)
-    return max(settings.up_after_ticks, min(doubled, settings.patience_max_ticks))
+    return max(settings.up_after_ticks, min(2 * patience, settings.patience_max_ticks))
+
+
+def _near_patience(limits: Limits, current: Rung, history: History, settings: PolicySettings) -> int:
+    """Clean ticks to ask of a route that enters by little: four times as many when such a climb ends by a hair, which is what noise does."""
+    over = current.latency_ms / limits.bounds.latency_ms if limits.bounds.latency_ms > 0 else math.inf
+    if over > 1 + 2 * settings.margin:
+        return 0  # it is another day
+    if not history.climbed_near:
+        return history.near_ticks
+    return min(4 * max(history.near_ticks, settings.near_factor * settings.up_after_ticks), 16 * settings.patience_max_ticks)
 
 
 def _decision(limits: Limits, chosen: Rung, history: History, reason: str) -> Decision:

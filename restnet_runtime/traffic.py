@@ -3,7 +3,7 @@
 from collections import deque
 from itertools import pairwise
 
-WINDOW_S = 2.0
+WINDOW_S = 1.0
 _GAPS = 128
 _LEAST = 8
 

@@ -13,6 +13,7 @@ from restnet_runtime.traces import Moment, Trace
 LENGTH_S = 600
 _STEP_S = 0.5
 _MB = 10**6
+_FURTHEST = 6.0
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Climate:
     """What the weather is made for.
 
     calm:            the stretch at which the dearest route just fits the latency budget, with a third to spare
-    reach:           how many times slower the device may become until the cheapest fits no better than the dearest did
+    reach:           how many times slower the device may become until the cheapest fits no better than the dearest did, at most 6
     small_bytes, large_bytes:  memory of the leanest and of the largest route
     requests_per_s:  in calm weather: with the dearest route the server is busy for a third of the time, at most 50
     """
@@ -38,7 +39,7 @@ class Climate:
         times, sizes = [profile.latency_ms for profile in profiles], [float(profile.memory_bytes) for profile in profiles]
         calm = latency_ms / (1.35 * max(times))
         rate = min(50.0, 0.45 / (latency_ms / 1e3))
-        return cls(calm, max(times) / min(times), min(sizes), max(sizes), rate)
+        return cls(calm, min(_FURTHEST, max(times) / min(times)), min(sizes), max(sizes), rate)
 
 
 def make_trace(name: str, climate: Climate, seed: int = 0) -> Trace:
