@@ -14,7 +14,7 @@ from restnet_runtime import __version__
 from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
-from restnet_runtime.errors import CompileError, RestnetError, UnitError
+from restnet_runtime.errors import CompileError, RestnetError, TraceError, UnitError
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.providers import NAMES
 from restnet_runtime.signals import TerminatedError, terminable, unwind_if_told
@@ -70,6 +70,16 @@ def _wait(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from error
     if kind != "latency_ms" or value > 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a wait: give 0 to 1s, as in 2ms")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1")
     return value
 
 
@@ -210,6 +220,18 @@ def bench(argv: Sequence[str] | None = None) -> int:
         "ALL, as many threads): latency in turns, load time, outputs compared first; and the memory of all routes beside that of one "
         "plain session for each, in processes of their own. Takes a few seconds for each route",
     )
+    parser.add_argument("--explain", action="store_true", help="list every route too, with the limit of the budget that rules it out")
+    parser.add_argument(
+        "--trace",
+        action="append",
+        metavar="NAME|FILE",
+        help="instead: replay what a device leaves over time on a virtual clock, by our policy and by others, with this device's profiles: "
+        "steady, steps, sawtooth, bursts, thermal, leak, diurnal, all, or a CSV that restnet-serve --record wrote; several may be given. "
+        "Without a latency in --budget it is that of the slowest route and a third",
+    )
+    parser.add_argument("--arrivals", choices=("even", "random"), default="even", help="with --trace: how requests come (default: even)")
+    parser.add_argument("--spread", type=_share, metavar="S", help="with --trace: of run times, as 0.03 (default: as the profiles have it)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="with --trace: a picture (PNG, SVG); needs matplotlib")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
     args = parser.parse_args(argv)
     return _run("restnet-bench", lambda: _bench(args))
@@ -218,17 +240,51 @@ def bench(argv: Sequence[str] | None = None) -> int:
 def _bench(args: argparse.Namespace) -> int:
     if args.compare is not None:
         return _compare(args)
+    if args.trace is not None:
+        return _replay(args)
+    if args.plot is not None:
+        raise TraceError("--plot draws what --trace replays: give both, or neither")
     from restnet_runtime.bench import render, run_benchmark
 
     engine = _open(args)
     try:
-        result = run_benchmark(engine, args.budget, args.runs)
+        result = run_benchmark(engine, args.budget, args.runs, explain=args.explain)
     finally:
         engine.stop()
     print(render(result))
     if args.json is not None:
         args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
     return 0 if result.feasible else 1
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from restnet_runtime.replay_bench import run_replays
+    from restnet_runtime.replays import render
+
+    for file in (args.json, args.plot):
+        if file is not None:
+            _check_writable(file)
+    engine = _open(args)
+    try:
+        result = run_replays(
+            engine,
+            args.budget,
+            args.trace,
+            spread=args.spread,
+            at_random=args.arrivals == "random",
+            on_trace=lambda name: _show_step(f"{name} ..."),
+        )
+    finally:
+        engine.stop()
+        _show_step("")
+    print(render(result))
+    if args.json is not None:
+        args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
+    if args.plot is not None:
+        from restnet_runtime.replay_plot import plot
+
+        plot(result, args.plot)
+    return 0
 
 
 def _compare(args: argparse.Namespace) -> int:

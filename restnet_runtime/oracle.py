@@ -1,6 +1,6 @@
 """The oracle: the best that could be done on a course, knowing all of it: first as few late answers as can be, then the most accuracy.
 
-It takes one route for each moment, a quarter of a second as the controller does, or with `moment_s=0` for each request: what no policy can beat, because that goes by how long each
+It takes one route for each moment, a second, or with `moment_s=0` for each request: what no policy can beat, because that goes by how long each
 single run will happen to take.
 
 Dynamic programming from the last request to the first. The state is how long a request has to wait; it is rounded up to a grid, so that
@@ -27,7 +27,7 @@ class Oracle:
 
     beat_s = math.inf
 
-    def __init__(self, course: Course, small: int, moment_s: float = 0.25) -> None:
+    def __init__(self, course: Course, small: int, moment_s: float = 1.0) -> None:
         self.name = "oracle" if moment_s else "oracle of each request"
         self._course = course
         fares = course.fares

@@ -145,6 +145,4 @@ def score(course: Course, run: Run, can: Sequence[bool], small: int, oracle: Run
 
 def _won(course: Course, run: Run, can: Sequence[bool], base: float) -> float:
     fares = course.fares
-    return sum(
-        fares[route].accuracy - base for route, met, able in zip(run.routes, run.met, can, strict=True) if met and able
-    )
+    return sum(fares[route].accuracy - base for route, met, able in zip(run.routes, run.met, can, strict=True) if met and able)
