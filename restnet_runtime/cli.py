@@ -227,7 +227,7 @@ def bench(argv: Sequence[str] | None = None) -> int:
         metavar="NAME|FILE",
         help="instead: replay what a device leaves over time on a virtual clock, by our policy and by others, with this device's profiles: "
         "steady, steps, sawtooth, bursts, thermal, leak, diurnal, all, or a CSV that restnet-serve --record wrote; several may be given. "
-        "Without a latency in --budget it is that of the slowest route and a third",
+        "Without a latency in --budget it is that of the most accurate route and a third",
     )
     parser.add_argument("--arrivals", choices=("even", "random"), default="even", help="with --trace: how requests come (default: even)")
     parser.add_argument("--spread", type=_share, metavar="S", help="with --trace: of run times, as 0.03 (default: as the profiles have it)")

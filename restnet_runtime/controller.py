@@ -31,6 +31,7 @@ _TRIES = 3
 _NONE_LOADED = "no route is loaded"
 BEATS = 4
 """Decisions in the time between two readings."""
+_NO_LIMITS = Budget()
 _ENOUGH = 8  # requests of which the median is worth taking into the slowdown between two readings
 
 
@@ -87,6 +88,7 @@ class Controller:
         self._history = History()
         self._pin = pin
         self._ladders: tuple[tuple[str, ...], Ladder, Ladder] | None = None  # what is loaded, its routes, and all of the bundle
+        self._made: tuple[list[Candidate], tuple[tuple[str, ...], Ladder, Ladder]] | None = None
         self._wanted: str | None = None
         self._switched = 0
         self._problem: str | None = None
@@ -121,7 +123,7 @@ class Controller:
         with self._deciding:
             if route != self._pin:
                 self._pin = route
-                self._history = replace(self._history, budget=None)
+                self._history, self._ladders = replace(self._history, budget=None), None
                 self._decide(self._standing.budget, self._standing.reading)
 
     @property
@@ -242,9 +244,9 @@ class Controller:
         standing, reading, decision = self._standing
         if waited_ms > 0:
             self._traffic.wait(waited_ms)
-        both = standing.narrowed(budget)
+        both = standing if budget == _NO_LIMITS else standing.narrowed(budget)
         loaded = self._executor.loaded
-        if decision is not None and both == standing and decision.route in loaded and _in_time(decision, both, waited_ms):
+        if decision is not None and (both is standing or both == standing) and decision.route in loaded and _in_time(decision, both, waited_ms):
             return decision
         if both.latency_ms is not None:
             both = replace(both, latency_ms=max(1e-9, both.latency_ms - waited_ms))
@@ -327,22 +329,29 @@ class Controller:
     def _loaded_ladder(self, loaded: tuple[str, ...]) -> Ladder:
         """Of the loaded routes; the one that was made last, as long as they are the same."""
         known = self._ladders
-        return known[1] if known is not None and known[0] == loaded else self._ladder(loaded)
+        return known[1] if known is not None and known[0] == loaded else self._made_ladders(loaded)[1]
 
-    def _ladder(self, names: tuple[str, ...] | None) -> Ladder:
-        wanted = None if names is None else set(names)
-        routes = self._executor.bundle.routes
-        return Ladder(Candidate(one, self._executor.profile(one.name)) for one in routes if wanted is None or one.name in wanted)
+    def _made_ladders(self, loaded: tuple[str, ...]) -> tuple[tuple[str, ...], Ladder, Ladder]:
+        """What is loaded, its routes, and all routes of the bundle; made anew only where a profile is another than before."""
+        every = [Candidate(route, self._executor.profile(route.name)) for route in self._executor.bundle.routes]
+        if self._made is not None and self._made[0] == every and self._made[1][0] == loaded:
+            return self._made[1]
+        whole, names = Ladder(every), set(loaded)
+        ladders = loaded, whole if len(names) == len(every) else Ladder(one for one in every if one.route.name in names), whole
+        self._made = every, ladders
+        return ladders
 
     def _decide(self, budget: Budget, reading: Reading | None) -> Decision | None:
         """Decide, switch, and let this budget, reading and decision stand. Needs `_deciding`."""
         problem, self._problem = self._problem, None
         served = self._standing.decision is not None or problem == _NONE_LOADED
         known, now_s, loaded = reading or Reading(), self._clock(), self._executor.loaded
+        fresh = self._ladders is None or self._ladders[0] != loaded or budget != self._standing.budget
         if self._ladders is None or self._ladders[0] != loaded:
-            self._ladders = loaded, self._ladder(loaded), self._ladder(None)
+            self._ladders = self._made_ladders(loaded)
         _, usable, every = self._ladders
-        self._wanted = choose_for_request(budget, Budget(), every, known, None, self._settings, self._pin).route
+        if fresh or self._wanted is None:
+            self._wanted = choose_for_request(budget, _NO_LIMITS, every, known, None, self._settings, self._pin).route
         history = replace(self._history, current=self._current())
         while usable:
             decision = decide(known, budget, usable, history, now_s, self._settings, self._pin)

@@ -9,6 +9,10 @@ from restnet_runtime.profile import RouteProfile
 from restnet_runtime.routes import Route
 
 
+KEPT, UNKNOWN, BROKEN = 0, 1, 2
+"""Of a limit, by a route."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A route that could serve, and what it costs on this device (`None`: not profiled)."""
@@ -33,6 +37,34 @@ class Rung(NamedTuple):
     candidate: Candidate
 
 
+class Bounds(NamedTuple):
+    """The most that a route's constants may be; infinite is no limit.
+
+    unprofiled: memory taken for a route without profile: infinite under a memory budget, else what the process has now
+    """
+
+    macs: float
+    latency_ms: float
+    memory_bytes: float
+    unprofiled: float
+
+    def hold(self, rung: Rung) -> bool:
+        """Does it keep all of them?"""
+        memory = rung.memory_bytes if rung.profiled else self.unprofiled
+        return rung.macs <= self.macs and rung.latency_ms <= self.latency_ms and memory <= self.memory_bytes
+
+    def judge(self, rung: Rung) -> tuple[int, int]:
+        """(hard, soft): 0 kept, 1 unknown, 2 broken. They sort by what to prefer."""
+        if rung.profiled:
+            hard = KEPT if rung.memory_bytes <= self.memory_bytes else BROKEN
+            latency = KEPT if rung.latency_ms <= self.latency_ms else BROKEN
+        else:
+            known = self.unprofiled < math.inf or self.memory_bytes == math.inf
+            hard = UNKNOWN if not known else KEPT if self.unprofiled <= self.memory_bytes else BROKEN
+            latency = KEPT if self.latency_ms == math.inf else UNKNOWN
+        return hard, latency if rung.macs <= self.macs else BROKEN
+
+
 class Ladder:
     """Candidates in the order of merit. Made once for many decisions: it does not change."""
 
@@ -49,6 +81,8 @@ class Ladder:
         self.rungs: tuple[Rung, ...] = tuple(rungs)
         sizes = [rung.memory_bytes for rung in rungs if rung.profiled]
         self.spread_bytes = max(sizes) - min(sizes) if sizes else 0.0
+        self._needs = tuple((rung.macs, rung.latency_ms, rung.memory_bytes) for rung in rungs)
+        self._profiled = all(rung.profiled for rung in rungs)
         self._named = {rung.name: rung for rung in reversed(rungs)}
 
     @classmethod
@@ -62,11 +96,37 @@ class Ladder:
         """The same but for one route."""
         return Ladder(rung.candidate for rung in self.rungs if rung.name != name)
 
-    def above(self, accuracy: float | None) -> "Sequence[Rung]":
-        """The rungs at least so accurate; `None` is no floor."""
+    def above(self, accuracy: float | None) -> int:
+        """How many rungs, the best, are at least so accurate; `None` is no floor."""
         if accuracy is None:
-            return self.rungs
-        return [rung for rung in self.rungs if rung.accuracy is not None and rung.accuracy >= accuracy]
+            return len(self.rungs)
+        return sum(1 for rung in self.rungs if rung.accuracy is not None and rung.accuracy >= accuracy)
+
+    def holding(self, bounds: Bounds, count: int) -> list[Rung]:
+        """Of the best `count` rungs those that keep all bounds, the best first."""
+        if not self._profiled:
+            return [rung for rung in self.rungs[:count] if bounds.hold(rung)]
+        most_macs, most_ms, most_bytes, _ = bounds
+        rungs = self.rungs
+        return [
+            rungs[index]
+            for index, (macs, latency_ms, memory_bytes) in enumerate(self._needs[:count])
+            if macs <= most_macs and latency_ms <= most_ms and memory_bytes <= most_bytes
+        ]
+
+    def first(self, bounds: Bounds, count: int) -> Rung | None:
+        """The best of the best `count` rungs that keeps all bounds."""
+        return next((rung for rung in self.rungs[:count] if bounds.hold(rung)), None)
+
+    def judged(self, bounds: Bounds, count: int) -> list[tuple[int, int]]:
+        """(hard, soft) of the best `count` rungs: 0 kept, 1 unknown, 2 broken. They sort by what to prefer."""
+        if not self._profiled:
+            return [bounds.judge(rung) for rung in self.rungs[:count]]
+        most_macs, most_ms, most_bytes, _ = bounds
+        return [
+            (0 if memory_bytes <= most_bytes else 2, 0 if macs <= most_macs and latency_ms <= most_ms else 2)
+            for macs, latency_ms, memory_bytes in self._needs[:count]
+        ]
 
     def __iter__(self) -> Iterator[Rung]:
         return iter(self.rungs)

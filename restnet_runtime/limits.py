@@ -3,11 +3,10 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from restnet_runtime.budget import Budget
-from restnet_runtime.ladder import Rung
+from restnet_runtime.ladder import Bounds, Rung
 from restnet_runtime.reading import Reading
 from restnet_runtime.units import format_bytes, format_macs, format_ms
 
@@ -15,42 +14,6 @@ BUSIEST = 0.9
 """The share of its time that a route may be busy: beyond it a queue grows faster than it is noticed."""
 LOOK_AHEAD_S = 1.0
 """How far ahead a queue that grows is looked at."""
-
-
-class Fit(IntEnum):
-    """Does a route keep a limit?"""
-
-    YES = 0
-    UNKNOWN = 1
-    NO = 2
-
-
-class Bounds(NamedTuple):
-    """The most that a route's constants may be; infinite is no limit.
-
-    unprofiled: memory taken for a route without profile: infinite under a memory budget, else what the process has now
-    """
-
-    macs: float
-    latency_ms: float
-    memory_bytes: float
-    unprofiled: float
-
-    def hold(self, rung: Rung) -> bool:
-        """Does it keep all of them?"""
-        memory = rung.memory_bytes if rung.profiled else self.unprofiled
-        return rung.macs <= self.macs and rung.latency_ms <= self.latency_ms and memory <= self.memory_bytes
-
-    def judge(self, rung: Rung) -> tuple[Fit, Fit]:
-        """(hard, soft). Tuples sort by what to prefer."""
-        if rung.profiled:
-            hard = Fit.YES if rung.memory_bytes <= self.memory_bytes else Fit.NO
-            latency = Fit.YES if rung.latency_ms <= self.latency_ms else Fit.NO
-        else:
-            known = self.unprofiled < math.inf or self.memory_bytes == math.inf
-            hard = Fit.UNKNOWN if not known else Fit.YES if self.unprofiled <= self.memory_bytes else Fit.NO
-            latency = Fit.YES if self.latency_ms == math.inf else Fit.UNKNOWN
-        return hard, latency if rung.macs <= self.macs else Fit.NO
 
 
 @dataclass(frozen=True)
@@ -75,17 +38,17 @@ class Load:
         return max(ahead_ms, busy / (1.0 - busy) * self.variation / 2.0 * run_ms)  # Kingman's formula
 
     def longest_run_ms(self, limit_ms: float, tail: float) -> float:
-        """The longest run that with its wait stays within the limit."""
-        low, high = 0.0, limit_ms / tail
-        if high * tail + self.wait_ms(high) <= limit_ms:
-            return high
-        for _ in range(20):
-            middle = (low + high) / 2.0
-            if middle * tail + self.wait_ms(middle) <= limit_ms:
-                low = middle
-            else:
-                high = middle
-        return low
+        """The longest run that with its wait stays within the limit: where each part of `wait_ms` reaches it."""
+        rate = self.rate_per_s / self.servers / 1e3  # per millisecond
+        ahead_ms = LOOK_AHEAD_S * 1e3
+        growing = (limit_ms - self.waiting_ms + ahead_ms) / (tail + rate * ahead_ms)
+        longest = min(limit_ms / tail, BUSIEST / rate, max(0.0, growing))
+        if self.variation > 0:
+            # run x tail + variation / 2 x rate x run^2 / (1 - rate x run) = limit
+            square, linear = (self.variation / 2.0 - tail) * rate, tail + limit_ms * rate
+            root = math.sqrt(max(0.0, linear * linear + 4.0 * square * limit_ms))
+            longest = min(longest, limit_ms / linear if square == 0 else (root - linear) / (2.0 * square))
+        return longest
 
 
 _Kind = Literal["memory", "latency", "macs", "accuracy"]

@@ -40,8 +40,8 @@ from dataclasses import dataclass, field, fields, replace
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import InfeasibleError, UnitError
 from restnet_runtime.ladder import Candidate as Candidate
-from restnet_runtime.ladder import Ladder, Rung, by_cost, by_memory
-from restnet_runtime.limits import Fit, Limits
+from restnet_runtime.ladder import BROKEN, KEPT, Ladder, Rung, by_cost, by_memory
+from restnet_runtime.limits import Limits
 from restnet_runtime.reading import Reading
 from restnet_runtime.units import format_ms
 
@@ -157,7 +157,7 @@ def decide(
 
     chosen = _best(limits, ladder) or _pick(limits, ladder, current)
     if chosen is current:
-        return _decision(limits, current, replace(history, clean_ticks={}), "")
+        return _decision(limits, current, _cleaned(history, {}), "")
     patience, near = _patience(history, now_s, settings), _near_patience(limits, current, history, settings)
     fallen = History(chosen.name, budget, {}, patience, switched_s=now_s, climbed_s=None, near_ticks=near)
     return _decision(limits, chosen, fallen, f"{current.name} no longer fits: {_broken(limits, current)}; {_instead(limits, chosen)}")
@@ -214,8 +214,7 @@ def _fits(limits: Limits, rung: Rung) -> bool:
 
 def _best(limits: Limits, ladder: Ladder) -> Rung | None:
     """The one of highest merit that fits."""
-    bounds = limits.bounds
-    return next((rung for rung in ladder.above(limits.budget.min_accuracy) if bounds.hold(rung)), None)
+    return ladder.first(limits.bounds, ladder.above(limits.budget.min_accuracy))
 
 
 def _pick(limits: Limits, ladder: Ladder, current: Rung | None = None) -> Rung:
@@ -224,22 +223,22 @@ def _pick(limits: Limits, ladder: Ladder, current: Rung | None = None) -> Rung:
         raise InfeasibleError("there is no route to choose from: none is loaded")
     if current is None and (best := _best(limits, ladder)) is not None:
         return best
-    rungs = ladder.above(limits.budget.min_accuracy) or ladder.rungs
-    bounds = limits.bounds if current is None else limits.enter
-    judged = [bounds.judge(rung) for rung in rungs]
+    count = ladder.above(limits.budget.min_accuracy) or len(ladder)
+    rungs = ladder.rungs[:count]
+    judged = ladder.judged(limits.bounds if current is None else limits.enter, count)
     if current is not None and current in rungs:
         judged[rungs.index(current)] = limits.tolerate.judge(current)
     hard, soft = least = min(judged)
-    if hard is Fit.NO:
+    if hard == BROKEN:
         # What the process may die of comes before what is late.
         return min(rungs, key=by_memory)
     tier = [rung for rung, fit in zip(rungs, judged, strict=True) if fit == least]
-    return tier[0] if soft is hard is Fit.YES else min(tier, key=by_cost)
+    return tier[0] if soft == hard == KEPT else min(tier, key=by_cost)
 
 
 def _stay_or_climb(limits: Limits, ladder: Ladder, current: Rung, history: History, now_s: float, settings: PolicySettings) -> Decision:
-    enter, clear, floor = limits.enter, limits.clear, limits.budget.min_accuracy
-    better = [rung for rung in ladder.rungs[: current.merit] if enter.hold(rung) and (floor is None or _accurate(limits, rung))]
+    clear = limits.clear
+    better = ladder.holding(limits.enter, min(current.merit, ladder.above(limits.budget.min_accuracy)))
     before = history.clean_ticks
     clean = {rung.name: before.get(rung.name, 0) + 1 for rung in better}
     patience = max(history.patience_ticks, settings.up_after_ticks)
@@ -256,7 +255,21 @@ def _stay_or_climb(limits: Limits, ladder: Ladder, current: Rung, history: Histo
         ticks = patience if clear.hold(best) else slow
         wait = "the dwell to end" if ripe is not None else f"tick {clean[best.name]} of {ticks}"
         reason = f"{name} stays: {best.name} fits, waiting ({wait})"
-    return _decision(limits, current, replace(history, clean_ticks=clean), reason)
+    return _decision(limits, current, _cleaned(history, clean), reason)
+
+
+def _cleaned(before: History, clean: Mapping[str, int]) -> History:
+    """The same but for the clean ticks; `dataclasses.replace` takes ten times as long."""
+    return History(
+        before.current,
+        before.budget,
+        clean,
+        before.patience_ticks,
+        before.switched_s,
+        before.climbed_s,
+        before.near_ticks,
+        before.climbed_near,
+    )
 
 
 def _patience(history: History, now_s: float, settings: PolicySettings) -> int:

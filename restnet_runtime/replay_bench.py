@@ -14,6 +14,7 @@ from restnet_runtime.replays import Replays, find_traces, play_all, replay_budge
 from restnet_runtime.rivals import Cast
 
 _LOADS = 3
+_REFINED = 4
 
 
 def run_replays(
@@ -36,6 +37,8 @@ def run_replays(
     loader.run()
     if not executor.loaded:
         raise CompileError(f"no route could be loaded: {loader.progress().failed}")
+    for name in list(executor.loaded) * _REFINED:  # a busy moment may have met some
+        executor.refine(name)
     routes = candidates(executor)
     budget, fitting = replay_budget(budget, routes)
     assert budget.latency_ms is not None

@@ -10,19 +10,17 @@ from statistics import median
 from restnet_runtime.budget import Budget
 from restnet_runtime.course import Course, make_course
 from restnet_runtime.errors import TraceError
-from restnet_runtime.ladder import Candidate
+from restnet_runtime.ladder import Candidate, Ladder
 from restnet_runtime.oracle import Oracle
 from restnet_runtime.replay import Run, Score, feasible, replay, score
 from restnet_runtime.rivals import OURS, Cast
 from restnet_runtime.tables import table
 from restnet_runtime.traces import Trace, read_trace
 from restnet_runtime.units import format_ms
-from restnet_runtime.weather import WEATHER, Climate, make_trace
+from restnet_runtime.weather import SPARE, WEATHER, Climate, make_trace
 
 KEPT_SHARE = 0.02
 """A policy keeps the budget where at most so many requests are over one that could be kept."""
-SPARE = 1.35
-"""Without a latency limit, the budget of a replay is that of the slowest route by so much."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def replay_budget(budget: Budget, candidates: Sequence[Candidate]) -> tuple[Budg
     if not fitting:
         raise TraceError(f"no route keeps the budget {budget} even on an idle device")
     if budget.latency_ms is None:
-        budget = replace(budget, latency_ms=SPARE * max(one.profile.latency_ms for one in fitting if one.profile is not None))
+        budget = replace(budget, latency_ms=SPARE * Ladder(fitting).rungs[0].latency_ms)
     return budget, fitting
 
 

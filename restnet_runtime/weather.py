@@ -7,23 +7,25 @@ from dataclasses import dataclass
 from itertools import count
 
 from restnet_runtime.errors import TraceError
-from restnet_runtime.ladder import Candidate
+from restnet_runtime.ladder import Candidate, Ladder
 from restnet_runtime.traces import Moment, Trace
 
 LENGTH_S = 600
 _STEP_S = 0.5
 _MB = 10**6
 _FURTHEST = 6.0
+SPARE = 1.35
+"""The best route just fits the latency budget in calm weather, with a third to spare."""
 
 
 @dataclass(frozen=True)
 class Climate:
     """What the weather is made for.
 
-    calm:            the stretch at which the dearest route just fits the latency budget, with a third to spare
-    reach:           how many times slower the device may become until the cheapest fits no better than the dearest did, at most 6
+    calm:            the stretch at which the best route just fits the latency budget, with `SPARE`
+    reach:           how many times slower the device may become until the quickest fits no better than the best did, at most 6
     small_bytes, large_bytes:  memory of the leanest and of the largest route
-    requests_per_s:  in calm weather: with the dearest route the server is busy for a third of the time, at most 50
+    requests_per_s:  in calm weather: with the best route the server is busy for a third of the time, at most 20
     """
 
     calm: float
@@ -37,9 +39,10 @@ class Climate:
         """For routes with profiles, at least one, and a latency budget."""
         profiles = [candidate.profile for candidate in candidates if candidate.profile is not None]
         times, sizes = [profile.latency_ms for profile in profiles], [float(profile.memory_bytes) for profile in profiles]
-        calm = latency_ms / (1.35 * max(times))
-        rate = min(50.0, 0.45 / (latency_ms / 1e3))
-        return cls(calm, min(_FURTHEST, max(times) / min(times)), min(sizes), max(sizes), rate)
+        best = Ladder(candidates).rungs[0].latency_ms  # a slower one that is no better does not count
+        calm = latency_ms / (SPARE * best)
+        rate = min(20.0, 0.45 / (latency_ms / 1e3))
+        return cls(calm, min(_FURTHEST, max(1.0, best / min(times))), min(sizes), max(sizes), rate)
 
 
 def make_trace(name: str, climate: Climate, seed: int = 0) -> Trace:
