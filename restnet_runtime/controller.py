@@ -245,13 +245,16 @@ class Controller:
         if waited_ms > 0:
             self._traffic.wait(waited_ms)
         both = standing if budget == _NO_LIMITS else standing.narrowed(budget)
-        loaded = self._executor.loaded
-        if decision is not None and (both is standing or both == standing) and decision.route in loaded and _in_time(decision, both, waited_ms):
+        loaded, caution = self._executor.loaded, self._watch.caution
+        stands = decision is not None and not caution and (both is standing or both == standing) and decision.route in loaded
+        if decision is not None and stands and _in_time(decision, both, waited_ms):
             return decision
         if both.latency_ms is not None:
             both = replace(both, latency_ms=max(1e-9, both.latency_ms - waited_ms))
         # What it waits for is known here: the wait to expect is left out.
         reading = replace(reading or Reading(), requests_per_s=None)
+        if caution:
+            reading = replace(reading, slowdown=max(caution, reading.slowdown or 0.0))
         ladder = self._loaded_ladder(loaded)
         return choose_for_request(standing, both, ladder, reading, self._current(), self._settings, self._pin)
 

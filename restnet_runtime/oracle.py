@@ -25,13 +25,13 @@ _Floats = npt.NDArray[np.float64]
 class Oracle:
     """Plays the plan. numpy holds it: moments x cells, what can still be won from a wait on."""
 
-    beat_s = math.inf
+    beat_s, switched = math.inf, None
 
     def __init__(self, course: Course, small: int, moment_s: float = 1.0) -> None:
         self.name = "oracle" if moment_s else "oracle of each request"
         self._course = course
         fares = course.fares
-        self._run_ms: _Floats = np.array([fare.run_ms for fare in fares])
+        self._run_ms: _Floats = np.array([fare.run_ms for fare in fares], np.float64)
         self._memory: _Floats = np.array([fare.memory_bytes for fare in fares])
         self._gain: _Floats = _IN_TIME + np.array([fare.accuracy for fare in fares]) - fares[small].accuracy
         self._cell_ms = _LONGEST * course.limit_ms / _CELLS
@@ -42,7 +42,7 @@ class Oracle:
         else:
             self._moments = [[index] for index in requests]
         self._value: _Floats = np.zeros((len(self._moments) + 1, _CELLS + 1))
-        waits_ms = np.arange(_CELLS + 1) * self._cell_ms
+        waits_ms: _Floats = np.arange(_CELLS + 1, dtype=np.float64) * self._cell_ms
         for place in range(len(self._moments) - 1, -1, -1):
             self._value[place] = self._worth(place, waits_ms).max(axis=0)
         self._place = self._left = self._route = 0
@@ -73,4 +73,5 @@ class Oracle:
             won += np.where(met, self._gain[:, None], 0.0)
             wait = np.maximum(0.0, ends_ms - self._gaps_ms[index])
         after = np.clip(np.ceil(wait / self._cell_ms), 0, _CELLS).astype(np.intp)
-        return won + self._value[place + 1][after]
+        worth: _Floats = won + self._value[place + 1][after]
+        return worth

@@ -56,7 +56,7 @@ class PolicySettings:
     margin:                share by which a noisy need must stay below its limit to enter
     margin_min:            the least that it becomes where requests are known to differ less
     memory_reserve_bytes:  kept free of what the device has available
-    regret_s:              a fall within this time after a climb doubles the patience
+    regret_s:              a fall within this time after a climb doubles the patience; where that is longer, within as much more
     patience_max_ticks:    where doubling ends
     servers:               requests that run at once without slowing each other down
     """
@@ -67,7 +67,7 @@ class PolicySettings:
     margin: float = 0.10
     margin_min: float = 0.03
     memory_reserve_bytes: int = 32 * 2**20
-    regret_s: float = 5.0
+    regret_s: float = 2.5
     patience_max_ticks: int = 160
     servers: int = 1
 
@@ -198,8 +198,8 @@ def _limits(reading: Reading, budget: Budget, settings: PolicySettings, ladder: 
     margin, reserve = settings.margin, settings.memory_reserve_bytes
     if reading.tail is not None:  # how far requests differ is known, and what is smoothed over many of them differs less
         margin = min(margin, max(settings.margin_min, reading.tail - 1.0))
-    if ladder is not None and 0 < ladder.spread_bytes < 2 * reserve:
-        reserve = int(ladder.spread_bytes / 2)  # more no switch could free
+    if ladder is not None and 0 < ladder.spread_bytes < 4 * reserve:
+        reserve = int(ladder.spread_bytes / 4)  # of what routes differ by, which is all that a switch can free
     return Limits(reading, budget, margin, reserve, settings.servers)
 
 

@@ -28,6 +28,10 @@ class Player(Protocol):
     def observe(self, now_s: float, route: int, run_ms: float) -> None:
         """A request has been answered."""
 
+    @property
+    def switched(self) -> int | None:
+        """How often the route that stands was another one; `None` where none stands for longer than a request."""
+
     def free_s(self, now_s: float) -> float:
         """From when on a route is there: later than now while one is being loaded."""
 
@@ -41,6 +45,7 @@ class Run:
     began_s: tuple[float, ...]
     response_ms: tuple[float, ...]
     met: tuple[bool, ...]
+    switched: int | None = None
 
 
 def replay(course: Course, player: Player) -> Run:
@@ -81,7 +86,7 @@ def replay(course: Course, player: Player) -> Run:
             player.step(due_s)
             due_s += beat_s
         player.observe(free_s, route, run_ms)
-    return Run(player.name, tuple(routes), tuple(began), tuple(responses), tuple(met))
+    return Run(player.name, tuple(routes), tuple(began), tuple(responses), tuple(met), player.switched)
 
 
 def feasible(course: Course) -> tuple[bool, ...]:
@@ -89,7 +94,7 @@ def feasible(course: Course) -> tuple[bool, ...]:
     fastest = sorted(range(len(course.fares)), key=lambda route: course.fares[route].run_ms)
 
     class Fastest:
-        name, beat_s = "fastest", float("inf")
+        name, beat_s, switched = "fastest", float("inf"), None
 
         def step(self, now_s: float) -> None: ...
         def arrive(self, now_s: float) -> None: ...
@@ -113,7 +118,8 @@ class Score:
     accuracy_mean:         of all answers
     accuracy_won_share:    what it won over always-small, over what the oracle won: late answers win nothing; `None` where nothing can be won
     regret:                accuracy that the oracle won more per request
-    switches_per_minute:   times that a request ran on another route than the one before it
+    switches_per_minute:   times that the policy took another route
+    changes_per_minute:    times that a request ran on another route than the one before it
     """
 
     name: str
@@ -122,6 +128,7 @@ class Score:
     accuracy_won_share: float | None
     regret: float
     switches_per_minute: float
+    changes_per_minute: float
 
 
 def score(course: Course, run: Run, can: Sequence[bool], small: int, oracle: Run) -> Score:
@@ -133,13 +140,15 @@ def score(course: Course, run: Run, can: Sequence[bool], small: int, oracle: Run
     possible = sum(can)
     late = sum(1 for able, met in zip(can, run.met, strict=True) if able and not met)
     changes = sum(1 for one, other in zip(run.routes, run.routes[1:], strict=False) if one != other)
+    minutes = course.trace.end_s / 60.0
     return Score(
         run.name,
         late / possible if possible else 0.0,
         sum(accuracy) / len(accuracy) if accuracy else 0.0,
         won / best if best > 0 else None,
         (best - won) / possible if possible else 0.0,
-        changes / (course.trace.end_s / 60.0),
+        (changes if run.switched is None else run.switched) / minutes,
+        changes / minutes,
     )
 
 

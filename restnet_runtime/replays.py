@@ -179,12 +179,12 @@ def render(replays: Replays) -> str:
         "",
         f"over: of the feasible requests, those over the budget (*: more than {KEPT_SHARE:.0%}, the budget was not kept). won: accuracy over",
         "always small, as a share of what the oracle wins; answers over the budget win nothing. of each: the same of an oracle that chooses for",
-        "each request by itself. regret: accuracy that the oracle won more. switches: requests on another route than the one before.",
+        "each request by itself. regret: accuracy that the oracle won more. changes: requests on another route than the one before.",
     ]
     return "\n".join(lines)
 
 
-HEADER = ("policy", "over", "accuracy", "won", "of each", "regret", "switches/min")
+HEADER = ("policy", "over", "accuracy", "won", "of each", "regret", "switches/min", "changes/min")
 
 
 def row(one: Score, of_each: float | None) -> tuple[str, ...]:
@@ -197,6 +197,7 @@ def row(one: Score, of_each: float | None) -> tuple[str, ...]:
         "-" if of_each is None else f"{of_each:.1%}",
         f"{100 * one.regret:.2f} points",
         f"{one.switches_per_minute:.1f}",
+        f"{one.changes_per_minute:.1f}",
     )
 
 
@@ -214,6 +215,7 @@ def mean_rows(replays: Replays) -> list[tuple[str, ...]]:
             sum(won) / len(won) if won else None,
             sum(one.regret for one in scores) / len(scores),
             sum(one.switches_per_minute for one in scores) / len(scores),
+            sum(one.changes_per_minute for one in scores) / len(scores),
         )
         rows.append(row(mean, sum(of_each) / len(of_each) if of_each else None))
     return rows

@@ -84,6 +84,11 @@ class Ours:
         if self.controller.observe(self._names[route], run_ms):
             self.controller.react()
 
+    @property
+    def switched(self) -> int:
+        """The first route is no switch."""
+        return self.controller.status().switched - 1
+
     def free_s(self, now_s: float) -> float:
         return now_s
 
@@ -91,7 +96,7 @@ class Ours:
 class _Rival:
     """One route until `step` says another."""
 
-    name, beat_s = "", math.inf
+    name, beat_s, switched = "", math.inf, None
 
     def __init__(self, route: int) -> None:
         self.route = route
