@@ -81,6 +81,7 @@ class Ladder:
         self.rungs: tuple[Rung, ...] = tuple(rungs)
         sizes = [rung.memory_bytes for rung in rungs if rung.profiled]
         self.spread_bytes = max(sizes) - min(sizes) if sizes else 0.0
+        self.quickest_ms = min((rung.latency_ms for rung in rungs if rung.profiled), default=0.0)
         self._needs = tuple((rung.macs, rung.latency_ms, rung.memory_bytes) for rung in rungs)
         self._profiled = all(rung.profiled for rung in rungs)
         self._named = {rung.name: rung for rung in reversed(rungs)}

@@ -12,6 +12,8 @@ from restnet_runtime.units import format_bytes, format_macs, format_ms
 
 BUSIEST = 0.9
 """The share of its time that a route may be busy: beyond it a queue grows faster than it is noticed."""
+CAUGHT = 0.005
+"""Of the requests, those that may come so early in a run of another that no route makes up for it."""
 LOOK_AHEAD_S = 1.0
 """How far ahead a queue that grows is looked at."""
 
@@ -22,32 +24,49 @@ class Load:
 
     rate_per_s, variation:  arrivals per second, squared coefficient of variation of their gaps
     waiting_ms:             what the latest waited
+    quickest_ms:            what all but the slowest take on the quickest route, which is where a request goes that has waited long
     """
 
     rate_per_s: float
     variation: float
     waiting_ms: float
+    quickest_ms: float
     servers: int = 1
 
+    def busy(self, run_ms: float) -> float:
+        """The share of its time that a route is busy."""
+        return self.rate_per_s * run_ms / 1e3 / self.servers
+
     def wait_ms(self, run_ms: float) -> float:
-        """The wait to expect within `LOOK_AHEAD_S` on a route that takes `run_ms`: infinite where it would be busier than `BUSIEST`."""
-        busy = self.rate_per_s * run_ms / 1e3 / self.servers
+        """The wait to expect on a route that takes `run_ms`: infinite where the queue grows without end.
+
+        The longer of what the queue comes to within `LOOK_AHEAD_S`, and the mean for such gaps (Kingman's formula).
+        """
+        busy = self.busy(run_ms)
         if busy > BUSIEST:
             return math.inf
         ahead_ms = self.waiting_ms + (busy - 1.0) * 1e3 * LOOK_AHEAD_S
-        return max(ahead_ms, busy / (1.0 - busy) * self.variation / 2.0 * run_ms)  # Kingman's formula
+        return max(0.0, ahead_ms, busy / (1.0 - busy) * self.variation / 2.0 * run_ms)
 
     def longest_run_ms(self, limit_ms: float, tail: float) -> float:
-        """The longest run that with its wait stays within the limit: where each part of `wait_ms` reaches it."""
-        rate = self.rate_per_s / self.servers / 1e3  # per millisecond
-        ahead_ms = LOOK_AHEAD_S * 1e3
-        growing = (limit_ms - self.waiting_ms + ahead_ms) / (tail + rate * ahead_ms)
-        longest = min(limit_ms / tail, BUSIEST / rate, max(0.0, growing))
+        """The longest run that with its wait stays within the limit: where each part of `wait_ms` reaches it.
+
+        Requests that come at random meet a run under way as well, and wait for what is left of it; the quickest route makes up for the rest.
+        Of all requests `rate x (run - (limit - quickest))` come too early in a run for that: at most `CAUGHT`.
+        """
+        rate = self.busy(1.0)  # per millisecond
+        longest = limit_ms / tail
+        if rate > 0:
+            ahead_ms = LOOK_AHEAD_S * 1e3
+            growing = (limit_ms - self.waiting_ms + ahead_ms) / (tail + rate * ahead_ms)
+            longest = min(longest, BUSIEST / rate, max(0.0, growing))
         if self.variation > 0:
             # run x tail + variation / 2 x rate x run^2 / (1 - rate x run) = limit
             square, linear = (self.variation / 2.0 - tail) * rate, tail + limit_ms * rate
             root = math.sqrt(max(0.0, linear * linear + 4.0 * square * limit_ms))
             longest = min(longest, limit_ms / linear if square == 0 else (root - linear) / (2.0 * square))
+            caught = CAUGHT * 1e3 * self.servers / (min(1.0, self.variation) * self.rate_per_s)
+            longest = min(longest, max(0.0, limit_ms - self.quickest_ms) + caught)
         return longest
 
 
@@ -61,7 +80,7 @@ class Limits:
     tolerate:              for staying where nothing fits
     """
 
-    def __init__(self, reading: Reading, budget: Budget, margin: float, reserve_bytes: int, servers: int = 1) -> None:
+    def __init__(self, reading: Reading, budget: Budget, margin: float, reserve_bytes: int, servers: int = 1, quickest_ms: float = 0.0) -> None:
         own, available = reading.own_memory_bytes, reading.memory_available_bytes
         self.budget, self.own_bytes = budget, own
         self.sensed_bytes = None if own is None or available is None else max(1, own + available - reserve_bytes)
@@ -69,7 +88,9 @@ class Limits:
         self.tail = 1.0 if reading.tail is None else reading.tail
         self.load = None
         if reading.requests_per_s:
-            self.load = Load(reading.requests_per_s, reading.gap_variation or 0.0, reading.waiting_ms or 0.0, servers)
+            quickest_ms *= self.slowdown * self.tail
+            variation, waiting_ms = reading.gap_variation or 0.0, reading.waiting_ms or 0.0
+            self.load = Load(reading.requests_per_s, variation, waiting_ms, quickest_ms, servers)
         macs = math.inf if budget.macs is None else budget.macs
         exact = math.inf if budget.memory_bytes is None else budget.memory_bytes
         sensed = math.inf if self.sensed_bytes is None else self.sensed_bytes
@@ -136,12 +157,13 @@ class Limits:
         if taken > limit_ms or self.load is None:
             yield from self._over("latency", taken, limit_ms, note)
             return
-        busy = self.load.rate_per_s * run_ms / 1e3 / self.load.servers
+        busy, wait = self.load.busy(run_ms), self.load.wait_ms(run_ms)
         if busy > BUSIEST:
             yield "latency", f"the queue grows: {self.load.rate_per_s:.3g} requests/s of {format_ms(run_ms)} keep it {busy:.0%} busy"
-        else:
-            wait = self.load.wait_ms(run_ms)
+        elif taken + wait > limit_ms:
             yield from self._over("latency", taken + wait, limit_ms, f" ({format_ms(wait)} of it waiting)")
+        else:
+            yield "latency", f"runs of {format_ms(run_ms)} hold up others that come at random beyond the limit of {format_ms(limit_ms)}"
 
     def _over(self, kind: _Kind, need: float | None, limit: float, note: str = "") -> Iterator[tuple[_Kind, str]]:
         write = {"memory": format_bytes, "latency": format_ms, "macs": format_macs}[kind]

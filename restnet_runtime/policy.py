@@ -200,7 +200,7 @@ def _limits(reading: Reading, budget: Budget, settings: PolicySettings, ladder: 
         margin = min(margin, max(settings.margin_min, reading.tail - 1.0))
     if ladder is not None and 0 < ladder.spread_bytes < 4 * reserve:
         reserve = int(ladder.spread_bytes / 4)  # of what routes differ by, which is all that a switch can free
-    return Limits(reading, budget, margin, reserve, settings.servers)
+    return Limits(reading, budget, margin, reserve, settings.servers, 0.0 if ladder is None else ladder.quickest_ms)
 
 
 def _accurate(limits: Limits, rung: Rung) -> bool:

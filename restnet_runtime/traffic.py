@@ -4,7 +4,7 @@ from collections import deque
 from itertools import pairwise
 
 WINDOW_S = 1.0
-_GAPS = 128
+_GAPS = 48
 _LEAST = 8
 
 
@@ -13,12 +13,14 @@ class Traffic:
 
     def __init__(self) -> None:
         self._arrivals: deque[float] = deque(maxlen=8192)
+        self._recent: deque[float] = deque(maxlen=_GAPS + 1)
         self._waits_ms: deque[float] = deque(maxlen=256)
         self._since_s: float | None = None
 
     def arrive(self, now_s: float) -> None:
         """A request is here."""
         self._arrivals.append(now_s)
+        self._recent.append(now_s)
 
     def wait(self, waited_ms: float) -> None:
         """A request begins to run, after so long."""
@@ -41,7 +43,7 @@ class Traffic:
             return None, None, waiting_ms
         times = list(arrivals)
         rate = len(times) / window_s if len(times) < (arrivals.maxlen or 0) else (len(times) - 1) / max(1e-9, times[-1] - times[0])
-        return rate, _variation(times[-_GAPS - 1 :]), waiting_ms
+        return rate, _variation(list(self._recent)), waiting_ms
 
 
 def _variation(times: list[float]) -> float | None:

@@ -119,4 +119,4 @@ def _trend(latest: list[tuple[float, float]], now_s: float) -> float | None:
     error = math.sqrt(sum((y - mean_y - slope * (t - mean_t)) ** 2 for t, y in points) / (count - 2) / spread)
     if slope <= 0 or slope < _TREND_SURE * error:
         return None
-    return math.exp(min(mean_y + slope * (_AHEAD_S - mean_t), math.log(max(ratio for _, ratio in latest[-4:])) + 0.05))
+    return math.exp(min(mean_y + slope * (_AHEAD_S - mean_t), math.log(max(ratio for _, ratio in latest[-4:])) + 0.12))
