@@ -137,6 +137,11 @@ class Controller:
         return self._standing.reading
 
     @property
+    def arrived(self) -> int:
+        """Requests since the start."""
+        return self._traffic.arrived
+
+    @property
     def wanted(self) -> str | None:
         """The route that would be chosen afresh were every route loaded; `None` before the first decision."""
         return self._wanted

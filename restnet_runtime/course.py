@@ -47,7 +47,7 @@ class Course:
 def make_course(
     trace: Trace, candidates: Sequence[Candidate], limit_ms: float, *, spread: float, at_random: bool = False, seed: int = 0
 ) -> Course:
-    """spread: standard deviation of the logarithm of run times; one in 500 takes half as long again. at_random: gaps as Poisson has them."""
+    """spread: standard deviation of the logarithm of run times; one in 500 takes half as long again. at_random: Poisson's gaps."""
     fares = tuple(
         Fare(one.route.name, one.profile.latency_ms, one.profile.memory_bytes, one.route.accuracy or 0.0)
         for one in candidates

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.routes import Route
 
-
 KEPT, UNKNOWN, BROKEN = 0, 1, 2
 """Of a limit, by a route."""
 

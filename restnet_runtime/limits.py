@@ -80,7 +80,9 @@ class Limits:
     tolerate:              for staying where nothing fits
     """
 
-    def __init__(self, reading: Reading, budget: Budget, margin: float, reserve_bytes: int, servers: int = 1, quickest_ms: float = 0.0) -> None:
+    def __init__(
+        self, reading: Reading, budget: Budget, margin: float, reserve_bytes: int, servers: int = 1, quickest_ms: float = 0.0
+    ) -> None:
         own, available = reading.own_memory_bytes, reading.memory_available_bytes
         self.budget, self.own_bytes = budget, own
         self.sensed_bytes = None if own is None or available is None else max(1, own + available - reserve_bytes)

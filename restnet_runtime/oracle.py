@@ -1,7 +1,7 @@
 """The oracle: the best that could be done on a course, knowing all of it: first as few late answers as can be, then the most accuracy.
 
-It takes one route for each moment, a second, or with `moment_s=0` for each request: what no policy can beat, because that goes by how long each
-single run will happen to take.
+It takes one route for each moment, a second, or with `moment_s=0` for each request: what no policy can
+beat, because that goes by how long each single run will happen to take.
 
 Dynamic programming from the last request to the first. The state is how long a request has to wait; it is rounded up to a grid, so that
 what is found can be done: the plan is then run on the course as any policy is.

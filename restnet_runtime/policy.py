@@ -39,8 +39,8 @@ from dataclasses import dataclass, field, fields, replace
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import InfeasibleError, UnitError
-from restnet_runtime.ladder import Candidate as Candidate
 from restnet_runtime.ladder import BROKEN, KEPT, Ladder, Rung, by_cost, by_memory
+from restnet_runtime.ladder import Candidate as Candidate
 from restnet_runtime.limits import Limits
 from restnet_runtime.reading import Reading
 from restnet_runtime.units import format_ms
@@ -284,7 +284,7 @@ def _patience(history: History, now_s: float, settings: PolicySettings) -> int:
 
 
 def _near_patience(limits: Limits, current: Rung, history: History, settings: PolicySettings) -> int:
-    """Clean ticks to ask of a route that enters by little: four times as many when such a climb ends by a hair, which is what noise does."""
+    """Clean ticks to ask of a route that enters by little: four times as many when such a climb ends by a hair, as noise does."""
     over = current.latency_ms / limits.bounds.latency_ms if limits.bounds.latency_ms > 0 else math.inf
     if over > 1 + 2 * settings.margin:
         return 0  # it is another day

@@ -1,4 +1,4 @@
-"""Replay: a policy on a virtual clock. Requests queue at one route at a time, and each takes what the trace makes of the route's profile."""
+"""Replay: a policy on a virtual clock. Requests queue, and each takes what the trace makes of its route's profile."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,7 +116,7 @@ class Score:
 
     over_budget_share:     of the requests for which a route could have kept the budget, those that did not
     accuracy_mean:         of all answers
-    accuracy_won_share:    what it won over always-small, over what the oracle won: late answers win nothing; `None` where nothing can be won
+    accuracy_won_share:    what it won over always-small, over what the oracle won; late answers win nothing; `None`: nothing to win
     regret:                accuracy that the oracle won more per request
     switches_per_minute:   times that the policy took another route
     changes_per_minute:    times that a request ran on another route than the one before it

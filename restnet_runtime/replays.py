@@ -177,9 +177,10 @@ def render(replays: Replays) -> str:
         lines += ["", f"all {len(replays.played)} traces, means", table(HEADER, mean_rows(replays))]
     lines += [
         "",
-        f"over: of the feasible requests, those over the budget (*: more than {KEPT_SHARE:.0%}, the budget was not kept). won: accuracy over",
-        "always small, as a share of what the oracle wins; answers over the budget win nothing. of each: the same of an oracle that chooses for",
-        "each request by itself. regret: accuracy that the oracle won more. changes: requests on another route than the one before.",
+        f"over: of the feasible requests, those over the budget (*: more than {KEPT_SHARE:.0%}, the budget was not kept)",
+        "won: accuracy over always small, as a share of what the oracle wins; answers over the budget win nothing",
+        "of each: the same of an oracle that chooses for each request by itself, knowing how long each run will take",
+        "regret: accuracy that the oracle won more; changes: requests on another route than the one before",
     ]
     return "\n".join(lines)
 

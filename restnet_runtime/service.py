@@ -1,5 +1,6 @@
 """Service: one prediction from body to answer, without HTTP and without an event loop."""
 
+import time
 from typing import Any
 
 from restnet_runtime.batching import Batched, Batcher
@@ -31,25 +32,35 @@ class PredictService:
         self._reader = PayloadReader(preprocessor, settings.max_batch)
 
     def predict(
-        self, kind: BodyKind, content_type: str, body: bytes, *, top_k: int | None = None, budget: Budget | None = None
+        self,
+        kind: BodyKind,
+        content_type: str,
+        body: bytes,
+        *,
+        top_k: int | None = None,
+        budget: Budget | None = None,
+        arrived_s: float | None = None,
     ) -> PredictAnswer | BatchAnswer:
         """Decode, decide, run, rank.
 
         budget and top_k are what came beside the body; the body's own budget narrows further, its own top_k goes first.
+        arrived_s: when it came, by `time.perf_counter`: what it has waited since counts towards its latency limit.
         Raises `RequestError` and its kin for what cannot be used, `UnitError` for a budget that cannot be read, and in
-        strict mode `InfeasibleError` when no route fits; in any mode while no route is loaded.
+        strict mode or under a floor of accuracy `InfeasibleError` when no route fits; in any mode while no route is loaded.
         """
+        waited_ms = 0.0 if arrived_s is None else (time.perf_counter() - arrived_s) * 1e3
         if self._executor.current is None:
             raise InfeasibleError("no route is loaded yet")
         with self._batcher.attend() as run:
             payload = self._reader.read(kind, content_type, body)
 
             def answered(decision: Decision) -> Batched:
-                if self._settings.strict and not decision.feasible:
+                if (self._settings.strict or decision.refused) and not decision.feasible:
                     raise InfeasibleError(_refusal(decision))
                 return run(payload.inputs, decision.route, decision.limits.latency_ms)
 
-            decision, batched = self._controller.run_decided(payload.budget.narrowed(budget or Budget()), answered)
+            limits = payload.budget.narrowed(budget or Budget())
+            decision, batched = self._controller.run_decided(limits, answered, waited_ms)
         answer = batched.answer
         if len(payload.inputs) == batched.size == 1:  # what profiles are of
             self._controller.observe(answer.route.name, answer.latency_ms)
@@ -68,7 +79,8 @@ class PredictService:
 def _refusal(decision: Decision) -> str:
     """Why no route fits. The decision's own reason says first that its route serves, which is not so here."""
     broken = decision.reason.partition(": ")[2]
-    return f"no route fits the budget ({decision.limits}): {decision.route} would have {broken}"
+    floor = " (below the floor of accuracy none is tried)" if decision.refused else ""
+    return f"no route fits the budget ({decision.limits}): {decision.route} would have {broken}{floor}"
 
 
 def _budget_fields(decision: Decision, run_ms: float, queued_ms: float) -> dict[str, Any]:

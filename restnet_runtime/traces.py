@@ -1,7 +1,7 @@
 """Traces: what a device leaves to the server over time, and how many requests come. Made here, recorded, or written by hand.
 
-A trace is a CSV with the header `t_s,cpu_share,memory_available_bytes,slowdown,requests_per_s`; each row holds until the next one, the last one
-as long as the one before it.
+A trace is a CSV with the header `t_s,cpu_share,memory_available_bytes,slowdown,requests_per_s`; each row holds until the
+next one, the last one as long as the one before it.
 """
 
 import csv
@@ -49,7 +49,7 @@ class Trace:
 
 
 def read_trace(path: Path) -> Trace:
-    """The trace in a CSV file, named after it. Raises `TraceError` naming file, line and what is wrong, `OSError` where it cannot be read."""
+    """The trace in a CSV file, named after it. Raises `TraceError` naming file, line and what is wrong, or `OSError`."""
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = list(csv.reader(file))
     if not rows or tuple(cell.strip() for cell in rows[0]) != COLUMNS:

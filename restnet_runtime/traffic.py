@@ -15,10 +15,13 @@ class Traffic:
         self._arrivals: deque[float] = deque(maxlen=8192)
         self._recent: deque[float] = deque(maxlen=_GAPS + 1)
         self._waits_ms: deque[float] = deque(maxlen=256)
+        self.arrived = 0
+        """Since the start; two threads that count at once may lose one."""
         self._since_s: float | None = None
 
     def arrive(self, now_s: float) -> None:
         """A request is here."""
+        self.arrived += 1
         self._arrivals.append(now_s)
         self._recent.append(now_s)
 

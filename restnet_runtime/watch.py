@@ -1,5 +1,7 @@
-"""The watch: what single requests tell sooner, or more of, than the slowdown does: an alarm when they take longer than is known, their trend,
-and their tail."""
+"""The watch: what single requests tell sooner, or more of, than the slowdown does.
+
+An alarm when they take longer than is known, their trend, their relief, and their tail.
+"""
 
 import math
 from collections import deque
