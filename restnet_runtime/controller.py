@@ -254,14 +254,19 @@ class Controller:
         stands = decision is not None and not caution and (both is standing or both == standing) and decision.route in loaded
         if decision is not None and stands and _in_time(decision, both, waited_ms):
             return decision
-        if both.latency_ms is not None:
-            both = replace(both, latency_ms=max(1e-9, both.latency_ms - waited_ms))
+        limit_ms = both.latency_ms
+        if limit_ms is not None:
+            both = replace(both, latency_ms=max(1e-9, limit_ms - waited_ms))
         # What it waits for is known here: the wait to expect is left out.
         reading = replace(reading or Reading(), requests_per_s=None)
         if caution:
             reading = replace(reading, slowdown=max(caution, reading.slowdown or 0.0))
         ladder = self._loaded_ladder(loaded)
-        return choose_for_request(standing, both, ladder, reading, self._current(), self._settings, self._pin)
+        chosen = choose_for_request(standing, both, ladder, reading, self._current(), self._settings, self._pin)
+        if limit_ms is None or waited_ms == 0:
+            return chosen
+        limits = chosen.limits
+        return replace(chosen, limits=Budget(limits.macs, limit_ms, limits.memory_bytes, limits.min_accuracy))
 
     def run_decided(self, budget: Budget, run: Callable[[Decision], T], waited_ms: float = 0.0) -> tuple[Decision, T]:
         """Decide for one request and run it: whatever is switched from then on, it keeps its route.

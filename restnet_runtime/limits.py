@@ -51,8 +51,8 @@ class Load:
     def longest_run_ms(self, limit_ms: float, tail: float) -> float:
         """The longest run that with its wait stays within the limit: where each part of `wait_ms` reaches it.
 
-        Requests that come at random meet a run under way as well, and wait for what is left of it; the quickest route makes up for the rest.
-        Of all requests `rate x (run - (limit - quickest))` come too early in a run for that: at most `CAUGHT`.
+        Requests that come at random meet a run under way as well, and wait for what is left of it; the quickest route makes up for
+        the rest. Of all requests `rate x (run - (limit - quickest))` come too early in a run for that: at most `CAUGHT`.
         """
         rate = self.busy(1.0)  # per millisecond
         longest = limit_ms / tail

@@ -53,7 +53,7 @@ class Oracle:
     def free_s(self, now_s: float) -> float:
         return now_s
 
-    def choose(self, now_s: float, waited_ms: float) -> int:
+    def choose(self, _now_s: float, waited_ms: float) -> int:
         if self._left == 0:
             self._route = int(np.argmax(self._worth(self._place, np.array([waited_ms]))[:, 0]))
             self._left = len(self._moments[self._place])

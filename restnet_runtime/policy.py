@@ -55,7 +55,7 @@ class PolicySettings:
     near_factor:           so many times the clean ticks for a route that enters by less than twice the margin
     margin:                share by which a noisy need must stay below its limit to enter
     margin_min:            the least that it becomes where requests are known to differ less
-    memory_reserve_bytes:  kept free of what the device has available
+    memory_reserve_bytes:  kept free of what the device has available; a quarter of what routes differ by where that is less
     regret_s:              a fall within this time after a climb doubles the patience; where that is longer, within as much more
     patience_max_ticks:    where doubling ends
     servers:               requests that run at once without slowing each other down
@@ -198,8 +198,8 @@ def _limits(reading: Reading, budget: Budget, settings: PolicySettings, ladder: 
     margin, reserve = settings.margin, settings.memory_reserve_bytes
     if reading.tail is not None:  # how far requests differ is known, and what is smoothed over many of them differs less
         margin = min(margin, max(settings.margin_min, reading.tail - 1.0))
-    if ladder is not None and 0 < ladder.spread_bytes < 4 * reserve:
-        reserve = int(ladder.spread_bytes / 4)  # of what routes differ by, which is all that a switch can free
+    if ladder is not None and 0 < ladder.spread_bytes < reserve:
+        reserve = int(ladder.spread_bytes / 4)  # all that a switch can free is what routes differ by
     return Limits(reading, budget, margin, reserve, settings.servers, 0.0 if ladder is None else ladder.quickest_ms)
 
 

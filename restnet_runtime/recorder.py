@@ -28,7 +28,7 @@ def moment_of(reading: Reading, t_s: float, requests_per_s: float, cores: int, s
 
 
 class Recorder:
-    """Writes in a thread of its own, one line in `interval_s`, each flushed. Use it as a context manager. A full disk ends the recording."""
+    """Writes in a thread of its own, a line in `interval_s`, each flushed. A context manager. A full disk ends the recording."""
 
     def __init__(self, file: Path, controller: Controller, cores: int, interval_s: float = 1.0) -> None:
         """Raises `OSError` where the file cannot be written."""

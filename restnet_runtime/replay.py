@@ -16,23 +16,23 @@ class Player(Protocol):
     name: str
     beat_s: float
 
-    def step(self, now_s: float) -> None:
+    def step(self, now_s: float, /) -> None:
         """Look at the device, decide."""
 
-    def arrive(self, now_s: float) -> None:
+    def arrive(self, now_s: float, /) -> None:
         """A request has come."""
 
-    def choose(self, now_s: float, waited_ms: float) -> int:
+    def choose(self, now_s: float, waited_ms: float, /) -> int:
         """The route (index of `Course.fares`) for a request that begins now."""
 
-    def observe(self, now_s: float, route: int, run_ms: float) -> None:
+    def observe(self, now_s: float, route: int, run_ms: float, /) -> None:
         """A request has been answered."""
 
     @property
     def switched(self) -> int | None:
         """How often the route that stands was another one; `None` where none stands for longer than a request."""
 
-    def free_s(self, now_s: float) -> float:
+    def free_s(self, now_s: float, /) -> float:
         """From when on a route is there: later than now while one is being loaded."""
 
 
@@ -102,7 +102,7 @@ def feasible(course: Course) -> tuple[bool, ...]:
         def free_s(self, now_s: float) -> float:
             return now_s
 
-        def choose(self, now_s: float, waited_ms: float) -> int:
+        def choose(self, now_s: float, _waited_ms: float) -> int:
             left = course.moment(now_s).memory_available_bytes
             fitting = (route for route in fastest if course.fares[route].memory_bytes <= left)
             return next(fitting, fastest[0])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
@@ -103,8 +103,8 @@ class _Rival:
 
     def step(self, now_s: float) -> None: ...
     def arrive(self, now_s: float) -> None: ...
-    def observe(self, now_s: float, route: int, run_ms: float) -> None: ...
-    def choose(self, now_s: float, waited_ms: float) -> int:
+    def observe(self, _now_s: float, _route: int, _run_ms: float) -> None: ...
+    def choose(self, _now_s: float, _waited_ms: float) -> int:
         return self.route
 
     def free_s(self, now_s: float) -> float:
@@ -135,7 +135,7 @@ class _Watching(_Rival):
         self._seen = self._slowdown.tick() or self._seen
         self._left_bytes = self._course.moment(now_s).memory_available_bytes
 
-    def observe(self, now_s: float, route: int, run_ms: float) -> None:
+    def observe(self, _now_s: float, route: int, run_ms: float) -> None:
         self._slowdown.observe(run_ms / self._course.fares[route].run_ms)
 
     def best(self, limit_ms: float) -> int:
@@ -165,7 +165,7 @@ class Slack(_Watching):
 
     name = "slack"
 
-    def choose(self, now_s: float, waited_ms: float) -> int:
+    def choose(self, _now_s: float, waited_ms: float) -> int:
         return self.best(self._course.limit_ms - waited_ms)
 
 
@@ -230,8 +230,3 @@ class Cast:
             NoHysteresis(course, self.candidates, self.large),
             Slack(course, self.candidates, self.large),
         ]
-
-
-def without_macs(budget: Budget) -> Budget:
-    """What is left of a budget for routes that keep its macs."""
-    return replace(budget, macs=None)

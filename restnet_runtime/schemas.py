@@ -57,7 +57,7 @@ class BudgetRequest(_Request):
             return Budget.parse(self.budget)
         if not numbers:
             raise InputError(
-                "the body sets no limit: give budget (the text none removes every limit), or any of macs, latency_ms, memory_bytes, min_accuracy"
+                "the body sets no limit: give budget (none removes every limit), or any of macs, latency_ms, memory_bytes, min_accuracy"
             )
         return Budget(self.macs, self.latency_ms, self.memory_bytes, self.min_accuracy)
 

@@ -16,6 +16,8 @@ from restnet_runtime.schemas import BatchAnswer, ClassScore, PredictAnswer, Pred
 from restnet_runtime.settings import ServeSettings
 from restnet_runtime.units import format_ms
 
+_HAND_OVER_MS = 1.0  # up to here a request has not waited for others, but for a thread to wake up
+
 
 class PredictService:
     """Answers prediction requests. Thread safe; every call blocks, so call it off the event loop."""
@@ -49,6 +51,7 @@ class PredictService:
         strict mode or under a floor of accuracy `InfeasibleError` when no route fits; in any mode while no route is loaded.
         """
         waited_ms = 0.0 if arrived_s is None else (time.perf_counter() - arrived_s) * 1e3
+        waited_ms = waited_ms if waited_ms >= _HAND_OVER_MS else 0.0
         if self._executor.current is None:
             raise InfeasibleError("no route is loaded yet")
         with self._batcher.attend() as run:
@@ -68,7 +71,7 @@ class PredictService:
             "route": answer.route.name,
             "macs": answer.route.macs,
             "latency_ms": round(answer.latency_ms, 3),  # microseconds: more digits are noise
-            **_budget_fields(decision, answer.latency_ms / len(payload.inputs), batched.queued_ms),
+            **_budget_fields(decision, answer.latency_ms / len(payload.inputs), batched.queued_ms + waited_ms),
         }
         best = best_classes(answer.logits, self._classes, payload.top_k or top_k or self._settings.top_k)
         if payload.single:
@@ -84,12 +87,12 @@ def _refusal(decision: Decision) -> str:
 
 
 def _budget_fields(decision: Decision, run_ms: float, queued_ms: float) -> dict[str, Any]:
-    """Whether the budget was met, as predicted and, for latency, as measured: per input, and with what was waited for a batch."""
+    """Whether the budget was met, as predicted and, for latency, as measured: per input, and with what was waited."""
     limit, latency_ms = decision.limits.latency_ms, run_ms + queued_ms
     if not decision.feasible:
         reason = decision.reason
     elif limit is not None and latency_ms > limit:
-        waiting = f" ({format_ms(queued_ms)} of it waiting for a batch)" if queued_ms >= 0.1 else ""
+        waiting = f" ({format_ms(queued_ms)} of it waiting)" if queued_ms >= 0.1 else ""
         reason = f"it took {format_ms(latency_ms)} per input{waiting}, and the limit is {format_ms(limit)}"
     else:
         return {"budget_met": True}

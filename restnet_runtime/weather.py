@@ -110,13 +110,13 @@ def _thermal(climate: Climate, rng: random.Random, times: Sequence[float]) -> It
 
 
 def _leak(climate: Climate, rng: random.Random, times: Sequence[float]) -> Iterator[Moment]:
-    """A neighbour takes 6 MB more each second, until half of what the routes differ by is gone; after 20 seconds it is killed."""
+    """A neighbour takes 6 MB more each second, until half of what the routes differ by is gone; after 15 seconds it is killed."""
     low, noise = (climate.small_bytes + climate.large_bytes) / 2, _wander(rng, 0.005)
     plenty = climate.large_bytes + 900 * _MB
     began = 0.0
     for t_s in times:
         memory = max(low, plenty - 6 * _MB * (t_s - began))
-        if t_s - began > (plenty - low) / (6 * _MB) + 20.0:
+        if t_s - began > (plenty - low) / (6 * _MB) + 15.0:
             began = t_s
         yield _moment(climate, t_s, memory=memory, cpu=next(noise))
 
