@@ -24,7 +24,7 @@ _BYTES = {
     "mib": 2**20,
     "gib": 2**30,
 }
-_SHARE = {"%": 0.01}
+_SHARE = {"%": 100}
 ALLOWED = "a number with FLOPs/MACs (K, M, G, T before it), us/ms/s, B/kB/MB/GB/KiB/MiB/GiB, or % for the least accuracy"
 
 
@@ -40,7 +40,7 @@ def parse_quantity(text: str) -> tuple[str, float]:
     number, unit = float(match["number"]), match["unit"].lower()
     for kind, units in (("macs", _MACS), ("latency_ms", _MS), ("memory_bytes", _BYTES), ("min_accuracy", _SHARE)):
         if unit in units:
-            value = number * units[unit]
+            value = number / 100 if kind == "min_accuracy" else number * units[unit]  # 95 x 0.01 is above 0.95
             if not 0 < value < math.inf:
                 raise UnitError(f"{text.strip()!r} must be above zero and finite")
             return kind, value

@@ -805,3 +805,60 @@ def test_openapi_documents_every_body_with_examples_that_work(served):
     for example in paths["/budget"]["put"]["requestBody"]["content"]["application/json"]["examples"].values():
         read_json(BudgetRequest, json.dumps(example["value"]).encode()).limits()
         assert client.put("/budget", json=example["value"]).status_code == 200
+
+
+def test_a_pinned_route_serves_until_it_is_let_go(served):
+    client = served.client
+    try:
+        answer = client.put("/pin", json={"route": "small"}).raise_for_status().json()
+        assert (answer["pin"], answer["decision"]["route"]) == ("small", "small")
+        assert client.post("/predict", content=png()).json()["route"] == "small"
+        assert client.get("/status").json()["pin"] == "small"
+        unknown = client.put("/pin", json={"route": "nobody"})
+        assert (unknown.status_code, unknown.json()["error"]) == (
+            422,
+            "there is no route 'nobody' in this bundle: /routes lists what there is",
+        )
+    finally:
+        free = client.delete("/pin").json()
+    assert (free["pin"], free["decision"]["route"]) == (None, "large")
+    assert client.get("/pin").json() == free
+
+
+def test_below_the_floor_a_request_is_refused(served):
+    client = served.client
+    assert client.post("/predict", params={"budget": "95%"}, content=png()).json()["route"] == "large"
+    macs = served.bundle.route("small").macs
+    refused = client.post("/predict", headers={"X-Restnet-Budget": f"{macs}MACs,90%"}, content=png())
+    assert refused.status_code == 503
+    assert "below the floor of accuracy none is tried" in refused.json()["error"]
+    client.put("/budget", json={"macs": macs, "min_accuracy": 0.9}).raise_for_status()
+    assert client.post("/predict", content=png()).status_code == 503
+    client.put("/budget", json={"macs": macs}).raise_for_status()
+    assert client.post("/predict", content=png()).json()["route"] == "small"
+
+
+def test_events_tell_each_switch_and_why(served):
+    client, told = served.client, []
+    with client.stream("GET", "/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        for line in stream.iter_lines():
+            if line.startswith("event: "):
+                told.append((line.removeprefix("event: "), None))
+            elif line.startswith("data: "):
+                told[-1] = (told[-1][0], json.loads(line.removeprefix("data: ")))
+                if told[-1][0] == "decision":
+                    client.put("/budget", json={"macs": served.bundle.route("small").macs})
+                if told[-1][0] == "switch":
+                    break
+    assert told[0][1]["route"] == "large"
+    assert (told[-1][1]["before"], told[-1][1]["after"]) == ("large", "small")
+    assert told[-1][1]["reason"] == "new budget: small is the most accurate that fits"
+
+
+def test_listeners_are_bounded(served):
+    served.app.state.events._most = 0
+    try:
+        assert served.client.get("/events").status_code == 503
+    finally:
+        served.app.state.events._most = 16
