@@ -81,7 +81,14 @@ class Limits:
     """
 
     def __init__(
-        self, reading: Reading, budget: Budget, margin: float, reserve_bytes: int, servers: int = 1, quickest_ms: float = 0.0
+        self,
+        reading: Reading,
+        budget: Budget,
+        margin: float,
+        reserve_bytes: int,
+        servers: int = 1,
+        quickest_ms: float = 0.0,
+        room: float = 0.1,
     ) -> None:
         own, available = reading.own_memory_bytes, reading.memory_available_bytes
         self.budget, self.own_bytes = budget, own
@@ -100,7 +107,7 @@ class Limits:
         limit = math.inf if budget.latency_ms is None else budget.latency_ms
         self.bounds = Bounds(macs, self._profiled(limit), min(exact, sensed), unprofiled)
         self.enter = Bounds(macs, self._profiled(limit, 1 + margin), min(exact, sensed / (1 + margin)), unprofiled)
-        self.clear = Bounds(macs, self._profiled(limit, 1 + 2 * margin), min(exact, sensed / (1 + margin)), unprofiled)
+        self.clear = Bounds(macs, self._profiled(limit, 1 + margin + room), min(exact, sensed / (1 + margin)), unprofiled)
         self.tolerate = Bounds(macs, self._profiled(limit * (1 + margin)), min(exact, sensed + reserve_bytes / 2), unprofiled)
 
     def _profiled(self, limit_ms: float, margin: float = 1.0) -> float:

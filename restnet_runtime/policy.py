@@ -52,7 +52,7 @@ class PolicySettings:
 
     up_after_ticks:        clean ticks before a climb
     dwell_s:               seconds after any switch before a climb
-    near_factor:           so many times the clean ticks for a route that enters by less than twice the margin
+    near_factor:           so many times the clean ticks for a route that enters by little: less than the margin beyond what it must
     margin:                share by which a noisy need must stay below its limit to enter
     margin_min:            the least that it becomes where requests are known to differ less
     memory_reserve_bytes:  kept free of what the device has available; a quarter of what routes differ by where that is less
@@ -197,10 +197,10 @@ def choose_for_request(
 def _limits(reading: Reading, budget: Budget, settings: PolicySettings, ladder: Ladder | None = None) -> Limits:
     margin, reserve = settings.margin, settings.memory_reserve_bytes
     if reading.tail is not None:  # how far requests differ is known, and what is smoothed over many of them differs less
-        margin = min(margin, max(settings.margin_min, reading.tail - 1.0))
+        margin = min(margin, max(settings.margin_min, (reading.tail - 1.0) / 2))
     if ladder is not None and 0 < ladder.spread_bytes < reserve:
         reserve = int(ladder.spread_bytes / 4)  # all that a switch can free is what routes differ by
-    return Limits(reading, budget, margin, reserve, settings.servers, 0.0 if ladder is None else ladder.quickest_ms)
+    return Limits(reading, budget, margin, reserve, settings.servers, 0.0 if ladder is None else ladder.quickest_ms, settings.margin)
 
 
 def _accurate(limits: Limits, rung: Rung) -> bool:

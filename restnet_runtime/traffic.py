@@ -30,7 +30,7 @@ class Traffic:
         self._waits_ms.append(waited_ms)
 
     def take(self, now_s: float) -> tuple[float | None, float | None, float | None]:
-        """(requests per second, squared coefficient of variation of the gaps, median wait in ms of those that began since the last call).
+        """(requests per second, local variation of the gaps, median wait in ms of those that began since the last call).
 
         `None` where too few came to tell; a first window is not judged before it is half over.
         """
@@ -50,11 +50,9 @@ class Traffic:
 
 
 def _variation(times: list[float]) -> float | None:
-    """Squared coefficient of variation of the gaps, at most 4: a longer silence is another rate, not variation."""
+    """Local variation of the gaps (Shinomoto): 0 for even ones, 1 where they come at random; a rate that changes does not count."""
     gaps = [after - before for before, after in pairwise(times)]
     if len(gaps) < _LEAST:
         return None
-    mean = sum(gaps) / len(gaps)
-    if mean <= 0:
-        return None
-    return min(4.0, sum((gap - mean) ** 2 for gap in gaps) / len(gaps) / mean**2)
+    parts = [((one - other) / (one + other)) ** 2 for one, other in pairwise(gaps) if one + other > 0]
+    return min(4.0, 3.0 * sum(parts) / len(parts)) if parts else None
