@@ -144,8 +144,8 @@ def write_page(page: Path, found: list[Replays], floors: list[Floor], picture: P
     page.write_text("\n".join(lines) + "\n")
 
 
-INTRODUCTION = """`restnet` is the server's own controller, run on a virtual clock; the others see the same requests, with the same noise in run times, and
-the device once a second. *over*: of the requests for which some route could have kept the budget, those that did not (*: above 2 %).
+INTRODUCTION = """`restnet` is the server's own controller, run on a virtual clock; the others see the same requests with the same noise,
+and the device once a second. *over*: of the requests for which some route could have kept the budget, those that did not (*: above 2 %).
 *won*: accuracy over always-small, as a share of what the oracle wins; an answer over the budget wins nothing. The oracle knows the whole
 trace and takes the best route for each second that keeps the budget for all requests in it; *of each* is the share of what an oracle wins
 that chooses for each request, knowing how long that very run will take. *two anchors, reload*: a small and a large network of which one is

@@ -18,10 +18,9 @@ class Reading:
     load_1m:                 1-minute load average
     cpu_quota_cores:         CPU time that the cgroup grants, in cores (0.5 = half a core); `None` when unlimited or unknown
     slowdown:                recent measured latency over the profiled latency of the routes that served it (EWMA), 1.0 = as profiled
-    tail:                    what 98.5 of 100 recent requests stayed within, over their median, at least 1.0; 1.1 = the slow ones take a
-                             tenth more
+    tail:                    what 97 of 100 recent requests stayed within, over their median, at least 1.0
     requests_per_s:          requests that arrived lately, per second
-    gap_variation:           squared coefficient of variation of the gaps between them: 0 = a metronome, 1 = at random
+    gap_variation:           local variation of the gaps between them: 0 = a metronome, 1 = at random
     waiting_ms:              how long the latest requests waited before they ran
     """
 
