@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
+from restnet_runtime.allowance import Allowance
 from restnet_runtime.budget import Budget
 from restnet_runtime.decision_log import Status, Switch
 from restnet_runtime.errors import NotLoadedError, UnitError
@@ -78,7 +79,7 @@ class Controller:
         self._wall = wall
         self._served = Served(affinity_cores())
         self._slowdown = self._served.slowdown
-        self._watch, self._traffic = Watch(), Traffic()
+        self._watch, self._traffic, self._allowance = Watch(), Traffic(), Allowance()
         self._observed: float | None = None  # the slowdown of now
         self._blind = True  # the last reading failed, or there was none
         self._beat = 0
@@ -172,10 +173,13 @@ class Controller:
             return False
         self._slowdown.observe(ratio, profile.threads)
         self._served.observe(route, latency_ms, profile)
-        late = self._watch.observe(ratio, self._clock())
-        if late:
+        now_s, decision, limit_ms = self._clock(), self._standing.decision, self._standing.budget.latency_ms
+        over = limit_ms is not None and latency_ms + self._traffic.waited_ms > limit_ms
+        self._allowance.observe(now_s, ratio, over and (decision is None or decision.feasible))
+        longer = self._watch.observe(ratio, now_s)
+        if longer:
             self._wake.set()
-        return late
+        return longer
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """From now on readings have the queue's depth. depth: requests that wait or run; quick, and safe from any thread."""
@@ -216,6 +220,7 @@ class Controller:
         with self._sensing:
             self._observed = self._slowdown.tick()
             self._watch.alarm(self._clock())
+            self._allowance.change(self._clock())
             self._again()
 
     def _beat_once(self) -> None:
@@ -239,7 +244,18 @@ class Controller:
         rate, variation, waiting_ms = self._traffic.take(now_s)
         slowdown = self._watch.slowdown(self._observed, now_s)
         tail = self._watch.take(slowdown)
-        seen = replace(reading, slowdown=slowdown, tail=tail, requests_per_s=rate, gap_variation=variation, waiting_ms=waiting_ms)
+        credit, ceilings = self._allowance.take(now_s, rate)
+        self._watch.patient = credit > 0.5
+        seen = replace(
+            reading,
+            slowdown=slowdown,
+            tail=tail,
+            credit=credit,
+            ceilings=ceilings,
+            requests_per_s=rate,
+            gap_variation=variation,
+            waiting_ms=waiting_ms,
+        )
         return self._served.complete(seen, now_s)
 
     def reconsider(self) -> None:
@@ -256,8 +272,7 @@ class Controller:
         Where both narrow nothing, the last decision. Raises `InfeasibleError` while no route is loaded.
         """
         standing, reading, decision = self._standing
-        if waited_ms > 0:
-            self._traffic.wait(waited_ms)
+        self._traffic.wait(waited_ms)
         both = standing if budget == _NO_LIMITS else standing.narrowed(budget)
         loaded, caution = self._executor.loaded, self._watch.caution
         stands = decision is not None and not caution and (both is standing or both == standing) and decision.route in loaded
@@ -267,7 +282,7 @@ class Controller:
         if limit_ms is not None:
             both = replace(both, latency_ms=max(1e-9, limit_ms - waited_ms))
         # What it waits for is known here: the wait to expect is left out.
-        reading = replace(reading or Reading(), requests_per_s=None)
+        reading = replace(reading or Reading(), requests_per_s=None, credit=None)
         if caution:
             reading = replace(reading, slowdown=max(caution, reading.slowdown or 0.0))
         ladder = self._loaded_ladder(loaded)

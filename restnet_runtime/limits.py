@@ -14,6 +14,8 @@ BUSIEST = 0.9
 """The share of its time that a route may be busy: beyond it a queue grows faster than it is noticed."""
 CAUGHT = 0.005
 """Of the requests, those that may come so early in a run of another that no route makes up for it."""
+CAUTION = {4: 0.04, 15: 0.015, 60: 0.005}
+"""What is added to a ceiling, by the seconds over which it was seen: the fewer, the less sure."""
 LOOK_AHEAD_S = 1.0
 """How far ahead a queue that grows is looked at."""
 
@@ -109,6 +111,18 @@ class Limits:
         self.bounds = Bounds(macs, self._profiled(limit), min(exact, sensed), unprofiled)
         self.enter = Bounds(macs, self._profiled(limit, 1 + margin), min(exact, sensed / (1 + margin)), unprofiled)
         self.clear = Bounds(macs, self._profiled(limit, 1 + margin + room), min(exact, sensed / (1 + margin)), unprofiled)
+        self.stay = self.bounds
+        if reading.credit and self.tail > 1.0:
+            borne = (1.0 + (self.tail - 1.0) * (1.0 - reading.credit)) / self.tail
+            self.stay = Bounds(macs, self._profiled(limit, borne), min(exact, sensed), unprofiled)
+        self.near: dict[int, float] | None = None
+        """By seconds of observation, the longest profiled latency of a route that would have kept the limit over so many."""
+        if reading.ceilings and limit < math.inf:
+            now = self.slowdown * self.tail
+            self.near = {
+                window_s: min(self.bounds.latency_ms, self._profiled(limit, ceiling / now * (1.0 + CAUTION.get(window_s, 0.0))))
+                for window_s, ceiling in reading.ceilings.items()
+            }
         self.tolerate = Bounds(macs, self._profiled(limit * (1 + margin)), min(exact, sensed + reserve_bytes / 2), unprofiled)
 
     def _profiled(self, limit_ms: float, margin: float = 1.0) -> float:

@@ -123,6 +123,8 @@ class Decision:
 
 
 DEFAULTS = PolicySettings()
+_TICKS = 4  # decisions a second
+_LONGEST = 60 * _TICKS
 
 
 def decide(
@@ -152,13 +154,13 @@ def decide(
             start = replace(start, switched_s=now_s)
         why = "afresh" if history.budget is None else "new budget" if current is not None else f"{history.current} is gone"
         return _decision(limits, chosen, start, f"{why}: {chosen.name} is the most accurate that fits")
-    if _fits(limits, current):
+    if _bears(limits, current):
         return _stay_or_climb(limits, ladder, current, history, now_s, settings)
 
     chosen = _best(limits, ladder) or _pick(limits, ladder, current)
     if chosen is current:
         return _decision(limits, current, _cleaned(history, {}), "")
-    patience, near = _patience(history, now_s, settings), _near_patience(limits, current, history, settings)
+    patience, near = _patience(limits, history, now_s, settings), _near_patience(limits, current, history, settings)
     fallen = History(chosen.name, budget, {}, patience, switched_s=now_s, climbed_s=None, near_ticks=near)
     return _decision(limits, chosen, fallen, f"{current.name} no longer fits: {_broken(limits, current)}; {_instead(limits, chosen)}")
 
@@ -188,8 +190,8 @@ def choose_for_request(
     pinned, serving = ladder.find(pin), ladder.find(current)
     if pinned is not None:
         return _decision(limits, pinned, History(), f"pinned to {pinned.name} by the operator")
-    if serving is not None and _fits(limits, serving):
-        return _decision(limits, serving, History(), f"{serving.name} serves and fits")
+    if serving is not None and _bears(limits, serving):
+        return _decision(limits, serving, History(), f"{serving.name} serves and fits", borne=True)
     chosen = _pick(limits, ladder)
     return _decision(limits, chosen, History(), f"for this request {chosen.name} is the most accurate that fits")
 
@@ -210,6 +212,11 @@ def _accurate(limits: Limits, rung: Rung) -> bool:
 
 def _fits(limits: Limits, rung: Rung) -> bool:
     return limits.bounds.hold(rung) and _accurate(limits, rung)
+
+
+def _bears(limits: Limits, rung: Rung) -> bool:
+    """Does it fit, or not quite while there is credit?"""
+    return limits.stay.hold(rung) and _accurate(limits, rung)
 
 
 def _best(limits: Limits, ladder: Ladder) -> Rung | None:
@@ -237,17 +244,29 @@ def _pick(limits: Limits, ladder: Ladder, current: Rung | None = None) -> Rung:
 
 
 def _stay_or_climb(limits: Limits, ladder: Ladder, current: Rung, history: History, now_s: float, settings: PolicySettings) -> Decision:
-    clear = limits.clear
-    better = ladder.holding(limits.enter, min(current.merit, ladder.above(limits.budget.min_accuracy)))
+    clear, near = limits.clear, limits.near
+    better = ladder.holding(limits.enter if near is None else limits.bounds, min(current.merit, ladder.above(limits.budget.min_accuracy)))
     before = history.clean_ticks
     clean = {rung.name: before.get(rung.name, 0) + 1 for rung in better}
     patience = max(history.patience_ticks, settings.up_after_ticks)
     slow = max(history.near_ticks, patience * settings.near_factor)
-    ripe = next((rung for rung in better if clean[rung.name] >= (patience if clear.hold(rung) else slow)), None)
+    if near is None:
+        ripe = next((rung for rung in better if clean[rung.name] >= (patience if clear.hold(rung) else slow)), None)
+    else:
+        slow = max(history.near_ticks, patience)
+        reach = max((most for window_s, most in near.items() if window_s * _TICKS >= min(slow, _LONGEST)), default=0.0)
+        ripe = next(
+            (
+                rung
+                for rung in better
+                if (clean[rung.name] >= patience and clear.hold(rung)) or (rung.latency_ms <= reach and clean[rung.name] >= slow)
+            ),
+            None,
+        )
     name = current.name
     if ripe is not None and (history.switched_s is None or now_s - history.switched_s >= settings.dwell_s):
-        near = not clear.hold(ripe)
-        climbed = History(ripe.name, history.budget, clean, history.patience_ticks, now_s, now_s, history.near_ticks, near)
+        close = not clear.hold(ripe)
+        climbed = History(ripe.name, history.budget, clean, history.patience_ticks, now_s, now_s, history.near_ticks, close)
         return _decision(limits, ripe, climbed, f"{ripe.name} is better than {name} and has fitted for {clean[ripe.name]} ticks")
     reason = f"{name} stays: nothing better fits"
     if better:
@@ -255,7 +274,7 @@ def _stay_or_climb(limits: Limits, ladder: Ladder, current: Rung, history: Histo
         ticks = patience if clear.hold(best) else slow
         wait = "the dwell to end" if ripe is not None else f"tick {clean[best.name]} of {ticks}"
         reason = f"{name} stays: {best.name} fits, waiting ({wait})"
-    return _decision(limits, current, _cleaned(history, clean), reason)
+    return _decision(limits, current, _cleaned(history, clean), reason, borne=True)
 
 
 def _cleaned(before: History, clean: Mapping[str, int]) -> History:
@@ -272,9 +291,9 @@ def _cleaned(before: History, clean: Mapping[str, int]) -> History:
     )
 
 
-def _patience(history: History, now_s: float, settings: PolicySettings) -> int:
+def _patience(limits: Limits, history: History, now_s: float, settings: PolicySettings) -> int:
     """Clean ticks to ask for after a fall: twice as many when the climb before it is to be regretted."""
-    if history.climbed_s is None:
+    if history.climbed_s is None or (history.climbed_near and limits.near is not None):
         return history.patience_ticks
     stayed_s = now_s - history.climbed_s
     patience = max(history.patience_ticks, settings.up_after_ticks)
@@ -290,12 +309,13 @@ def _near_patience(limits: Limits, current: Rung, history: History, settings: Po
         return 0  # it is another day
     if not history.climbed_near:
         return history.near_ticks
-    return min(4 * max(history.near_ticks, settings.near_factor * settings.up_after_ticks), 16 * settings.patience_max_ticks)
+    least = 4 * 4 if limits.near is not None else settings.near_factor * settings.up_after_ticks
+    return min(4 * max(history.near_ticks, least), 16 * settings.patience_max_ticks)
 
 
-def _decision(limits: Limits, chosen: Rung, history: History, reason: str) -> Decision:
+def _decision(limits: Limits, chosen: Rung, history: History, reason: str, borne: bool = False) -> Decision:
     """The one place that says whether the chosen route fits; where it does not, the reason is that."""
-    feasible, predicted_ms = _fits(limits, chosen), limits.predicted_ms(chosen)
+    feasible, predicted_ms = borne or _fits(limits, chosen), limits.predicted_ms(chosen)
     if feasible:
         return Decision(chosen.name, True, reason, limits.in_force(), history, False, predicted_ms)
     text = f"{chosen.name} serves although it does not fit: {_broken(limits, chosen)}"

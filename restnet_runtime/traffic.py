@@ -17,6 +17,8 @@ class Traffic:
         self._waits_ms: deque[float] = deque(maxlen=256)
         self.arrived = 0
         """Since the start; two threads that count at once may lose one."""
+        self.waited_ms = 0.0
+        """What the latest waited."""
         self._since_s: float | None = None
 
     def arrive(self, now_s: float) -> None:
@@ -27,7 +29,9 @@ class Traffic:
 
     def wait(self, waited_ms: float) -> None:
         """A request begins to run, after so long."""
-        self._waits_ms.append(waited_ms)
+        self.waited_ms = waited_ms
+        if waited_ms > 0:
+            self._waits_ms.append(waited_ms)
 
     def take(self, now_s: float) -> tuple[float | None, float | None, float | None]:
         """(requests per second, local variation of the gaps, median wait in ms of those that began since the last call).

@@ -19,6 +19,7 @@ _TREND_SURE = 4.0  # standard errors
 _TREND_S = 8.0
 _AHEAD_S = 0.5
 _RELIEF = 5
+_STARTING = 60
 _RELIEF_RATIO = 0.93
 
 
@@ -35,6 +36,9 @@ class Watch:
         self._fresh = 0
         self._alarm_s = -math.inf
 
+        self.patient = False
+        """Few were late: more of them are asked for before an alarm."""
+        self._starting = _STARTING
         self.caution = 0.0
         """The slowdown that the latest request showed, where it was far more than is known: the next one goes by it."""
 
@@ -50,6 +54,8 @@ class Watch:
         self.caution = ratio if ratio > self._far_longer else 0.0
         flags = self._flags
         flags.append(0 if ratio <= self._long else 1 if ratio <= self._very_long else 2)
+        if self.patient:
+            return flags[-1] > 0 and flags[-2] > 0 and flags[-3] > 0 and sum(flags) >= 5
         return flags[-1] > 0 and (flags[-1] + flags[-2] == 4 or sum(1 for flag in flags if flag) >= 3)
 
     def alarm(self, now_s: float) -> None:
@@ -66,6 +72,8 @@ class Watch:
         """
         latest = list(self._latest)
         shown = smoothed or 0.0
+        if self._starting > 0 and latest:  # nothing is known from before that the average could begin with
+            shown = median(ratio for _, ratio in latest)
         if latest and now_s - self._alarm_s < _HOLD_S:
             newest = median(ratio for _, ratio in latest[-5:])
             if shown >= newest * 0.97:
@@ -81,6 +89,7 @@ class Watch:
         What a change of the slowdown itself makes late is no tail: only ratios of calm times count.
         """
         ratios = [self._pending.popleft() for _ in range(len(self._pending))]
+        self._starting -= len(ratios)
         if slowdown is None:
             return None
         if ratios and 1 / _CALM < median(ratios) / slowdown < _CALM:
