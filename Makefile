@@ -14,7 +14,7 @@ DEV_ENV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format serve bench bench-exporter bench-precision bundle clean
+.PHONY: help demo test test-slow lint format serve bench bench-exporter bench-precision bench-controller bundle clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
@@ -84,6 +84,10 @@ bench-precision: $(DEV_ENV) ## Int8: latency, accuracy, size and the joint front
 	$(TUNING) --int8 --modes full --steps 1400 --shift 2 --teacher 44
 	$(BIN)/python benchmarks/int8_accuracy.py --bundles $(CIFAR)/20-56-lossless-restnet/full --picture docs/int8.png --json $(INT8)/03-tuned.json
 	$(BIN)/python benchmarks/int8_page.py $(INT8)/*.json
+
+bench-controller: $(DEV_ENV) ## The controller on made traces, beside what one would do without it, and docs/controller.md; minutes
+	$(BIN)/python benchmarks/decision.py --json $(RESULTS)/decision.json
+	$(BIN)/python benchmarks/replay.py --page docs/controller.md --picture docs/replay.png --json build/benchmarks/replay.json
 
 bundle: $(DEMO_ENV) ## Make the digits bundle that ships anew
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/bundle.sh

@@ -1,7 +1,7 @@
 """Int8 routes of CIFAR-10 ResNets: what they lose against fp32, what the bundle grows by, and what the joint front is worth.
 
-Without --bundles a family of twelve routes is exported without tuning for each set of images; $RESTNET_SHARED has the checkpoints and images. The latencies
-are of compiled routes on one thread, all in turns.
+Without --bundles a family of twelve routes is exported without tuning for each set of images; $RESTNET_SHARED has the checkpoints and
+images. The latencies are of compiled routes on one thread, all in turns.
 
   python benchmarks/int8_accuracy.py --picture docs/int8.png
   python benchmarks/cifar_tuning.py --int8 --modes full --steps 1400 --shift 2 --teacher 44

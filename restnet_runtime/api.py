@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -9,16 +10,17 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from restnet_runtime import __version__
-from restnet_runtime.api_docs import BUDGET_BODY, PREDICT_BODY, PREDICT_PARAMETERS
+from restnet_runtime.api_docs import BUDGET_BODY, PIN_BODY, PREDICT_BODY, PREDICT_PARAMETERS
 from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
 from restnet_runtime.errors import InfeasibleError, InputError, RequestError, RestnetError, UnitError
+from restnet_runtime.events import Events
 from restnet_runtime.executor import Executor
 from restnet_runtime.loader import Progress
 from restnet_runtime.npy import MAGIC
@@ -31,6 +33,8 @@ from restnet_runtime.schemas import (
     BudgetRequest,
     ErrorAnswer,
     HealthAnswer,
+    PinAnswer,
+    PinRequest,
     PredictAnswer,
     QueueAnswer,
     RoutesAnswer,
@@ -39,7 +43,7 @@ from restnet_runtime.schemas import (
 )
 from restnet_runtime.service import PredictService
 from restnet_runtime.settings import ServeSettings
-from restnet_runtime.status import describe_budget, describe_routes, describe_server
+from restnet_runtime.status import describe_budget, describe_pin, describe_routes, describe_server
 
 BUDGET_HEADER = "X-Restnet-Budget"
 STATUS_OF: dict[type[Exception], int] = {
@@ -74,6 +78,7 @@ def create_app(
     service = PredictService(executor, controller, settings, batcher)
     pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
     receiver = Receiver(settings)
+    events = Events(controller)
     in_flight = 0
     controller.watch_queue(lambda: in_flight)
 
@@ -88,6 +93,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        events.close()
         pool.shutdown()
 
     app = FastAPI(
@@ -102,6 +108,7 @@ def create_app(
         **_without_telemetry(),
     )
     _answer_errors(app)
+    app.state.events = events
 
     @app.post(
         "/predict",
@@ -117,7 +124,8 @@ def create_app(
         content_type = request.headers.get("content-type", "")
         body = await receiver.read(request)
         kind = body_kind(content_type, body)
-        work = partial(service.predict, kind, content_type, body, top_k=top_k, budget=budget)
+        controller.arrive()
+        work = partial(service.predict, kind, content_type, body, top_k=top_k, budget=budget, arrived_s=time.perf_counter())
         refuse_overload()  # others may have come while the body did
         in_flight += 1
         try:
@@ -141,6 +149,36 @@ def create_app(
             return describe_budget(controller)
 
         return _json(await _off_loop(replace))
+
+    @app.get("/pin", responses={200: {"model": PinAnswer}})
+    def get_pin() -> Response:
+        """The route that all requests are to run on, if one was pinned."""
+        return _json(describe_pin(controller))
+
+    @app.put("/pin", responses={200: {"model": PinAnswer}, **_ERRORS}, openapi_extra={"requestBody": PIN_BODY})
+    async def put_pin(request: Request) -> Response:
+        """Keep to one route, whatever it costs. Where it is not loaded yet, the budget decides until it is."""
+        route = read_json(PinRequest, await receiver.read(request)).route
+        known = [one.name for one in executor.bundle.routes]
+        if route not in known:
+            raise InputError(f"there is no route {route[:60]!r} in this bundle: /routes lists what there is")
+        return _json(await _off_loop(partial(_pin, route)))
+
+    @app.delete("/pin", responses={200: {"model": PinAnswer}})
+    async def delete_pin() -> Response:
+        """Let the budget decide again."""
+        return _json(await _off_loop(partial(_pin, None)))
+
+    def _pin(route: str | None) -> PinAnswer:
+        controller.pin = route
+        return describe_pin(controller)
+
+    @app.get("/events", responses={200: {"content": {"text/event-stream": {}}}, 503: {"model": ErrorAnswer}})
+    async def get_events() -> Response:
+        """Server-sent events: `decision` at first, then each `switch` with its reason, and each `reading` of the device."""
+        if events.full:
+            raise HTTPException(503, "as many listeners as are allowed are here already: try again", _TRY_AGAIN)
+        return StreamingResponse(events.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @app.get("/routes", responses={200: {"model": RoutesAnswer}})
     def get_routes() -> Response:

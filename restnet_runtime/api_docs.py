@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from restnet_runtime.schemas import BUDGET_EXAMPLE, BudgetRequest, PredictRequest
+from restnet_runtime.schemas import BUDGET_EXAMPLE, BudgetRequest, PinRequest, PredictRequest
 
 _PNG_BASE64 = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 _BINARY = {"type": "string", "format": "binary"}
@@ -81,6 +81,16 @@ PREDICT_PARAMETERS: list[dict[str, Any]] = [
         "example": BUDGET_EXAMPLE,
     },
 ]
+
+PIN_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": PinRequest.model_json_schema(),
+            "examples": {"route": {"summary": "by the name that /routes has", "value": {"route": "cnn-s"}}},
+        }
+    },
+}
 
 BUDGET_BODY: dict[str, Any] = {
     "required": True,

@@ -8,6 +8,9 @@ from restnet_runtime.budget import Budget
 from restnet_runtime.engine import Engine
 from restnet_runtime.errors import CompileError
 from restnet_runtime.executor import Executor, preparation_order
+from restnet_runtime.explain import Verdict
+from restnet_runtime.explain import explain as explain_routes
+from restnet_runtime.explain import render as render_verdicts
 from restnet_runtime.front import outdone
 from restnet_runtime.loader import Loader
 from restnet_runtime.machine import describe_machine
@@ -58,6 +61,7 @@ class Benchmark:
     threads:    the most that one of the three runs on
     load_ms:    median of making a route resident from a warm compiled cache: what a reload on the request path would cost;
                 `None` for a bundle of one route, which cannot be released
+    explanation: every route with what rules it out, where asked for
     """
 
     bundle: str
@@ -75,13 +79,14 @@ class Benchmark:
     load_ms: float | None
     threads: int
     machine: dict[str, str | int]
+    explanation: list[Verdict] | None = None
 
     def document(self) -> dict[str, object]:
         """As JSON-ready values."""
         return asdict(self)
 
 
-def run_benchmark(engine: Engine, budget: Budget, runs: int) -> Benchmark:
+def run_benchmark(engine: Engine, budget: Budget, runs: int, *, explain: bool = False) -> Benchmark:
     """Load every route, choose under `budget` as the policy does, and measure the choice beside its neighbours on the front.
 
     Raises `CompileError` when not one route can be loaded.
@@ -93,6 +98,7 @@ def run_benchmark(engine: Engine, budget: Budget, runs: int) -> Benchmark:
     if not executor.loaded:
         raise CompileError(f"no route could be loaded: {failed}")
     decision = choose(executor, budget)
+    explanation = explain_routes(candidates(executor), decision) if explain else None
     chosen = executor.bundle.route(decision.route)
     loaded = [route for route in executor.bundle.routes if route.name in executor.loaded]
     cheaper, dearer = neighbours(chosen, loaded, {route.name: executor.profile(route.name) for route in loaded})
@@ -121,13 +127,19 @@ def run_benchmark(engine: Engine, budget: Budget, runs: int) -> Benchmark:
         load_ms=percentile(load_ms, 0.5) if load_ms else None,
         threads=max(one.threads for one in figures.values()),
         machine=describe_machine(),
+        explanation=explanation,
     )
+
+
+def candidates(executor: Executor) -> list[Candidate]:
+    """The routes that are loaded, with their profiles."""
+    loaded = set(executor.loaded)
+    return [Candidate(route, executor.profile(route.name)) for route in executor.bundle.routes if route.name in loaded]
 
 
 def choose(executor: Executor, budget: Budget) -> Decision:
     """What the policy says under `budget` alone, of the routes that are loaded: neither history nor the device's state count."""
-    routes = [route for route in executor.bundle.routes if route.name in executor.loaded]
-    return decide(Reading(), budget, [Candidate(route, executor.profile(route.name)) for route in routes], History(), now_s=0.0)
+    return decide(Reading(), budget, candidates(executor), History(), now_s=0.0)
 
 
 def neighbours(
@@ -195,6 +207,8 @@ def render(benchmark: Benchmark) -> str:
         f"a switch costs {format_ms(benchmark.switch_ms)}"
         + ("" if benchmark.load_ms is None else f"; loading a route would cost {format_ms(benchmark.load_ms)}"),
     ]
+    if benchmark.explanation is not None:
+        lines += ["", render_verdicts(benchmark.explanation)]
     lines += [f"route {name} cannot be loaded: {why}" for name, why in benchmark.failed.items()]
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from restnet_runtime import __version__
 from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
-from restnet_runtime.errors import CompileError, RestnetError, UnitError
+from restnet_runtime.errors import CompileError, RestnetError, TraceError, UnitError
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.providers import NAMES
 from restnet_runtime.signals import TerminatedError, terminable, unwind_if_told
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _FIRST_ROUTE_S = 120.0
 BUDGET_HELP = (
     "upper limits, separated by commas, any subset: cost as 200MFLOPs or 200MMACs (both count one multiply-accumulate as one, "
-    "as the stitching literature does), latency as 30ms, memory as 150MB"
+    "as the stitching literature does), latency as 30ms, memory as 150MB; and as 90%% the least accuracy, below which requests are refused"
 )
 
 
@@ -70,6 +70,26 @@ def _wait(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from error
     if kind != "latency_ms" or value > 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a wait: give 0 to 1s, as in 2ms")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1")
+    return value
+
+
+def _accuracy(text: str) -> float:
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an accuracy: give 0.9 or 90%") from error
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1, or 100%")
     return value
 
 
@@ -142,6 +162,16 @@ def serve(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="keep routes loaded that another one outdoes on this device: at least as accurate, as quick and as small",
     )
+    parser.add_argument(
+        "--min-accuracy",
+        type=_accuracy,
+        metavar="A",
+        help="refuse requests (503) rather than answer below this accuracy, as 0.9 or 90%% (also part of --budget: 30ms,90%%)",
+    )
+    parser.add_argument("--pin", metavar="ROUTE", help="run every request on this route, whatever it costs")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write what the device leaves, once a second, as a trace for restnet-bench --trace"
+    )
     parser.add_argument("--max-body", type=_positive(int), default=16_000_000, metavar="BYTES", help="longest request body (16 MB)")
     parser.add_argument(
         "--workers",
@@ -175,7 +205,7 @@ def _serve(args: argparse.Namespace) -> int:
     # Here and not above: the other commands need no HTTP.
     from restnet_runtime.server import listen, run_server, url_of
     from restnet_runtime.settings import ServeSettings
-    from restnet_runtime.threads import usable_cores
+    from restnet_runtime.threads import affinity_cores, usable_cores
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     batching = BatchSettings(args.batching, args.batch_wait, args.batch_max)
@@ -186,7 +216,9 @@ def _serve(args: argparse.Namespace) -> int:
         workers=args.workers or max(usable_cores(), 1 if batching.mode == "off" else batching.max_batch),
         max_in_flight=args.max_in_flight,
     )
-    with listen(args.host, args.port) as listener:  # first, so that a taken port costs no loading
+    if args.min_accuracy is not None:
+        args.budget = args.budget.narrowed(Budget(min_accuracy=args.min_accuracy))
+    with ExitStack() as stack, listen(args.host, args.port) as listener:  # first, so that a taken port costs no loading
         engine = _open(args, batching)
         bundle = engine.executor.bundle
         print(f"serving {bundle.manifest.name} ({len(bundle.routes)} routes) from {bundle.path}, budget {args.budget}")
@@ -198,8 +230,12 @@ def _serve(args: argparse.Namespace) -> int:
                     engine.wait_ready(_FIRST_ROUTE_S)
             from restnet_runtime.api import create_app  # not above: for this reason, and the other commands need no HTTP
 
+            if args.record is not None:
+                from restnet_runtime.recorder import Recorder
+
+                stack.enter_context(Recorder(args.record, engine.controller, affinity_cores(), args.interval))
             app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher)
-            run_server(app, listener, ready=unwind_if_told)
+            run_server(app, listener, ready=unwind_if_told, stopping=app.state.events.close)
     return 0
 
 
@@ -215,6 +251,18 @@ def bench(argv: Sequence[str] | None = None) -> int:
         "ALL, as many threads): latency in turns, load time, outputs compared first; and the memory of all routes beside that of one "
         "plain session for each, in processes of their own. Takes a few seconds for each route",
     )
+    parser.add_argument("--explain", action="store_true", help="list every route too, with the limit of the budget that rules it out")
+    parser.add_argument(
+        "--trace",
+        action="append",
+        metavar="NAME|FILE",
+        help="instead: replay what a device leaves over time on a virtual clock, by our policy and by others, with this device's profiles: "
+        "steady, steps, sawtooth, bursts, thermal, leak, diurnal, all, or a CSV that restnet-serve --record wrote; several may be given. "
+        "Without a latency in --budget it is that of the most accurate route and a third",
+    )
+    parser.add_argument("--arrivals", choices=("even", "random"), default="even", help="with --trace: how requests come (default: even)")
+    parser.add_argument("--spread", type=_share, metavar="S", help="with --trace: of run times, as 0.03 (default: as the profiles have it)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="with --trace: a picture (PNG, SVG); needs matplotlib")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
     args = parser.parse_args(argv)
     return _run("restnet-bench", lambda: _bench(args))
@@ -223,17 +271,51 @@ def bench(argv: Sequence[str] | None = None) -> int:
 def _bench(args: argparse.Namespace) -> int:
     if args.compare is not None:
         return _compare(args)
+    if args.trace is not None:
+        return _replay(args)
+    if args.plot is not None:
+        raise TraceError("--plot draws what --trace replays: give both, or neither")
     from restnet_runtime.bench import render, run_benchmark
 
     engine = _open(args)
     try:
-        result = run_benchmark(engine, args.budget, args.runs)
+        result = run_benchmark(engine, args.budget, args.runs, explain=args.explain)
     finally:
         engine.stop()
     print(render(result))
     if args.json is not None:
         args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
     return 0 if result.feasible else 1
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from restnet_runtime.replay_bench import run_replays
+    from restnet_runtime.replays import render
+
+    for file in (args.json, args.plot):
+        if file is not None:
+            _check_writable(file)
+    engine = _open(args)
+    try:
+        result = run_replays(
+            engine,
+            args.budget,
+            args.trace,
+            spread=args.spread,
+            at_random=args.arrivals == "random",
+            on_trace=lambda name: _show_step(f"{name} ..."),
+        )
+    finally:
+        engine.stop()
+        _show_step("")
+    print(render(result))
+    if args.json is not None:
+        args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
+    if args.plot is not None:
+        from restnet_runtime.replay_plot import plot
+
+        plot(result, args.plot)
+    return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -313,4 +395,5 @@ def _open(args: argparse.Namespace, batching: BatchSettings | Mode = "off") -> "
         cache_bytes=args.cache_size,
         batching=batching,
         keep_all=getattr(args, "keep_all", False),
+        pin=getattr(args, "pin", None),
     )

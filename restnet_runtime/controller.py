@@ -1,91 +1,40 @@
-"""The controller: at every tick one reading, one decision, at most one switch. A thread of its own, off the request path."""
+"""The controller: at every tick one reading, one decision, at most one switch. A thread of its own, off the request path.
+
+The device is read once in `interval_s`. Between two readings it decides `BEATS` times on the last one with what requests have told since,
+and at once when they say that they have become late. A request that has waited already is moved to a route that makes up for it.
+"""
 
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
+from restnet_runtime.allowance import Allowance
 from restnet_runtime.budget import Budget
+from restnet_runtime.decision_log import Status, Switch
 from restnet_runtime.errors import NotLoadedError, UnitError
-from restnet_runtime.policy import DEFAULTS, Candidate, Decision, History, PolicySettings, choose_for_request, decide, in_force
-from restnet_runtime.profile import RouteProfile
+from restnet_runtime.ladder import Candidate, Ladder
+from restnet_runtime.policy import DEFAULTS, Decision, History, PolicySettings, choose_for_request, decide, in_force
 from restnet_runtime.reading import Reading
-from restnet_runtime.routes import Route
 from restnet_runtime.served import Served
+from restnet_runtime.switchable import ReadingSource, Switchable
 from restnet_runtime.threads import affinity_cores
+from restnet_runtime.traffic import Traffic
+from restnet_runtime.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _TRIES = 3
 _NONE_LOADED = "no route is loaded"
-
-
-class RouteSource(Protocol):
-    """What the controller needs of a bundle."""
-
-    @property
-    def routes(self) -> Sequence[Route]: ...
-
-
-class Switchable(Protocol):
-    """What the controller needs of `executor.Executor`. All of it is quick and safe from any thread."""
-
-    @property
-    def bundle(self) -> RouteSource: ...
-    @property
-    def current(self) -> Route | None: ...
-    @property
-    def loaded(self) -> tuple[str, ...]: ...
-    def profile(self, name: str, /) -> RouteProfile | None: ...
-    def switch(self, name: str, /) -> None: ...
-
-
-class ReadingSource(Protocol):
-    """What the controller needs of `sensors.Sensors`."""
-
-    def read(self) -> Reading: ...
-
-
-@dataclass(frozen=True)
-class Switch:
-    """One entry of the log.
-
-    at_s:           seconds since the epoch
-    before, after:  names of routes; `before` is empty when none served
-    feasible:       whether `after` fitted
-    """
-
-    at_s: float
-    before: str
-    after: str
-    feasible: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class Status:
-    """A snapshot.
-
-    decision:  the last one; `None` until a tick finds a loaded route
-    reading:   the last one; `None` before it
-    wanted:    the route that would be chosen afresh were every route loaded
-    problem:   what went wrong in the last tick; `None` when nothing did
-    switches:  the latest, oldest first
-    running:   whether the thread is
-    """
-
-    budget: Budget
-    decision: Decision | None
-    reading: Reading | None
-    wanted: str | None
-    problem: str | None
-    switches: tuple[Switch, ...]
-    running: bool
+BEATS = 4
+"""Decisions in the time between two readings."""
+_NO_LIMITS = Budget()
+_ENOUGH = 8  # requests of which the median is worth taking into the slowdown between two readings
 
 
 class _Standing(NamedTuple):
@@ -99,7 +48,8 @@ class _Standing(NamedTuple):
 class Controller:
     """Keeps an executor on the best of its loaded routes that fits the budget.
 
-    interval_s:   seconds between ticks of the thread
+    interval_s:   seconds between two looks at the device
+    pin:          the route that an operator wants whatever it costs, if one
     log_length:   how many switches are kept
     clock, wall:  seconds that never step back, for the policy; seconds since the epoch, for the log
 
@@ -117,6 +67,7 @@ class Controller:
         log_length: int = 256,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        pin: str | None = None,
     ) -> None:
         if not 0 < interval_s < math.inf:
             raise UnitError(f"controller interval {interval_s!r} s must be above zero and finite")
@@ -128,6 +79,10 @@ class Controller:
         self._wall = wall
         self._served = Served(affinity_cores())
         self._slowdown = self._served.slowdown
+        self._watch, self._traffic, self._allowance = Watch(), Traffic(), Allowance()
+        self._observed: float | None = None  # the slowdown of now
+        self._blind = True  # the last reading failed, or there was none
+        self._beat = 0
         # Read without a lock on the request path: one reference, only ever replaced, so that its parts belong together.
         self._standing = _Standing(Budget() if budget is None else budget, None, None)
         # Sensors and the slowdown serve one thread at a time. Taken before the next lock, never after it.
@@ -135,11 +90,21 @@ class Controller:
         # Guards all below and the order of switches; not held while sensors are read.
         self._deciding = threading.Lock()
         self._history = History()
+        self._pin = pin
+        self._ladders: tuple[tuple[str, ...], Ladder, Ladder] | None = None  # what is loaded, its routes, and all of the bundle
+        self._made: tuple[list[Candidate], tuple[tuple[str, ...], Ladder, Ladder]] | None = None
         self._wanted: str | None = None
+        self._switched = 0
         self._problem: str | None = None
         self._log: deque[Switch] = deque(maxlen=log_length)
         self._stopping = threading.Event()
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def beat_s(self) -> float:
+        """Seconds between two calls of `step`."""
+        return self._interval_s / BEATS
 
     @property
     def budget(self) -> Budget:
@@ -153,6 +118,19 @@ class Controller:
                 self._decide(budget, self._standing.reading)
 
     @property
+    def pin(self) -> str | None:
+        """The route that an operator wants whatever it costs; setting it, or `None`, acts at once. It is not checked to be a route."""
+        return self._pin
+
+    @pin.setter
+    def pin(self, route: str | None) -> None:
+        with self._deciding:
+            if route != self._pin:
+                self._pin = route
+                self._history, self._ladders = replace(self._history, budget=None), None
+                self._decide(self._standing.budget, self._standing.reading)
+
+    @property
     def decision(self) -> Decision | None:
         """The last decision; `None` until a tick finds a loaded route."""
         return self._standing.decision
@@ -161,6 +139,11 @@ class Controller:
     def reading(self) -> Reading | None:
         """The last one; `None` before it."""
         return self._standing.reading
+
+    @property
+    def arrived(self) -> int:
+        """Requests since the start."""
+        return self._traffic.arrived
 
     @property
     def wanted(self) -> str | None:
@@ -173,16 +156,42 @@ class Controller:
         budget, reading = self._standing[:2]
         return in_force(budget, reading or Reading(), self._settings).memory_bytes
 
-    def observe(self, route: str, latency_ms: float) -> None:
-        """Report one answered request of batch 1. For the request path: no lock, two appends. Routes without profile are left out."""
+    def arrive(self) -> None:
+        """Report a request when it comes. For the request path: one append."""
+        self._traffic.arrive(self._clock())
+
+    def observe(self, route: str, latency_ms: float) -> bool:
+        """Report one answered request of batch 1. For the request path: no lock, two appends. Routes without profile are left out.
+
+        Returns whether the thread was woken, because requests have become late: then `react` is what it does.
+        """
         profile = self._executor.profile(route)
-        if profile is not None and profile.latency_ms > 0:
-            self._slowdown.observe(latency_ms / profile.latency_ms, profile.threads)
-            self._served.observe(route, latency_ms, profile)
+        if profile is None or not profile.latency_ms > 0:
+            return False
+        ratio = latency_ms / profile.latency_ms
+        if not 0 < ratio < math.inf:
+            return False
+        self._slowdown.observe(ratio, profile.threads)
+        self._served.observe(route, latency_ms, profile)
+        now_s, decision, limit_ms = self._clock(), self._standing.decision, self._standing.budget.latency_ms
+        over = limit_ms is not None and latency_ms + self._traffic.waited_ms > limit_ms
+        self._allowance.observe(now_s, ratio, over and (decision is None or decision.feasible))
+        longer = self._watch.observe(ratio, now_s)
+        if longer:
+            self._wake.set()
+        return longer
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """From now on readings have the queue's depth. depth: requests that wait or run; quick, and safe from any thread."""
         self._served.queue_depth = depth
+
+    def step(self) -> None:
+        """What the thread does every `beat_s`: look at the device or, between two looks, decide on the last one."""
+        looks, self._beat = self._beat % BEATS == 0, self._beat + 1
+        if looks:
+            self.tick()
+        else:
+            self._beat_once()
 
     def tick(self) -> Decision | None:
         """Read, decide, switch; the decision, or `None` while no route is loaded.
@@ -191,47 +200,111 @@ class Controller:
         is logged and left out of this tick.
         """
         with self._sensing:
-            slowdown = self._slowdown.tick()
+            self._observed = self._slowdown.tick()
             try:
-                reading = self._served.complete(replace(self._sensors.read(), slowdown=slowdown), self._clock())
+                reading = self._seen(self._sensors.read())
+                self._blind = False
             except Exception as error:
+                self._blind = True
                 with self._deciding:
                     before, (budget, _, decision) = self._problem, self._standing
                     decision = decision or self._decide(budget, None)
                     self._complain(f"reading the sensors failed: {error!r}", before, error)
                     return decision
             with self._deciding:
+                self._ladders = None  # profiles may be others
                 return self._decide(self._standing.budget, reading)
+
+    def react(self) -> None:
+        """Requests take longer than is known: decide on what the latest of them show, without waiting for it to be smoothed."""
+        with self._sensing:
+            self._observed = self._slowdown.tick()
+            self._watch.alarm(self._clock())
+            self._allowance.change(self._clock())
+            self._again()
+
+    def _beat_once(self) -> None:
+        with self._sensing:
+            if self._watch.pending >= _ENOUGH:
+                self._observed = self._slowdown.tick()
+            self._again()
+
+    def _again(self) -> None:
+        """Decide on the last reading. Needs `_sensing`."""
+        reading = self._standing.reading
+        if self._blind or reading is None:
+            return
+        reading = self._seen(reading)
+        with self._deciding:
+            self._decide(self._standing.budget, reading)
+
+    def _seen(self, reading: Reading) -> Reading:
+        """A reading with what requests tell. Needs `_sensing`."""
+        now_s = self._clock()
+        rate, variation, waiting_ms = self._traffic.take(now_s)
+        slowdown = self._watch.slowdown(self._observed, now_s)
+        tail = self._watch.take(slowdown)
+        credit, ceilings = self._allowance.take(now_s, rate)
+        self._watch.patient = credit > 0.5
+        seen = replace(
+            reading,
+            slowdown=slowdown,
+            tail=tail,
+            credit=credit,
+            ceilings=ceilings,
+            requests_per_s=rate,
+            gap_variation=variation,
+            waiting_ms=waiting_ms,
+        )
+        return self._served.complete(seen, now_s)
 
     def reconsider(self) -> None:
         """The loaded routes have changed: decide at once and afresh, up or down, as after a new budget."""
         with self._deciding:
-            self._history = replace(self._history, budget=None)
+            self._history, self._ladders = replace(self._history, budget=None), None
             self._decide(self._standing.budget, self._standing.reading)
 
-    def decide_request(self, budget: Budget) -> Decision:
+    def decide_request(self, budget: Budget, waited_ms: float = 0.0) -> Decision:
         """The loaded route for one request with limits of its own; see `choose_for_request`. Takes no lock of the controller.
 
-        Where they narrow nothing, the last decision. Raises `InfeasibleError` while no route is loaded.
+        waited_ms: of its latency limit, what it has waited already
+
+        Where both narrow nothing, the last decision. Raises `InfeasibleError` while no route is loaded.
         """
         standing, reading, decision = self._standing
-        if decision is not None and standing.narrowed(budget) == standing and decision.route in self._executor.loaded:
+        self._traffic.wait(waited_ms)
+        both = standing if budget == _NO_LIMITS else standing.narrowed(budget)
+        loaded, caution = self._executor.loaded, self._watch.caution
+        stands = decision is not None and not caution and (both is standing or both == standing) and decision.route in loaded
+        if decision is not None and stands and _in_time(decision, both, waited_ms):
             return decision
-        return choose_for_request(standing, budget, self._candidates(), reading or Reading(), self._current(), self._settings)
+        limit_ms = both.latency_ms
+        if limit_ms is not None:
+            both = replace(both, latency_ms=max(1e-9, limit_ms - waited_ms))
+        # What it waits for is known here: the wait to expect is left out.
+        reading = replace(reading or Reading(), requests_per_s=None, credit=None)
+        if caution:
+            reading = replace(reading, slowdown=max(caution, reading.slowdown or 0.0))
+        ladder = self._loaded_ladder(loaded)
+        chosen = choose_for_request(standing, both, ladder, reading, self._current(), self._settings, self._pin)
+        if limit_ms is None or waited_ms == 0:
+            return chosen
+        limits = chosen.limits
+        return replace(chosen, limits=Budget(limits.macs, limit_ms, limits.memory_bytes, limits.min_accuracy))
 
-    def run_decided(self, budget: Budget, run: Callable[[Decision], T]) -> tuple[Decision, T]:
+    def run_decided(self, budget: Budget, run: Callable[[Decision], T], waited_ms: float = 0.0) -> tuple[Decision, T]:
         """Decide for one request and run it: whatever is switched from then on, it keeps its route.
 
         Where that one is released before the run begins, which a request that waits for a batch can meet, it is decided once more.
         Raises what `decide_request` and `run` do.
         """
         for _ in range(_TRIES):
-            decision = self.decide_request(budget)
+            decision = self.decide_request(budget, waited_ms)
             try:
                 return decision, run(decision)
             except NotLoadedError:
                 logger.info("%s was released before a request could run on it", decision.route)
-        decision = self.decide_request(budget)
+        decision = self.decide_request(budget, waited_ms)
         return decision, run(decision)
 
     def status(self) -> Status:
@@ -243,14 +316,17 @@ class Controller:
                 decision=decision,
                 reading=reading,
                 wanted=self._wanted,
+                pin=self._pin,
                 problem=self._problem,
                 switches=tuple(self._log),
+                switched=self._switched,
                 running=self._thread is not None,
             )
 
     def start(self) -> None:
-        """Tick once here, so that a decision stands when this returns, then every `interval_s` in a thread. Starting twice starts one."""
-        self.tick()
+        """Tick once here, so that a decision stands when this returns, then `step` every `beat_s` in a thread. Started twice it is one."""
+        self._beat = 0
+        self.step()
         with self._deciding:
             if self._thread is None:
                 self._stopping = threading.Event()
@@ -262,13 +338,23 @@ class Controller:
         with self._deciding:
             thread, self._thread = self._thread, None
             self._stopping.set()
+            self._wake.set()
         if thread is not None:
             thread.join()
 
     def _run(self, stopping: threading.Event) -> None:
-        while not stopping.wait(self._interval_s):
+        due_s = time.monotonic() + self.beat_s
+        while not stopping.is_set():
+            woken = self._wake.wait(max(0.0, due_s - time.monotonic()))
+            if stopping.is_set():
+                return
             try:
-                self.tick()
+                if woken:
+                    self._wake.clear()
+                    self.react()
+                else:
+                    due_s = time.monotonic() + self.beat_s
+                    self.step()
             except Exception as error:
                 with self._deciding:
                     self._complain(f"the tick failed: {error!r}", self._problem, error)
@@ -277,25 +363,39 @@ class Controller:
         route = self._executor.current
         return None if route is None else route.name
 
-    def _candidates(self) -> list[Candidate]:
-        loaded = set(self._executor.loaded)
-        return [Candidate(route, self._executor.profile(route.name)) for route in self._executor.bundle.routes if route.name in loaded]
+    def _loaded_ladder(self, loaded: tuple[str, ...]) -> Ladder:
+        """Of the loaded routes; the one that was made last, as long as they are the same."""
+        known = self._ladders
+        return known[1] if known is not None and known[0] == loaded else self._made_ladders(loaded)[1]
+
+    def _made_ladders(self, loaded: tuple[str, ...]) -> tuple[tuple[str, ...], Ladder, Ladder]:
+        """What is loaded, its routes, and all routes of the bundle; made anew only where a profile is another than before."""
+        every = [Candidate(route, self._executor.profile(route.name)) for route in self._executor.bundle.routes]
+        if self._made is not None and self._made[0] == every and self._made[1][0] == loaded:
+            return self._made[1]
+        whole, names = Ladder(every), set(loaded)
+        ladders = loaded, whole if len(names) == len(every) else Ladder(one for one in every if one.route.name in names), whole
+        self._made = every, ladders
+        return ladders
 
     def _decide(self, budget: Budget, reading: Reading | None) -> Decision | None:
         """Decide, switch, and let this budget, reading and decision stand. Needs `_deciding`."""
         problem, self._problem = self._problem, None
         served = self._standing.decision is not None or problem == _NONE_LOADED
-        known, now_s = reading or Reading(), self._clock()
-        every = [Candidate(route, self._executor.profile(route.name)) for route in self._executor.bundle.routes]
-        self._wanted = choose_for_request(budget, Budget(), every, known, None, self._settings).route
-        usable = self._candidates()
+        known, now_s, loaded = reading or Reading(), self._clock(), self._executor.loaded
+        fresh = self._ladders is None or self._ladders[0] != loaded or budget != self._standing.budget
+        if self._ladders is None or self._ladders[0] != loaded:
+            self._ladders = self._made_ladders(loaded)
+        _, usable, every = self._ladders
+        if fresh or self._wanted is None:
+            self._wanted = choose_for_request(budget, _NO_LIMITS, every, known, None, self._settings, self._pin).route
         history = replace(self._history, current=self._current())
         while usable:
-            decision = decide(known, budget, usable, history, now_s, self._settings)
+            decision = decide(known, budget, usable, history, now_s, self._settings, self._pin)
             if decision.route == history.current or self._switch(history.current or "", decision, problem):
                 self._standing, self._history = _Standing(budget, reading, decision), decision.history
                 return decision
-            usable = [candidate for candidate in usable if candidate.route.name != decision.route]
+            usable = usable.without(decision.route)
         self._standing = _Standing(budget, reading, None)
         if self._problem is None and served:
             self._complain(_NONE_LOADED, problem, None)
@@ -309,6 +409,7 @@ class Controller:
         except Exception as error:
             self._complain(f"switching to {decision.route} failed: {error!r}", problem, error)
             return False
+        self._switched += 1
         self._log.append(Switch(self._wall(), before, decision.route, decision.feasible, decision.reason))
         logger.info("%s -> %s: %s", before, decision.route, decision.reason)
         return True
@@ -318,3 +419,10 @@ class Controller:
         self._problem = problem
         if problem != before:
             logger.warning("%s", problem, exc_info=error)
+
+
+def _in_time(decision: Decision, limits: Budget, waited_ms: float) -> bool:
+    """Is what was decided still within the limit for a request that has waited? What does not fit anyway is not made up for here."""
+    if waited_ms <= 0 or limits.latency_ms is None or decision.predicted_ms is None:
+        return True
+    return waited_ms + decision.predicted_ms <= limits.latency_ms

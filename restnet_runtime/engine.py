@@ -21,15 +21,16 @@ import onnxruntime as ort
 
 from restnet_runtime.batch_plan import BatchSettings, Mode
 from restnet_runtime.batch_room import BatchRoom
-from restnet_runtime.batching import Batcher
+from restnet_runtime.batching import Batched, Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
-from restnet_runtime.errors import CompileError
+from restnet_runtime.errors import CompileError, InfeasibleError
 from restnet_runtime.executor import Answer, Executor, preparation_order
 from restnet_runtime.loader import Loader
 from restnet_runtime.places import default_cache_root
+from restnet_runtime.policy import Decision
 from restnet_runtime.providers import choose_providers
 from restnet_runtime.reading import Reading
 from restnet_runtime.sensors import Sensors
@@ -65,6 +66,7 @@ class Engine:
         cache_bytes: int | None = None,
         batching: BatchSettings | Mode = "off",
         keep_all: bool = False,
+        pin: str | None = None,
     ) -> "Engine":
         """Open a bundle; nothing is compiled or loaded before `start`. Routes are compiled in a process of their own.
 
@@ -75,10 +77,13 @@ class Engine:
         cache_bytes: what everything under `cache_root` may take, by default 2 GB or half of what the disk has for it
         keep_all:    keep routes loaded that another one outdoes here (`front.outdone`)
         batching:    whether requests that meet on a route share a run, or only the mode of it: off, on, auto
+        pin:         a route that all requests are to run on, whatever it costs
         Raises `BundleError`; for damage in weights.bin not here, but when a route is compiled from it. Raises `CompileError` for an
         unknown provider.
         """
         bundle = open_bundle(path, weights_later=True)
+        if pin is not None:
+            bundle.route(pin)  # raises where there is none of that name
         compiler = Compiler.for_bundle(bundle, cache_root or default_cache_root(), cap_bytes=cache_bytes, apart=True)
         sensors, cores = Sensors(), affinity_cores()
         first = threads or choose_threads(cores, Reading(cpu_quota_cores=sensors.cgroup_limits().quota_cores), 1.0)
@@ -86,7 +91,7 @@ class Engine:
         for note in chosen.notes:
             log.warning("%s", note)
         executor = Executor(bundle, compiler, SessionSettings(first, providers=chosen))
-        controller = Controller(executor, sensors, budget, interval_s)
+        controller = Controller(executor, sensors, budget, interval_s, pin=pin)
         loader = Loader(
             executor,
             preparation_order(bundle),
@@ -144,9 +149,16 @@ class Engine:
     def run(self, x: npt.NDArray[np.float32], budget: Budget | None = None) -> Answer:
         """Run x (batch, C, H, W) float32 on the route that fits; `budget` narrows the standing one for this request only.
 
-        Raises `InfeasibleError` while no route is loaded.
+        Raises `InfeasibleError` while no route is loaded, and where none as accurate as the budget's floor fits.
         """
-        batched = self.controller.run_decided(budget or Budget(), lambda to: self.batcher.run(x, to.route, to.limits.latency_ms))[1]
+        self.controller.arrive()
+
+        def answered(decision: Decision) -> Batched:
+            if decision.refused:
+                raise InfeasibleError(f"no route fits the budget ({decision.limits}): {decision.reason}")
+            return self.batcher.run(x, decision.route, decision.limits.latency_ms)
+
+        batched = self.controller.run_decided(budget or Budget(), answered)[1]
         answer = batched.answer
         if len(x) == batched.size == 1:  # what profiles are of
             self.controller.observe(answer.route.name, answer.latency_ms)

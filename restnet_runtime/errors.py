@@ -9,6 +9,7 @@
           StoppedError     compiling has been stopped, and nothing is wrong with the route
       UnitError            a quantity or a budget could not be read
       InfeasibleError      no route fits the budget, and the operator chose to refuse rather than overrun
+      TraceError           a trace that cannot be read or made
       AddressError         the address to serve on cannot be had
       RequestError         what a client sent cannot be used
         ImageError           an image that cannot be decoded
@@ -62,6 +63,10 @@ class UnitError(RestnetError):
 
 class InfeasibleError(RestnetError):
     """No route fits the budget, and running one anyway was ruled out."""
+
+
+class TraceError(RestnetError):
+    """A trace that cannot be read, or that nobody knows how to make."""
 
 
 class AddressError(RestnetError):

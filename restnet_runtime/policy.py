@@ -3,9 +3,11 @@
 Words
   hard limit     memory. Breaking it can end the process, so it is looked at before any other.
   soft limits    latency and macs. Breaking them is late or dear, not fatal.
+  floor          the least accuracy: a route below it is never chosen while another is loaded, and answers nothing (`Decision.refused`).
   sensed limit   the memory that the device leaves to this process now: its own + what is available - a reserve.
                  The memory limit in force is the lower of the budget's and the sensed one.
-  need           what a route takes of a limit: macs, profiled memory, profiled latency x slowdown.
+  need           what a route takes of a limit: macs, profiled memory, profiled latency x slowdown x tail + the wait that the rate of
+                 requests leads to on it (`limits.Load`): a route that a growing queue would make late is left before it is.
   exact, noisy   macs and the budget's memory limit compare constants. Predicted latency and the sensed limit move by themselves.
   fits           every need is within its limit.
   enters         fits with a margin on the noisy limits: latency or memory x (1 + margin) is still within.
@@ -16,6 +18,7 @@ Words
   patience       clean ticks asked for before a climb.
 
 Rules, in this order
+  0. An operator's pin: that route, whatever it costs, as long as it is loaded.
   1. New budget, no current route, or a history without budget: at once, up or down, the route of highest merit that fits. An
      operator's word does not wait.
   2. The current route fits: it stays, until a route of higher merit has enough clean ticks and the dwell is over.
@@ -31,25 +34,16 @@ before routes known to break it. Under the sensed limit alone it is taken to nee
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from enum import IntEnum
-from typing import Literal, NamedTuple
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import InfeasibleError, UnitError
-from restnet_runtime.profile import RouteProfile
+from restnet_runtime.ladder import BROKEN, KEPT, Ladder, Rung, by_cost, by_memory
+from restnet_runtime.ladder import Candidate as Candidate
+from restnet_runtime.limits import Limits
 from restnet_runtime.reading import Reading
-from restnet_runtime.routes import Route
-from restnet_runtime.units import format_bytes, format_macs, format_ms
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A route that could serve, and what it costs on this device (`None`: not profiled)."""
-
-    route: Route
-    profile: RouteProfile | None
+from restnet_runtime.units import format_ms
 
 
 @dataclass(frozen=True)
@@ -58,22 +52,28 @@ class PolicySettings:
 
     up_after_ticks:        clean ticks before a climb
     dwell_s:               seconds after any switch before a climb
+    near_factor:           so many times the clean ticks for a route that enters by little: less than the margin beyond what it must
     margin:                share by which a noisy need must stay below its limit to enter
-    memory_reserve_bytes:  kept free of what the device has available
-    regret_s:              a fall within this time after a climb doubles the patience
+    margin_min:            the least that it becomes where requests are known to differ less
+    memory_reserve_bytes:  kept free of what the device has available; a quarter of what routes differ by where that is less
+    regret_s:              a fall within this time after a climb doubles the patience; where that is longer, within as much more
     patience_max_ticks:    where doubling ends
+    servers:               requests that run at once without slowing each other down
     """
 
     up_after_ticks: int = 5
-    dwell_s: float = 3.0
+    dwell_s: float = 1.0
+    near_factor: int = 12
     margin: float = 0.10
+    margin_min: float = 0.03
     memory_reserve_bytes: int = 32 * 2**20
-    regret_s: float = 30.0
-    patience_max_ticks: int = 80
+    regret_s: float = 2.5
+    patience_max_ticks: int = 160
+    servers: int = 1
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            value, least = getattr(self, entry.name), 1 if entry.name == "up_after_ticks" else 0
+            value, least = getattr(self, entry.name), 1 if entry.name in ("up_after_ticks", "servers", "near_factor") else 0
             if not least <= value < math.inf:
                 raise UnitError(f"policy setting {entry.name}={value!r} must be at least {least} and finite")
 
@@ -88,6 +88,8 @@ class History:
     patience_ticks:  clean ticks asked for; 0 = as in the settings
     switched_s:      time of the last switch
     climbed_s:       time of the last climb, until a fall or a new budget
+    near_ticks:      clean ticks asked for of a route that enters by little; 0 = as in the settings
+    climbed_near:    the last climb was to such a route
     """
 
     current: str | None = None
@@ -96,15 +98,19 @@ class History:
     patience_ticks: int = 0
     switched_s: float | None = None
     climbed_s: float | None = None
+    near_ticks: int = 0
+    climbed_near: bool = False
 
 
 @dataclass(frozen=True)
 class Decision:
     """The answer.
 
-    feasible:  `route` fits every limit
-    reason:    for people: why this route, with the figures of a broken limit
-    limits:    the limits in force: the budget, its memory lowered to the sensed limit
+    feasible:      `route` fits every limit
+    reason:        for people: why this route, with the figures of a broken limit
+    limits:        the limits in force: the budget, its memory lowered to the sensed limit
+    refused:       no route at least as accurate as the floor fits: requests are to be refused
+    predicted_ms:  what all but the slowest requests run for on `route`; `None` where it is not profiled
     """
 
     route: str
@@ -112,229 +118,214 @@ class Decision:
     reason: str
     limits: Budget
     history: History
+    refused: bool = False
+    predicted_ms: float | None = None
 
 
 DEFAULTS = PolicySettings()
+_TICKS = 4  # decisions a second
+_LONGEST = 60 * _TICKS
 
 
 def decide(
-    reading: Reading, budget: Budget, candidates: Sequence[Candidate], history: History, now_s: float, settings: PolicySettings = DEFAULTS
+    reading: Reading,
+    budget: Budget,
+    candidates: Sequence[Candidate] | Ladder,
+    history: History,
+    now_s: float,
+    settings: PolicySettings = DEFAULTS,
+    pin: str | None = None,
 ) -> Decision:
     """The route that serves from now on. `now_s` is any clock that does not step back.
 
+    pin: the route that an operator wants, if one
     Raises `InfeasibleError` only when there are no candidates at all.
     """
-    scene = _Scene.of(reading, budget, settings)
-    current = _find(candidates, history.current)
+    ladder = Ladder.of(candidates)
+    limits = _limits(reading, budget, settings, ladder)
+    current, pinned = ladder.find(history.current), ladder.find(pin)
+    if pinned is not None:
+        held = History(pinned.name, budget, {}, 0, history.switched_s if current is pinned else now_s, None)
+        return _decision(limits, pinned, held, f"pinned to {pinned.name} by the operator")
     if current is None or budget != history.budget:
-        chosen = _pick(scene, candidates)
-        start = History(chosen.route.name, budget, {}, 0, history.switched_s, None)
-        if history.current != chosen.route.name:
+        chosen = _pick(limits, ladder)
+        start = History(chosen.name, budget, {}, 0, history.switched_s, None)
+        if history.current != chosen.name:
             start = replace(start, switched_s=now_s)
         why = "afresh" if history.budget is None else "new budget" if current is not None else f"{history.current} is gone"
-        return _decision(scene, chosen, start, f"{why}: {chosen.route.name} is the most accurate that fits")
-    if _fits(scene, current):
-        return _stay_or_climb(scene, candidates, current, history, now_s)
+        return _decision(limits, chosen, start, f"{why}: {chosen.name} is the most accurate that fits")
+    if _bears(limits, current):
+        return _stay_or_climb(limits, ladder, current, history, now_s, settings)
 
-    fitting = [candidate for candidate in candidates if _fits(scene, candidate)]
-    chosen = _pick(scene, fitting) if fitting else _pick(scene, candidates, current)
+    chosen = _best(limits, ladder) or _pick(limits, ladder, current)
     if chosen is current:
-        return _decision(scene, current, replace(history, clean_ticks={}), "")
-    patience = _patience(history, now_s, settings)
-    fallen = History(chosen.route.name, budget, {}, patience, switched_s=now_s, climbed_s=None)
-    return _decision(scene, chosen, fallen, f"{current.route.name} no longer fits: {_broken(scene, current)}; {chosen.route.name} does")
+        return _decision(limits, current, _cleaned(history, {}), "")
+    patience, near = _patience(limits, history, now_s, settings), _near_patience(limits, current, history, settings)
+    fallen = History(chosen.name, budget, {}, patience, switched_s=now_s, climbed_s=None, near_ticks=near)
+    return _decision(limits, chosen, fallen, f"{current.name} no longer fits: {_broken(limits, current)}; {_instead(limits, chosen)}")
 
 
 def in_force(budget: Budget, reading: Reading, settings: PolicySettings = DEFAULTS) -> Budget:
     """The limits in force: the budget, its memory lowered to the sensed limit."""
-    return _Scene.of(reading, budget, settings).in_force()
+    return _limits(reading, budget, settings).in_force()
 
 
 def choose_for_request(
     standing: Budget,
     request: Budget,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Candidate] | Ladder,
     reading: Reading,
     current: str | None,
     settings: PolicySettings = DEFAULTS,
+    pin: str | None = None,
 ) -> Decision:
     """The route for one request with limits of its own, which can only narrow the standing budget.
 
     The current route wherever it fits, even where a better one would; else the one of highest merit that fits, else the cheapest
-    with `feasible=False`. Nothing is remembered: the history of the decision is empty.
+    with `feasible=False`. A pinned route whatever the limits. Nothing is remembered: the history of the decision is empty.
     Raises `InfeasibleError` only when there are no candidates at all.
     """
-    scene = _Scene.of(reading, standing.narrowed(request), settings)
-    serving = _find(candidates, current)
-    if serving is not None and _fits(scene, serving):
-        return _decision(scene, serving, History(), f"{serving.route.name} serves and fits")
-    chosen = _pick(scene, candidates)
-    return _decision(scene, chosen, History(), f"for this request {chosen.route.name} is the most accurate that fits")
+    ladder = Ladder.of(candidates)
+    limits = _limits(reading, standing.narrowed(request), settings, ladder)
+    pinned, serving = ladder.find(pin), ladder.find(current)
+    if pinned is not None:
+        return _decision(limits, pinned, History(), f"pinned to {pinned.name} by the operator")
+    if serving is not None and _bears(limits, serving):
+        return _decision(limits, serving, History(), f"{serving.name} serves and fits", borne=True)
+    chosen = _pick(limits, ladder)
+    return _decision(limits, chosen, History(), f"for this request {chosen.name} is the most accurate that fits")
 
 
-class _Fit(IntEnum):
-    YES = 0
-    UNKNOWN = 1
-    NO = 2
+def _limits(reading: Reading, budget: Budget, settings: PolicySettings, ladder: Ladder | None = None) -> Limits:
+    margin, reserve = settings.margin, settings.memory_reserve_bytes
+    if reading.tail is not None:  # how far requests differ is known, and what is smoothed over many of them differs less
+        margin = min(margin, max(settings.margin_min, (reading.tail - 1.0) / 2))
+    if ladder is not None and 0 < ladder.spread_bytes < reserve:
+        reserve = int(ladder.spread_bytes / 4)  # all that a switch can free is what routes differ by
+    return Limits(reading, budget, margin, reserve, settings.servers, 0.0 if ladder is None else ladder.quickest_ms, settings.margin)
 
 
-_Kind = Literal["memory", "latency", "macs"]
-_Band = Literal["limit", "enter", "tolerate"]
+def _accurate(limits: Limits, rung: Rung) -> bool:
+    floor = limits.budget.min_accuracy
+    return floor is None or (rung.accuracy is not None and rung.accuracy >= floor)
 
 
-class _Need(NamedTuple):
-    """One need against one limit, and what the limit becomes for entering and for tolerance."""
-
-    kind: _Kind
-    need: float | None
-    limit: float
-    enter: float
-    tolerate: float
+def _fits(limits: Limits, rung: Rung) -> bool:
+    return limits.bounds.hold(rung) and _accurate(limits, rung)
 
 
-class _Scene(NamedTuple):
-    budget: Budget
-    sensed_bytes: int | None
-    own_bytes: int | None
-    slowdown: float
-    settings: PolicySettings
-
-    @classmethod
-    def of(cls, reading: Reading, budget: Budget, settings: PolicySettings) -> "_Scene":
-        own, available = reading.own_memory_bytes, reading.memory_available_bytes
-        sensed = None if own is None or available is None else max(1, own + available - settings.memory_reserve_bytes)
-        return cls(budget, sensed, own, 1.0 if reading.slowdown is None else reading.slowdown, settings)
-
-    def in_force(self) -> Budget:
-        return self.budget if self.sensed_bytes is None else self.budget.narrowed(Budget(memory_bytes=self.sensed_bytes))
+def _bears(limits: Limits, rung: Rung) -> bool:
+    """Does it fit, or not quite while there is credit?"""
+    return limits.stay.hold(rung) and _accurate(limits, rung)
 
 
-def _needs(scene: _Scene, candidate: Candidate) -> Iterator[_Need]:
-    """Hard limits first."""
-    budget, profile, settings = scene.budget, candidate.profile, scene.settings
-    if budget.memory_bytes is not None:
-        limit: float = budget.memory_bytes
-        yield _Need("memory", None if profile is None else profile.memory_bytes, limit, limit, limit)
-    if scene.sensed_bytes is not None:
-        limit = scene.sensed_bytes
-        need = scene.own_bytes if profile is None else profile.memory_bytes
-        yield _Need("memory", need, limit, limit / (1 + settings.margin), limit + settings.memory_reserve_bytes / 2)
-    if budget.latency_ms is not None:
-        limit = budget.latency_ms
-        latency = None if profile is None else profile.latency_ms * scene.slowdown
-        yield _Need("latency", latency, limit, limit / (1 + settings.margin), limit * (1 + settings.margin))
-    if budget.macs is not None:
-        limit = budget.macs
-        yield _Need("macs", candidate.route.macs, limit, limit, limit)
+def _best(limits: Limits, ladder: Ladder) -> Rung | None:
+    """The one of highest merit that fits."""
+    return ladder.first(limits.bounds, ladder.above(limits.budget.min_accuracy))
 
 
-def _judge(scene: _Scene, candidate: Candidate, band: _Band = "limit") -> tuple[_Fit, _Fit]:
-    """(hard, soft): does it keep these limits? Tuples sort by what to prefer."""
-    hard = soft = _Fit.YES
-    for entry in _needs(scene, candidate):
-        limit = entry.limit if band == "limit" else entry.enter if band == "enter" else entry.tolerate
-        fit = _Fit.UNKNOWN if entry.need is None else _Fit.YES if entry.need <= limit else _Fit.NO
-        if entry.kind == "memory":
-            hard = max(hard, fit)
-        else:
-            soft = max(soft, fit)
-    return hard, soft
-
-
-def _fits(scene: _Scene, candidate: Candidate, band: _Band = "limit") -> bool:
-    return _judge(scene, candidate, band) == (_Fit.YES, _Fit.YES)
-
-
-def _pick(scene: _Scene, candidates: Sequence[Candidate], current: Candidate | None = None) -> Candidate:
+def _pick(limits: Limits, ladder: Ladder, current: Rung | None = None) -> Rung:
     """The best of those that keep most limits. With `current`: nothing fits, and noise alone shall move nothing."""
-    if not candidates:
+    if not ladder:
         raise InfeasibleError("there is no route to choose from: none is loaded")
-    judged = [
-        (_judge(scene, candidate, "limit" if current is None else "tolerate" if candidate is current else "enter"), candidate)
-        for candidate in candidates
-    ]
-    hard, soft = least = min(fit for fit, _ in judged)
-    if hard is _Fit.NO:
+    if current is None and (best := _best(limits, ladder)) is not None:
+        return best
+    count = ladder.above(limits.budget.min_accuracy) or len(ladder)
+    rungs = ladder.rungs[:count]
+    judged = ladder.judged(limits.bounds if current is None else limits.enter, count)
+    if current is not None and current in rungs:
+        judged[rungs.index(current)] = limits.tolerate.judge(current)
+    hard, soft = least = min(judged)
+    if hard == BROKEN:
         # What the process may die of comes before what is late.
-        return min(candidates, key=lambda candidate: _cost(candidate, memory_first=True))
-    tier = [candidate for fit, candidate in judged if fit == least]
-    return max(tier, key=_merit) if soft is hard is _Fit.YES else min(tier, key=lambda candidate: _cost(candidate, memory_first=False))
+        return min(rungs, key=by_memory)
+    tier = [rung for rung, fit in zip(rungs, judged, strict=True) if fit == least]
+    return tier[0] if soft == hard == KEPT else min(tier, key=by_cost)
 
 
-def _merit(candidate: Candidate) -> tuple[float, ...]:
-    """Higher is better. Of equals `max` keeps the first."""
-    route, measured = candidate.route, candidate.route.accuracy is not None
-    macs, latency, memory = _cost(candidate, memory_first=False)
-    return (measured, macs if route.accuracy is None else route.accuracy, -macs, -latency, -memory)
-
-
-def _cost(candidate: Candidate, *, memory_first: bool) -> tuple[float, float, float]:
-    profile = candidate.profile
-    latency, memory = (math.inf, math.inf) if profile is None else (profile.latency_ms, float(profile.memory_bytes))
-    macs = float(candidate.route.macs)
-    return (memory, macs, latency) if memory_first else (macs, latency, memory)
-
-
-def _stay_or_climb(scene: _Scene, candidates: Sequence[Candidate], current: Candidate, history: History, now_s: float) -> Decision:
-    settings = scene.settings
-    merit = _merit(current)
-    better = [candidate for candidate in candidates if _merit(candidate) > merit and _fits(scene, candidate, "enter")]
-    clean = {candidate.route.name: history.clean_ticks.get(candidate.route.name, 0) + 1 for candidate in better}
+def _stay_or_climb(limits: Limits, ladder: Ladder, current: Rung, history: History, now_s: float, settings: PolicySettings) -> Decision:
+    clear, near = limits.clear, limits.near
+    better = ladder.holding(limits.enter if near is None else limits.bounds, min(current.merit, ladder.above(limits.budget.min_accuracy)))
+    before = history.clean_ticks
+    clean = {rung.name: before.get(rung.name, 0) + 1 for rung in better}
     patience = max(history.patience_ticks, settings.up_after_ticks)
-    ripe = [candidate for candidate in better if clean[candidate.route.name] >= patience]
-    name = current.route.name
-    if ripe and (history.switched_s is None or now_s - history.switched_s >= settings.dwell_s):
-        chosen = max(ripe, key=_merit)
-        climbed = replace(history, current=chosen.route.name, clean_ticks=clean, switched_s=now_s, climbed_s=now_s)
-        return _decision(scene, chosen, climbed, f"{chosen.route.name} is better than {name} and has fitted for {patience} ticks")
+    slow = max(history.near_ticks, patience * settings.near_factor)
+    if near is None:
+        ripe = next((rung for rung in better if clean[rung.name] >= (patience if clear.hold(rung) else slow)), None)
+    else:
+        slow = max(history.near_ticks, patience)
+        reach = max((most for window_s, most in near.items() if window_s * _TICKS >= min(slow, _LONGEST)), default=0.0)
+        ripe = next(
+            (
+                rung
+                for rung in better
+                if (clean[rung.name] >= patience and clear.hold(rung)) or (rung.latency_ms <= reach and clean[rung.name] >= slow)
+            ),
+            None,
+        )
+    name = current.name
+    if ripe is not None and (history.switched_s is None or now_s - history.switched_s >= settings.dwell_s):
+        close = not clear.hold(ripe)
+        climbed = History(ripe.name, history.budget, clean, history.patience_ticks, now_s, now_s, history.near_ticks, close)
+        return _decision(limits, ripe, climbed, f"{ripe.name} is better than {name} and has fitted for {clean[ripe.name]} ticks")
     reason = f"{name} stays: nothing better fits"
     if better:
-        best = max(better, key=_merit).route.name
-        wait = "the dwell to end" if ripe else f"tick {clean[best]} of {patience}"
-        reason = f"{name} stays: {best} fits, waiting ({wait})"
-    return _decision(scene, current, replace(history, clean_ticks=clean), reason)
+        best = better[0]
+        ticks = patience if clear.hold(best) else slow
+        wait = "the dwell to end" if ripe is not None else f"tick {clean[best.name]} of {ticks}"
+        reason = f"{name} stays: {best.name} fits, waiting ({wait})"
+    return _decision(limits, current, _cleaned(history, clean), reason, borne=True)
 
 
-def _patience(history: History, now_s: float, settings: PolicySettings) -> int:
+def _cleaned(before: History, clean: Mapping[str, int]) -> History:
+    """The same but for the clean ticks; `dataclasses.replace` takes ten times as long."""
+    return History(
+        before.current,
+        before.budget,
+        clean,
+        before.patience_ticks,
+        before.switched_s,
+        before.climbed_s,
+        before.near_ticks,
+        before.climbed_near,
+    )
+
+
+def _patience(limits: Limits, history: History, now_s: float, settings: PolicySettings) -> int:
     """Clean ticks to ask for after a fall: twice as many when the climb before it is to be regretted."""
-    if history.climbed_s is None:
+    if history.climbed_s is None or (history.climbed_near and limits.near is not None):
         return history.patience_ticks
-    if now_s - history.climbed_s >= settings.regret_s:
+    stayed_s = now_s - history.climbed_s
+    patience = max(history.patience_ticks, settings.up_after_ticks)
+    if stayed_s >= settings.regret_s * patience / settings.up_after_ticks:
         return 0
-    doubled = 2 * max(history.patience_ticks, settings.up_after_ticks)
-    return max(settings.up_after_ticks, min(doubled, settings.patience_max_ticks))
+    return max(settings.up_after_ticks, min(2 * patience, settings.patience_max_ticks))
 
 
-def _decision(scene: _Scene, chosen: Candidate, history: History, reason: str) -> Decision:
+def _near_patience(limits: Limits, current: Rung, history: History, settings: PolicySettings) -> int:
+    """Clean ticks to ask of a route that enters by little: four times as many when such a climb ends by a hair, as noise does."""
+    over = current.latency_ms / limits.bounds.latency_ms if limits.bounds.latency_ms > 0 else math.inf
+    if over > 1 + 2 * settings.margin:
+        return 0  # it is another day
+    if not history.climbed_near:
+        return history.near_ticks
+    least = 4 * 4 if limits.near is not None else settings.near_factor * settings.up_after_ticks
+    return min(4 * max(history.near_ticks, least), 16 * settings.patience_max_ticks)
+
+
+def _decision(limits: Limits, chosen: Rung, history: History, reason: str, borne: bool = False) -> Decision:
     """The one place that says whether the chosen route fits; where it does not, the reason is that."""
-    broken = _broken(scene, chosen)
-    text = f"{chosen.route.name} serves although it does not fit: {broken}" if broken else reason
-    return Decision(chosen.route.name, not broken, text, scene.in_force(), history)
+    feasible, predicted_ms = borne or _fits(limits, chosen), limits.predicted_ms(chosen)
+    if feasible:
+        return Decision(chosen.name, True, reason, limits.in_force(), history, False, predicted_ms)
+    text = f"{chosen.name} serves although it does not fit: {_broken(limits, chosen)}"
+    return Decision(chosen.name, False, text, limits.in_force(), history, limits.budget.min_accuracy is not None, predicted_ms)
 
 
-def _broken(scene: _Scene, candidate: Candidate) -> str:
-    """The limits that the candidate does not keep, with figures; empty when it fits."""
-    parts = []
-    for entry in _needs(scene, candidate):
-        limit = _figure(entry.kind, entry.limit)
-        if entry.need is None:
-            parts.append(f"unknown {entry.kind} (not profiled) under a limit of {limit}")
-        elif entry.need > entry.limit:
-            need = _figure(entry.kind, entry.need)
-            if need == limit:
-                need, limit = f"{entry.need:.9g}", f"{entry.limit:.9g}"
-            note = ""
-            if entry.kind == "latency" and candidate.profile is not None and scene.slowdown != 1.0:
-                note = f" ({_figure('latency', candidate.profile.latency_ms)} x slowdown {scene.slowdown:.3g})"
-            if entry.kind == "memory" and entry.limit != scene.budget.memory_bytes:
-                note = " (what the device has left)"
-            parts.append(f"{entry.kind} {need} over the limit of {limit}{note}")
-    return ", ".join(parts)
+def _broken(limits: Limits, rung: Rung) -> str:
+    return ", ".join(text for _, text in limits.broken(rung))
 
 
-def _figure(kind: _Kind, value: float) -> str:
-    return {"memory": format_bytes, "latency": format_ms, "macs": format_macs}[kind](value)
-
-
-def _find(candidates: Sequence[Candidate], name: str | None) -> Candidate | None:
-    return next((candidate for candidate in candidates if candidate.route.name == name), None)
+def _instead(limits: Limits, chosen: Rung) -> str:
+    predicted_ms = None if limits.budget.latency_ms is None else limits.predicted_ms(chosen)
+    return f"{chosen.name} does" + ("" if predicted_ms is None else f", predicted {format_ms(predicted_ms)}")

@@ -43,6 +43,11 @@ class BudgetRequest(_Request):
     latency_ms: Annotated[float | None, Field(description="milliseconds per request", examples=[30.0])] = None
     memory_bytes: Annotated[int | None, Field(description="memory of the process (PSS)", examples=[150_000_000])] = None
 
+    min_accuracy: Annotated[
+        float | None,
+        Field(description="the floor, 0..1: requests are refused rather than answered by a lesser route", examples=[0.9]),
+    ] = None
+
     def limits(self) -> Budget:
         """As a `Budget`. Raises `InputError` for an empty or doubled one, `UnitError` for limits that cannot be read."""
         numbers = self.model_fields_set - {"budget"}
@@ -52,9 +57,15 @@ class BudgetRequest(_Request):
             return Budget.parse(self.budget)
         if not numbers:
             raise InputError(
-                "the body sets no limit: give budget (the text none removes every limit), or any of macs, latency_ms, memory_bytes"
+                "the body sets no limit: give budget (none removes every limit), or any of macs, latency_ms, memory_bytes, min_accuracy"
             )
-        return Budget(self.macs, self.latency_ms, self.memory_bytes)
+        return Budget(self.macs, self.latency_ms, self.memory_bytes, self.min_accuracy)
+
+
+class PinRequest(_Request):
+    """JSON body of PUT /pin."""
+
+    route: Annotated[str, Field(description="the route that all requests are to run on")]
 
 
 class ErrorAnswer(_Answer):
@@ -105,10 +116,17 @@ class BudgetLimits(_Answer):
     macs: int | None
     latency_ms: float | None
     memory_bytes: int | None
+    min_accuracy: float | None = None
 
     @classmethod
     def of(cls, budget: Budget) -> "BudgetLimits":
-        return cls(text=str(budget), macs=budget.macs, latency_ms=budget.latency_ms, memory_bytes=budget.memory_bytes)
+        return cls(
+            text=str(budget),
+            macs=budget.macs,
+            latency_ms=budget.latency_ms,
+            memory_bytes=budget.memory_bytes,
+            min_accuracy=budget.min_accuracy,
+        )
 
 
 class DecisionAnswer(_Answer):
@@ -124,6 +142,13 @@ class BudgetAnswer(_Answer):
     """The standing budget and what was decided under it."""
 
     budget: BudgetLimits
+    decision: DecisionAnswer | None
+
+
+class PinAnswer(_Answer):
+    """The pinned route, null where none is, and what was decided."""
+
+    pin: str | None
     decision: DecisionAnswer | None
 
 
@@ -270,6 +295,12 @@ class ReadingAnswer(_Answer):
     latencies: Annotated[dict[str, RouteLatencyAnswer] | None, Field(description="by route")]
     slowdown: Annotated[float | None, Field(description="recent latency over profiled latency")]
     slowdown_by_threads: Annotated[dict[int, float] | None, Field(description="the same by threads of a request, as seen or as it follows")]
+    tail: Annotated[float | None, Field(description="what 97 of 100 recent requests stay within, over their median")] = None
+    credit: Annotated[float | None, Field(description="of the requests that may be late, the share that is saved: few were late")] = None
+    ceilings: Annotated[dict[int, float] | None, Field(description="by seconds: what all but the slowest took, over profiled")] = None
+    requests_per_s: Annotated[float | None, Field(description="requests that arrived lately")] = None
+    gap_variation: Annotated[float | None, Field(description="of the gaps between them: 0 = a metronome, 1 = at random")] = None
+    waiting_ms: Annotated[float | None, Field(description="how long the latest requests waited before they ran")] = None
 
 
 class StatusAnswer(_Answer):
@@ -284,6 +315,8 @@ class StatusAnswer(_Answer):
     decision: DecisionAnswer | None
     wanted: Annotated[str | None, Field(description="the route that would be chosen were every route loaded")]
     reading: ReadingAnswer | None
+    pin: Annotated[str | None, Field(description="the route that an operator wants whatever it costs")]
+    switched: Annotated[int, Field(description="switches since the start")]
     switches: Annotated[list[SwitchAnswer], Field(description="the latest, oldest first")]
     problem: Annotated[str | None, Field(description="what went wrong when the device was read or a route switched last")]
     controlling: Annotated[bool, Field(description="the budget is being watched")]

@@ -41,12 +41,29 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, stopping: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._stopping()
+        super().handle_exit(sig, frame)
+
+
 def run_server(
-    app: ASGIApp, listener: socket.socket, *, log_level: str = "info", graceful_s: int = 30, ready: Callable[[], object] = lambda: None
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    log_level: str = "info",
+    graceful_s: int = 30,
+    ready: Callable[[], object] = lambda: None,
+    stopping: Callable[[], object] = lambda: None,
 ) -> None:
     """Serve `app` until SIGTERM or SIGINT; then take no new requests, finish those in flight, close `listener`, and return.
 
     graceful_s:  how long requests in flight may take to finish
+    stopping:    called when a signal ends it, before requests in flight are waited for: what would never finish by itself is to end
     ready:       called once signals are handled here, before anything is served
     Call it from the main thread. Raises `SystemExit` with a code other than 0 when `app` does not start.
     """
@@ -60,9 +77,10 @@ def run_server(
         ws="none",
         backlog=_BACKLOG,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, stopping)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        stopping()
         server.should_exit = True
 
     # For a signal that comes before uvicorn's own handlers are there. It also raises the one that it took again once it is done,

@@ -17,6 +17,7 @@ from restnet_runtime.schemas import (
     BudgetLimits,
     BundleAnswer,
     DecisionAnswer,
+    PinAnswer,
     ProfileAnswer,
     QueueAnswer,
     ReadingAnswer,
@@ -35,6 +36,12 @@ def describe_budget(controller: Controller) -> BudgetAnswer:
     """The standing budget, and what was decided under it."""
     status = controller.status()
     return BudgetAnswer(budget=BudgetLimits.of(status.budget), decision=_decision(status.decision))
+
+
+def describe_pin(controller: Controller) -> PinAnswer:
+    """The pinned route, if one is, and what was decided."""
+    status = controller.status()
+    return PinAnswer(pin=status.pin, decision=_decision(status.decision))
 
 
 def describe_routes(executor: Executor, progress: Progress | None = None) -> RoutesAnswer:
@@ -100,7 +107,9 @@ def describe_server(
         budget=BudgetLimits.of(status.budget),
         decision=_decision(status.decision),
         wanted=status.wanted,
+        pin=status.pin,
         reading=None if status.reading is None else ReadingAnswer(**asdict(status.reading)),
+        switched=status.switched,
         switches=[SwitchAnswer(**asdict(switch)) for switch in status.switches],
         problem=status.problem,
         controlling=status.running,

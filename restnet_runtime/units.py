@@ -1,4 +1,4 @@
-"""Quantities as people write them: `200MFLOPs`, `30ms`, `150MB`.
+"""Quantities as people write them: `200MFLOPs`, `30ms`, `150MB`, `90%`.
 
 One FLOP is one multiply-accumulate here, as in the stitching literature (SN-Net, CVPR 2023, counts with fvcore), so
 `200MFLOPs` and `200MMACs` mean the same. Memory is decimal for `kB, MB, GB` and binary for `KiB, MiB, GiB`.
@@ -10,7 +10,7 @@ import re
 from restnet_runtime.errors import UnitError
 
 _NUMBER = r"(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
-_QUANTITY = re.compile(rf"\s*{_NUMBER}\s*(?P<unit>[A-Za-z\u00b5\u03bc]+)\s*")
+_QUANTITY = re.compile(rf"\s*{_NUMBER}\s*(?P<unit>[A-Za-z%\u00b5\u03bc]+)\s*")
 
 _SI = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _MACS = {f"{si}{unit}".lower(): factor for si, factor in _SI.items() for unit in ("FLOPs", "FLOP", "MACs", "MAC")}
@@ -24,22 +24,23 @@ _BYTES = {
     "mib": 2**20,
     "gib": 2**30,
 }
-ALLOWED = "a number with FLOPs/MACs (K, M, G, T before it), us/ms/s, or B/kB/MB/GB/KiB/MiB/GiB"
+_SHARE = {"%": 100}
+ALLOWED = "a number with FLOPs/MACs (K, M, G, T before it), us/ms/s, B/kB/MB/GB/KiB/MiB/GiB, or % for the least accuracy"
 
 
 def parse_quantity(text: str) -> tuple[str, float]:
     """Read one quantity.
 
-    Returns `("macs", count)`, `("latency_ms", milliseconds)` or `("memory_bytes", bytes)`.
+    Returns `("macs", count)`, `("latency_ms", milliseconds)`, `("memory_bytes", bytes)` or `("min_accuracy", share)`.
     Raises `UnitError` for anything else, zero and infinity included.
     """
     match = _QUANTITY.fullmatch(text)
     if match is None:
         raise UnitError(f"{text.strip()!r} is not a quantity: give {ALLOWED}")
     number, unit = float(match["number"]), match["unit"].lower()
-    for kind, units in (("macs", _MACS), ("latency_ms", _MS), ("memory_bytes", _BYTES)):
+    for kind, units in (("macs", _MACS), ("latency_ms", _MS), ("memory_bytes", _BYTES), ("min_accuracy", _SHARE)):
         if unit in units:
-            value = number * units[unit]
+            value = number / 100 if kind == "min_accuracy" else number * units[unit]  # 95 x 0.01 is above 0.95
             if not 0 < value < math.inf:
                 raise UnitError(f"{text.strip()!r} must be above zero and finite")
             return kind, value

@@ -298,7 +298,8 @@ def test_a_request_cannot_widen_the_standing_budget(served):
 @pytest.mark.parametrize("by_number", [True, False])
 def test_the_standing_budget_moves_the_next_answers(served, by_number):
     client = served.client
-    assert client.get("/budget").json()["budget"] == {"text": "none", "macs": None, "latency_ms": None, "memory_bytes": None}
+    nothing = {"macs": None, "latency_ms": None, "memory_bytes": None, "min_accuracy": None}
+    assert client.get("/budget").json()["budget"] == {"text": "none", **nothing}
     for route in sorted(served.bundle.routes, key=lambda route: -route.macs):
         put = client.put("/budget", json={"macs": route.macs} if by_number else {"budget": f"{route.macs}FLOPs, 20s"})
         assert put.status_code == 200, put.text
@@ -316,7 +317,7 @@ def test_the_standing_budget_moves_the_next_answers(served, by_number):
 def test_limits_left_out_are_lifted(client):
     client.put("/budget", json={"macs": 10**9, "latency_ms": 1e4, "memory_bytes": 10**12})
     left = client.put("/budget", json={"latency_ms": 5e3}).json()["budget"]
-    assert left == {"text": "5 s", "macs": None, "latency_ms": 5000.0, "memory_bytes": None}
+    assert left == {"text": "5 s", "macs": None, "latency_ms": 5000.0, "memory_bytes": None, "min_accuracy": None}
     assert client.put("/budget", json={"macs": None}).json()["budget"]["text"] == "none"
 
 
@@ -682,9 +683,7 @@ def test_requests_that_meet_share_a_run(make, monkeypatch):
         assert len(observed) == 8 - batching["batched"]  # a run of several says nothing of a single one
         late = [answer["reason"] for answer in answers if not answer["budget_met"]]
         assert len(late) >= 6
-        assert all(
-            re.fullmatch(r"it took .+ per input \(.+ of it waiting for a batch\), and the limit is 20 ms", reason) for reason in late
-        )
+        assert all(re.fullmatch(r"it took .+ per input \(.+ of it waiting\), and the limit is 20 ms", reason) for reason in late)
 
 
 # About itself
@@ -751,7 +750,7 @@ def test_status(served):
     served.controller.budget = Budget(macs=served.bundle.route("small").macs)
     status = served.client.get("/status").json()
     assert set(status) == {
-        *("version", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted"),
+        *("version", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted", "pin", "switched"),
         *("reading", "switches", "problem", "controlling", "queue", "batching", "versions"),
     }
     assert status["sessions"]["threads"] == 1
@@ -810,7 +809,7 @@ def test_a_bug_is_answered_and_the_server_stays_up(make, monkeypatch):
 def test_openapi_documents_every_body_with_examples_that_work(served):
     client = served.client
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/predict", "/budget", "/routes", "/status", "/healthz", "/readyz"}
+    assert set(paths) == {"/predict", "/budget", "/pin", "/events", "/routes", "/status", "/healthz", "/readyz"}
     content = paths["/predict"]["post"]["requestBody"]["content"]
     assert set(content) == {"multipart/form-data", "image/*", "application/json", "application/x-npy", "application/octet-stream"}
     assert all(entry["examples"] for entry in content.values())
@@ -822,3 +821,60 @@ def test_openapi_documents_every_body_with_examples_that_work(served):
     for example in paths["/budget"]["put"]["requestBody"]["content"]["application/json"]["examples"].values():
         read_json(BudgetRequest, json.dumps(example["value"]).encode()).limits()
         assert client.put("/budget", json=example["value"]).status_code == 200
+
+
+def test_a_pinned_route_serves_until_it_is_let_go(served):
+    client = served.client
+    try:
+        answer = client.put("/pin", json={"route": "small"}).raise_for_status().json()
+        assert (answer["pin"], answer["decision"]["route"]) == ("small", "small")
+        assert client.post("/predict", content=png()).json()["route"] == "small"
+        assert client.get("/status").json()["pin"] == "small"
+        unknown = client.put("/pin", json={"route": "nobody"})
+        assert (unknown.status_code, unknown.json()["error"]) == (
+            422,
+            "there is no route 'nobody' in this bundle: /routes lists what there is",
+        )
+    finally:
+        free = client.delete("/pin").json()
+    assert (free["pin"], free["decision"]["route"]) == (None, "large")
+    assert client.get("/pin").json() == free
+
+
+def test_below_the_floor_a_request_is_refused(served):
+    client = served.client
+    assert client.post("/predict", params={"budget": "95%"}, content=png()).json()["route"] == "large"
+    macs = served.bundle.route("small").macs
+    refused = client.post("/predict", headers={"X-Restnet-Budget": f"{macs}MACs,90%"}, content=png())
+    assert refused.status_code == 503
+    assert "below the floor of accuracy none is tried" in refused.json()["error"]
+    client.put("/budget", json={"macs": macs, "min_accuracy": 0.9}).raise_for_status()
+    assert client.post("/predict", content=png()).status_code == 503
+    client.put("/budget", json={"macs": macs}).raise_for_status()
+    assert client.post("/predict", content=png()).json()["route"] == "small"
+
+
+def test_events_tell_each_switch_and_why(served):
+    client, told = served.client, []
+    with client.stream("GET", "/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        for line in stream.iter_lines():
+            if line.startswith("event: "):
+                told.append((line.removeprefix("event: "), None))
+            elif line.startswith("data: "):
+                told[-1] = (told[-1][0], json.loads(line.removeprefix("data: ")))
+                if told[-1][0] == "decision":
+                    client.put("/budget", json={"macs": served.bundle.route("small").macs})
+                if told[-1][0] == "switch":
+                    break
+    assert told[0][1]["route"] == "large"
+    assert (told[-1][1]["before"], told[-1][1]["after"]) == ("large", "small")
+    assert told[-1][1]["reason"] == "new budget: small is the most accurate that fits"
+
+
+def test_listeners_are_bounded(served):
+    served.app.state.events._most = 0
+    try:
+        assert served.client.get("/events").status_code == 503
+    finally:
+        served.app.state.events._most = 16

@@ -88,7 +88,7 @@ def test_no_budget_chooses_the_most_accurate(engine: Engine) -> None:
 def test_what_is_printed_and_the_document_tell_the_same(engine: Engine) -> None:
     result = bench_under(engine, Budget(macs=engine.executor.bundle.route(MIDDLE).macs, latency_ms=1000, memory_bytes=2**40))
     document = json.loads(json.dumps(result.document()))
-    assert document["budget"] == {"macs": result.budget.macs, "latency_ms": 1000, "memory_bytes": 2**40}
+    assert document["budget"] == {"macs": result.budget.macs, "latency_ms": 1000, "memory_bytes": 2**40, "min_accuracy": None}
     assert document["chosen"] == vars(result.chosen)
     lines = render(result).splitlines()
     assert lines[0].startswith(f"bundle shapes, budget {result.budget}, 1 thread")

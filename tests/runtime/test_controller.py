@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from restnet_runtime.budget import Budget
-from restnet_runtime.controller import Controller, Switch
+from restnet_runtime.controller import Controller
+from restnet_runtime.decision_log import Switch
 from restnet_runtime.errors import CompileError, InfeasibleError, UnitError
 from restnet_runtime.executor import Executor
 from restnet_runtime.policy import PolicySettings

@@ -44,7 +44,8 @@ for route in bundle.routes:
 controller = Controller(executor, Sensors())
 controller.start()
 print(url_of(listener), flush=True)
-run_server(create_app(executor, controller, ServeSettings()), listener, graceful_s=int(graceful_s))
+app = create_app(executor, controller, ServeSettings())
+run_server(app, listener, graceful_s=int(graceful_s), stopping=app.state.events.close)
 controller.stop()
 executor.close()
 print("closed")
@@ -138,6 +139,17 @@ def test_a_request_in_flight_is_answered_before_the_server_ends(start, bundle, n
     assert answer["top"] == before.json()["top"]
     assert answer["class"] in bundle.manifest.classes
     assert process.wait(timeout=20) == 0
+    assert process.stdout.read() == "closed\n"
+
+
+def test_listeners_to_events_do_not_hold_the_server(start):
+    process = start(graceful_s=600)
+    port = port_of(process)
+    with httpx.stream("GET", f"http://127.0.0.1:{port}/events", trust_env=False, timeout=20) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == "event: decision"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
     assert process.stdout.read() == "closed\n"
 
 

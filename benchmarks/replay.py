@@ -1,0 +1,158 @@
+"""Claim: on made traces the controller keeps a feasible budget and wins nine tenths of the accuracy that an oracle wins.
+
+    python benchmarks/replay.py [--bundles digits ...] [--traces all] [--json FILE] [--page docs/controller.md] [--picture docs/replay.png]
+
+Loads and profiles every route of each bundle on this machine, then replays the traces as `restnet-bench --trace` does, with requests that
+come evenly and at random. `--page` writes the tables as a page, `--picture` the picture of the first bundle.
+`table:FILE` instead of a bundle is a CSV of `route,accuracy,latency_ms,memory_bytes`.
+"""
+
+import csv
+import time
+from pathlib import Path
+
+from common import CACHE, Floor, Result, arguments, command, machine_line, publish
+
+from restnet_runtime.budget import Budget
+from restnet_runtime.replays import HEADER, KEPT_SHARE, Replays, mean_rows, row
+from restnet_runtime.rivals import OURS
+
+WON_SHARE = 0.9
+STEADY_SWITCHES = 0.1
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument(
+        "--bundles", nargs="+", default=["digits", "table:benchmarks/profiles/resnet18-50.csv", "table:benchmarks/profiles/deit-ti-s-b.csv"]
+    )
+    parser.add_argument("--traces", nargs="+", default=["all"])
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--picture", type=Path)
+    args = parser.parse_args()
+    started = time.monotonic()
+    result = Result("Replay of traces", ("bundle", "arrivals", *HEADER))
+    found: list[Replays] = []
+    for bundle in args.bundles:
+        for at_random in (False, True):
+            replays = run(bundle, args.traces, at_random)
+            found.append(replays)
+            how = "at random" if at_random else "evenly"
+            result.cells += [(bundle.partition("/")[2] or bundle, how, *cells) for cells in mean_rows(replays)]
+            result.rows.append({"bundle": bundle, **replays.document()})
+    for replays in found:
+        result.floors += floors(replays)
+    if args.picture:
+        from restnet_runtime.replay_plot import plot
+
+        plot(found[0], args.picture)
+    if args.page:
+        write_page(args.page, found, result.floors, args.picture)
+    publish(result, args, started)
+
+
+def run(bundle: str, traces: list[str], at_random: bool) -> Replays:
+    from restnet_runtime.engine import Engine
+    from restnet_runtime.machine import describe_machine
+    from restnet_runtime.replay_bench import run_replays
+    from restnet_runtime.replays import find_traces, play_all, replay_budget
+    from restnet_runtime.rivals import Cast
+
+    if bundle.startswith("table:"):
+        candidates = read_table(Path(bundle.removeprefix("table:")))
+        budget, fitting = replay_budget(Budget(), candidates)
+        assert budget.latency_ms is not None
+        found = find_traces(traces, fitting, budget.latency_ms)
+        name = Path(bundle).stem
+        return play_all(name, found, fitting, budget, Cast.of(fitting, budget, 0.1), describe_machine(), spread=0.03, at_random=at_random)
+    from families import family
+
+    engine = Engine.open(family(bundle).path, cache_root=CACHE, threads=1)
+    try:
+        return run_replays(engine, Budget(), traces, at_random=at_random)
+    finally:
+        engine.stop()
+
+
+def read_table(file: Path) -> list["Candidate"]:  # type: ignore[name-defined]  # noqa: F821
+    """Routes as a CSV of `route,accuracy,latency_ms,memory_bytes`; costs in MACs go by the latency, which is all that is asked of them."""
+    from restnet_runtime.ladder import Candidate
+    from restnet_runtime.profile import RouteProfile
+    from restnet_runtime.routes import Route
+
+    with file.open(newline="") as lines:
+        return [
+            Candidate(
+                Route(one["route"], (one["route"],), ("fp32",), int(1e6 * float(one["latency_ms"])), 1, 1, float(one["accuracy"]), True),
+                RouteProfile(float(one["latency_ms"]), 1.05 * float(one["latency_ms"]), int(float(one["memory_bytes"]))),
+            )
+            for one in csv.DictReader(lines)
+        ]
+
+
+def floors(replays: Replays) -> list[Floor]:
+    """Of one bundle: the worst trace for each, and where the budget is kept, whether any other that keeps it wins more on the mean."""
+    ours = [one.scores[0] for one in replays.played]
+    label = f"{replays.bundle}, requests {'at random' if replays.at_random else 'even'}: "
+    over = max(one.over_budget_share for one in ours)
+    found = [Floor(f"{label}over a feasible budget, worst trace", "-", f"<= {KEPT_SHARE:.0%}", f"{over:.2%}", over <= KEPT_SHARE)]
+    won = [one.accuracy_won_share for one in ours if one.accuracy_won_share is not None]
+    if won:
+        least, mean = min(won), sum(won) / len(won)
+        found.append(
+            Floor(
+                f"{label}accuracy won, worst trace", "oracle", f">= {WON_SHARE:.0%}", f"{least:.1%} (mean {mean:.1%})", least >= WON_SHARE
+            )
+        )
+        others = {}
+        for place, first in enumerate(replays.played[0].scores[:-1]):
+            shares = [one.scores[place].accuracy_won_share for one in replays.played]
+            if first.name != OURS:
+                others[first.name] = sum(share or 0.0 for share in shares) / len(shares)
+        best = max(others, key=lambda name: others[name])
+        found.append(
+            Floor(f"{label}accuracy won, mean", f"best of the others ({best})", f"> {others[best]:.1%}", f"{mean:.1%}", mean > others[best])
+        )
+    steady = [one.switches_per_minute for played in replays.played if played.name == "steady" for one in played.scores[:1]]
+    if steady and not replays.at_random:
+        found.append(
+            Floor(f"{label}switches on the steady trace", "-", "<= 1 in 10 minutes", f"{10 * steady[0]:.0f}", steady[0] <= STEADY_SWITCHES)
+        )
+    return found
+
+
+def write_page(page: Path, found: list[Replays], floors: list[Floor], picture: Path | None) -> None:
+    lines = ["# The controller, replayed", "", f"Written by `{command()}`, on {machine_line(found[0].machine)}.", ""]
+    lines += [INTRODUCTION, ""]
+    if picture:
+        lines += [f"![budget, latency and chosen route over time]({picture.name})", ""]
+    lines += ["| what | against | floor | figure | |", "|---|---|---|---|---|"]
+    lines += [f"| {one.what} | {one.against} | {one.floor} | {one.figure} | {'met' if one.met else 'missed'} |" for one in floors]
+    for replays in found:
+        how = "at random" if replays.at_random else "evenly"
+        lines += [
+            "",
+            f"## {replays.bundle}, requests come {how}",
+            "",
+            f"Budget {replays.budget}, run times spread by {replays.spread:.1%}.",
+            "",
+        ]
+        lines += [f"| trace | {' | '.join(HEADER)} |", "|---" * (len(HEADER) + 1) + "|"]
+        for played in replays.played:
+            lines += [f"| {played.name} | {' | '.join(row(one, played.won_of_each[one.name]))} |" for one in played.scores]
+        lines += [f"| mean | {' | '.join(cells)} |" for cells in mean_rows(replays)]
+    page.write_text("\n".join(lines) + "\n")
+
+
+INTRODUCTION = """`restnet` is the server's own controller, run on a virtual clock; the others see the same requests with the same noise,
+and the device once a second. *over*: of the requests for which some route could have kept the budget, those that did not (*: above 2 %).
+*won*: accuracy over always-small, as a share of what the oracle wins; an answer over the budget wins nothing. The oracle knows the whole
+trace and takes the best route for each second that keeps the budget for all requests in it; *of each* is the share of what an oracle wins
+that chooses for each request, knowing how long that very run will take. *two anchors, reload*: a small and a large network of which one is
+loaded at a time. *no hysteresis*: every second the best that is predicted to fit. *slack*: SuperServe's SlackFit, for each request the
+best that fits the time it has left, given the observed slowdown as well. Families named after a table have profiles of published
+cost and accuracy (`benchmarks/profiles/`), not of this machine."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The allowance: what may be late without harm, and how long requests took of late: by both the policy tells noise from weather.
+
+A share of requests may be late. What of it has not been used is credit: with it a route that has become close to its limit is borne a
+little longer, so that a passing breath of noise moves nothing.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+SHARE = 0.01
+"""Of the requests, those that may be late."""
+WINDOWS_S = (4, 15, 60)
+"""Of the ceilings."""
+_CEILING_SHARE = 0.985
+_SAVED = 200.0  # requests' worth of allowance that are kept, times the rate per second
+_LEAST = 16
+
+
+class Allowance:
+    """Of the requests that some route could have served in time. `observe` costs one append; the rest is for one thread at a time."""
+
+    def __init__(self) -> None:
+        self._new: deque[tuple[float, float, bool]] = deque(maxlen=4096)
+        self._kept: deque[tuple[float, float]] = deque(maxlen=4096)
+        self._saved: float | None = None
+        self._changed_s = -math.inf
+        self._ceilings: Mapping[int, float] | None = None
+        self._due_s = -math.inf
+
+    def observe(self, now_s: float, ratio: float, late: bool) -> None:
+        """One request. ratio: measured over profiled latency."""
+        self._new.append((now_s, ratio, late))
+
+    def change(self, now_s: float) -> None:
+        """The weather is another from here on: ceilings begin anew."""
+        self._changed_s = now_s
+
+    def take(self, now_s: float, rate_per_s: float | None) -> tuple[float, Mapping[int, float] | None]:
+        """(credit, 0..1; ceilings: by seconds, what all but the slowest stayed within, where so many seconds have been seen)."""
+        most = max(2.0, SHARE * _SAVED * (rate_per_s or 0.0))
+        for _ in range(len(self._new)):
+            at_s, ratio, late = self._new.popleft()
+            self._saved = max(-most, min(most, (most if self._saved is None else self._saved) + SHARE - late))
+            self._kept.append((at_s, ratio))
+        if now_s >= self._due_s:
+            self._due_s = now_s + 0.5
+            self._ceilings = self._seen(now_s)
+        return max(0.0, min(1.0, 2.0 * (self._saved or 0.0) / most)), self._ceilings
+
+    def _seen(self, now_s: float) -> Mapping[int, float] | None:
+        kept = self._kept
+        while kept and kept[0][0] < now_s - WINDOWS_S[-1] - 1.0:
+            kept.popleft()
+        if not kept:
+            return None
+        since_s, found = max(kept[0][0], self._changed_s), {}
+        for window_s in WINDOWS_S:
+            if now_s - since_s < window_s:
+                break
+            ratios = sorted(ratio for at_s, ratio in kept if at_s >= now_s - window_s)
+            if len(ratios) >= _LEAST:
+                found[window_s] = ratios[min(len(ratios) - 1, int(_CEILING_SHARE * len(ratios)))]
+        return found or None

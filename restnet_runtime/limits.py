@@ -1,0 +1,212 @@
+"""Limits in force: a budget and a reading turned into what a route's constants (macs, profiled latency and memory) may be at most."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from restnet_runtime.budget import Budget
+from restnet_runtime.ladder import Bounds, Rung
+from restnet_runtime.reading import Reading
+from restnet_runtime.units import format_bytes, format_macs, format_ms
+
+BUSIEST = 0.9
+"""The share of its time that a route may be busy: beyond it a queue grows faster than it is noticed."""
+CAUGHT = 0.005
+"""Of the requests, those that may come so early in a run of another that no route makes up for it."""
+CAUTION = {4: 0.04, 15: 0.015, 60: 0.005}
+"""What is added to a ceiling, by the seconds over which it was seen: the fewer, the less sure."""
+LOOK_AHEAD_S = 1.0
+"""How far ahead a queue that grows is looked at."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests as they come, for a route that would serve them one after another (`servers` at a time).
+
+    rate_per_s, variation:  arrivals per second, squared coefficient of variation of their gaps
+    waiting_ms:             what the latest waited
+    quickest_ms:            what all but the slowest take on the quickest route, which is where a request goes that has waited long
+    """
+
+    rate_per_s: float
+    variation: float
+    waiting_ms: float
+    quickest_ms: float
+    servers: int = 1
+
+    def busy(self, run_ms: float) -> float:
+        """The share of its time that a route is busy."""
+        return self.rate_per_s * run_ms / 1e3 / self.servers
+
+    def wait_ms(self, run_ms: float) -> float:
+        """The wait to expect on a route that takes `run_ms`: infinite where the queue grows without end.
+
+        The longer of what the queue comes to within `LOOK_AHEAD_S`, and the mean for such gaps (Kingman's formula).
+        """
+        busy = self.busy(run_ms)
+        if busy > BUSIEST:
+            return math.inf
+        ahead_ms = self.waiting_ms + (busy - 1.0) * 1e3 * LOOK_AHEAD_S
+        return max(0.0, ahead_ms, busy / (1.0 - busy) * self.variation / 2.0 * run_ms)
+
+    def longest_run_ms(self, limit_ms: float, tail: float) -> float:
+        """The longest run that with its wait stays within the limit: where each part of `wait_ms` reaches it.
+
+        Requests that come at random meet a run under way as well, and wait for what is left of it; the quickest route makes up for
+        the rest. Of all requests `rate x (run - (limit - quickest))` come too early in a run for that: at most `CAUGHT`.
+        """
+        rate = self.busy(1.0)  # per millisecond
+        longest = limit_ms / tail
+        if rate > 0:
+            ahead_ms = LOOK_AHEAD_S * 1e3
+            growing = (limit_ms - self.waiting_ms + ahead_ms) / (tail + rate * ahead_ms)
+            longest = min(longest, BUSIEST / rate, max(0.0, growing))
+        if self.variation > 0:
+            # run x tail + variation / 2 x rate x run^2 / (1 - rate x run) = limit
+            square, linear = (self.variation / 2.0 - tail) * rate, tail + limit_ms * rate
+            root = math.sqrt(max(0.0, linear * linear + 4.0 * square * limit_ms))
+            longest = min(longest, limit_ms / linear if square == 0 else (root - linear) / (2.0 * square))
+            caught = CAUGHT * 1e3 * self.servers / (min(1.0, self.variation) * self.rate_per_s)
+            longest = min(longest, max(0.0, limit_ms - self.quickest_ms) + caught)
+        return longest
+
+
+_Kind = Literal["memory", "latency", "macs", "accuracy"]
+
+
+class Limits:
+    """What is in force under a budget and a reading.
+
+    bounds, enter, clear:  for serving, for entering (a margin on what moves by itself), for entering with room to spare
+    tolerate:              for staying where nothing fits
+    """
+
+    def __init__(
+        self,
+        reading: Reading,
+        budget: Budget,
+        margin: float,
+        reserve_bytes: int,
+        servers: int = 1,
+        quickest_ms: float = 0.0,
+        room: float = 0.1,
+    ) -> None:
+        own, available = reading.own_memory_bytes, reading.memory_available_bytes
+        self.budget, self.own_bytes = budget, own
+        self.sensed_bytes = None if own is None or available is None else max(1, own + available - reserve_bytes)
+        self.slowdown = 1.0 if reading.slowdown is None else reading.slowdown
+        self.tail = 1.0 if reading.tail is None else reading.tail
+        self.throttled = reading.throttled or ()
+        self.load = None
+        if reading.requests_per_s:
+            quickest_ms *= self.slowdown * self.tail
+            variation, waiting_ms = reading.gap_variation or 0.0, reading.waiting_ms or 0.0
+            self.load = Load(reading.requests_per_s, variation, waiting_ms, quickest_ms, servers)
+        macs = math.inf if budget.macs is None else budget.macs
+        exact = math.inf if budget.memory_bytes is None else budget.memory_bytes
+        sensed = math.inf if self.sensed_bytes is None else self.sensed_bytes
+        unprofiled = math.inf if budget.memory_bytes is not None or own is None else own
+        limit = math.inf if budget.latency_ms is None else budget.latency_ms
+        self.bounds = Bounds(macs, self._profiled(limit), min(exact, sensed), unprofiled)
+        self.enter = Bounds(macs, self._profiled(limit, 1 + margin), min(exact, sensed / (1 + margin)), unprofiled)
+        self.clear = Bounds(macs, self._profiled(limit, 1 + margin + room), min(exact, sensed / (1 + margin)), unprofiled)
+        self.stay = self.bounds
+        if reading.credit and self.tail > 1.0:
+            borne = (1.0 + (self.tail - 1.0) * (1.0 - reading.credit)) / self.tail
+            self.stay = Bounds(macs, self._profiled(limit, borne), min(exact, sensed), unprofiled)
+        self.near: dict[int, float] | None = None
+        """By seconds of observation, the longest profiled latency of a route that would have kept the limit over so many."""
+        if reading.ceilings and limit < math.inf:
+            now = self.slowdown * self.tail
+            self.near = {
+                window_s: min(self.bounds.latency_ms, self._profiled(limit, ceiling / now * (1.0 + CAUTION.get(window_s, 0.0))))
+                for window_s, ceiling in reading.ceilings.items()
+            }
+        self.tolerate = Bounds(macs, self._profiled(limit * (1 + margin)), min(exact, sensed + reserve_bytes / 2), unprofiled)
+
+    def _profiled(self, limit_ms: float, margin: float = 1.0) -> float:
+        """The longest profiled latency that keeps a limit, were runs `margin` times as long."""
+        if limit_ms == math.inf:
+            return math.inf
+        factor = self.slowdown * margin
+        if self.load is None:
+            return _largest(limit_ms, factor * self.tail)
+        return self.load.longest_run_ms(limit_ms, self.tail) / factor
+
+    def in_force(self) -> Budget:
+        """The budget, its memory lowered to what the device leaves."""
+        budget, sensed = self.budget, self.sensed_bytes
+        if sensed is None or (budget.memory_bytes is not None and budget.memory_bytes <= sensed):
+            return budget
+        return Budget(budget.macs, budget.latency_ms, sensed, budget.min_accuracy)
+
+    def predicted_ms(self, rung: Rung) -> float | None:
+        """What all but the slowest requests would run for on a route; `None` without a profile."""
+        return rung.latency_ms * self.slowdown * self.tail if rung.profiled else None
+
+    def broken(self, rung: Rung) -> list[tuple[_Kind, str]]:
+        """The limits that a route does not keep, hard ones first, each in words with its figures."""
+        return list(self._broken(rung))
+
+    def _broken(self, rung: Rung) -> Iterator[tuple[_Kind, str]]:
+        budget, floor = self.budget, self.budget.min_accuracy
+        if floor is not None and (rung.accuracy is None or rung.accuracy < floor):
+            known = "unknown" if rung.accuracy is None else f"{rung.accuracy:.2%}"
+            yield "accuracy", f"accuracy {known} below the floor of {100 * floor:.4g}%"
+        if budget.memory_bytes is not None:
+            yield from self._over("memory", rung.memory_bytes if rung.profiled else None, budget.memory_bytes)
+        if self.sensed_bytes is not None and self.sensed_bytes != budget.memory_bytes:
+            need = rung.memory_bytes if rung.profiled else self.own_bytes
+            yield from self._over("memory", need, self.sensed_bytes, " (what the device has left)")
+        if budget.latency_ms is not None:
+            yield from self._latency(rung, budget.latency_ms)
+        if budget.macs is not None:
+            yield from self._over("macs", rung.macs, budget.macs)
+
+    def _latency(self, rung: Rung, limit_ms: float) -> Iterator[tuple[_Kind, str]]:
+        if rung.latency_ms <= self.bounds.latency_ms:
+            return
+        if not rung.profiled:
+            yield from self._over("latency", None, limit_ms)
+            return
+        run_ms = rung.latency_ms * self.slowdown
+        taken = run_ms * self.tail
+        factors = [format_ms(rung.latency_ms)]
+        if self.slowdown != 1.0:
+            factors.append(f"slowdown {self.slowdown:.3g}")
+        if self.tail != 1.0:
+            factors.append(f"tail {self.tail:.3g}")
+        note = f" ({' x '.join(factors)})" if len(factors) > 1 else ""
+        if self.throttled and self.slowdown > 1.0:
+            note += f"; the device is throttled: {', '.join(self.throttled)}"
+        if taken > limit_ms or self.load is None:
+            yield from self._over("latency", taken, limit_ms, note)
+            return
+        busy, wait = self.load.busy(run_ms), self.load.wait_ms(run_ms)
+        if busy > BUSIEST:
+            yield "latency", f"the queue grows: {self.load.rate_per_s:.3g} requests/s of {format_ms(run_ms)} keep it {busy:.0%} busy"
+        elif taken + wait > limit_ms:
+            yield from self._over("latency", taken + wait, limit_ms, f" ({format_ms(wait)} of it waiting)")
+        else:
+            yield "latency", f"runs of {format_ms(run_ms)} hold up others that come at random beyond the limit of {format_ms(limit_ms)}"
+
+    def _over(self, kind: _Kind, need: float | None, limit: float, note: str = "") -> Iterator[tuple[_Kind, str]]:
+        write = {"memory": format_bytes, "latency": format_ms, "macs": format_macs}[kind]
+        if need is None:
+            yield kind, f"unknown {kind} (not profiled) under a limit of {write(limit)}"
+        elif need > limit:
+            shown, allowed = write(need), write(limit)
+            if shown == allowed:
+                shown, allowed = f"{need:.9g}", f"{limit:.9g}"
+            yield kind, f"{kind} {shown} over the limit of {allowed}{note}"
+
+
+def _largest(limit: float, factor: float) -> float:
+    """The largest number that times `factor` is at most `limit`: a quotient alone may be one rounding off."""
+    number = limit / factor
+    while number * factor > limit:
+        number = math.nextafter(number, 0.0)
+    while (above := math.nextafter(number, math.inf)) * factor <= limit:
+        number = above
+    return number

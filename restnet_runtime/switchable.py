@@ -1,0 +1,34 @@
+"""What a controller moves and reads, as protocols: the executor and the sensors, or what stands in for them on a virtual clock."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from restnet_runtime.profile import RouteProfile
+from restnet_runtime.reading import Reading
+from restnet_runtime.routes import Route
+
+
+class RouteSource(Protocol):
+    """What the controller needs of a bundle."""
+
+    @property
+    def routes(self) -> Sequence[Route]: ...
+
+
+class Switchable(Protocol):
+    """What the controller needs of `executor.Executor`. All of it is quick and safe from any thread."""
+
+    @property
+    def bundle(self) -> RouteSource: ...
+    @property
+    def current(self) -> Route | None: ...
+    @property
+    def loaded(self) -> tuple[str, ...]: ...
+    def profile(self, name: str, /) -> RouteProfile | None: ...
+    def switch(self, name: str, /) -> None: ...
+
+
+class ReadingSource(Protocol):
+    """What the controller needs of `sensors.Sensors`."""
+
+    def read(self) -> Reading: ...
