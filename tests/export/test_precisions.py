@@ -81,7 +81,10 @@ class Case:
 
 @pytest.fixture
 def case(graphs) -> Case:
-    """Anchors of two blocks and a head, alike in some channels, and a route from `a` to `b` through a layer fitted by least squares."""
+    """Anchors of two blocks and a head, alike in some channels, and a route from `a` to `b` through a layer fitted by least squares.
+
+    It is off by 0.4, so that negative values count: by the range of the anchor's block, which ends in ReLU, they would be lost.
+    """
     rng = np.random.default_rng(0)
     models, arriving = {}, {}
     stem = weights(rng, 6, 3, 3, 3)
@@ -94,7 +97,7 @@ def case(graphs) -> Case:
         weight = 4 * weights(rng, CLASSES, width)
         models[f"{name}.2"] = graphs.head(f"{name}.2", weight, -weight @ means, 8)
     front, end = (values.transpose(0, 2, 3, 1).reshape(-1, values.shape[1]) for values in arriving.values())
-    fitted = np.linalg.lstsq(np.column_stack([front, np.ones(len(front))]), end, rcond=None)[0].astype(np.float32)
+    fitted = np.linalg.lstsq(np.column_stack([front, np.ones(len(front))]), end - 0.4, rcond=None)[0].astype(np.float32)
     models["a.0~b.0"] = graphs.conv("a.0~b.0", fitted[:6].T[:, :, None, None], fitted[6], 8, relu=False)
     return Case(
         graphs,
@@ -104,7 +107,7 @@ def case(graphs) -> Case:
 
 
 def test_routes_in_int8_answer_about_the_same(case: Case) -> None:
-    """A stitching layer answers negative values where the anchor's block ends in ReLU: by the anchor's range they would be lost."""
+    """Where a stitching layer answers negative values and the anchor's block ends in ReLU, too."""
     said: list[str] = []
     made = case.quantised(said)
     assert [route.name for route in made.routes][:3] == ["a@int8", "b@int8", "a[0-0]>b[1-2]@int8"]
