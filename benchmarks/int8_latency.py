@@ -88,7 +88,9 @@ def main() -> None:
             wholes.append(to_whole)
             figures = quantile(fp32_ms, 0.5), quantile(int8_ms, 0.5)
             result.cells.append((plain.name, *(f"{figure:.2f} ms" for figure in figures), f"{ratio:.2f}", f"{to_whole:.2f}"))
-            result.rows.append({"family": name, "route": plain.name, "fp32_ms": figures[0], "int8_ms": figures[1], "of_fp32": ratio})
+            result.rows.append(
+                {"family": name, "route": plain.name, "fp32_ms": figures[0], "int8_ms": figures[1], "of_fp32": ratio, "of_whole": to_whole}
+            )
         floor = TRANSFORMER if name.startswith("deit") else TO_TWIN
         worst = max(ratios)
         result.floors.append(Floor(f"{name}: int8 route, the slowest", "its fp32 twin", f"<= {floor}x", f"{worst:.2f}x", worst <= floor))

@@ -115,6 +115,7 @@ def precisions_figure(routes: Sequence[RouteResult]) -> "Figure":
                 for point, on, route in zip(points, front, routes, strict=True)
                 if (route.precision, route.anchor) == (kind, anchor)
             ]
+            chosen.sort(key=lambda point: not point[1])  # the legend shows the first
             if chosen:
                 axes.scatter(
                     *_columns([point for point, _ in chosen]),
@@ -127,13 +128,14 @@ def precisions_figure(routes: Sequence[RouteResult]) -> "Figure":
                     label=f"{kind}, {what}",
                 )
     for point, route in zip(points, routes, strict=True):
-        if route.anchor:
-            axes.annotate(route.name, point, xytext=(6, -12), textcoords="offset points", fontsize=8)
+        if route.anchor:  # the twins of one anchor may lie on top of each other
+            offset, side, line = ((6, -12), "left", "baseline") if route.precision == "fp32" else ((0, 8), "center", "bottom")
+            axes.annotate(route.name, point, xytext=offset, textcoords="offset points", ha=side, va=line, fontsize=8)
     axes.set_xlabel(_scale(routes, True)[1])
     axes.set_ylabel("top-1 accuracy on held-out images, %")
     axes.margins(x=0.12, y=0.1)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower right", title="pale: not on the front", title_fontsize=8)
     return figure
 
 

@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from restnet_runtime.compose import INPUT, OUTPUT
 from restnet_runtime.errors import ExportError
+from restnet_runtime.precision import exact_products
 from restnet_runtime.profile import Timing, time_runs
 from restnet_runtime.threads import usable_cores
 
@@ -72,6 +73,8 @@ def _session(model: onnx.ModelProto, threads: int | None = None) -> ort.Inferenc
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or usable_cores()
+    for key, value in exact_products().items():  # as devices compute: without it an old processor would choose and score by wrong answers
+        options.add_session_config_entry(key, value)
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own errors share no base

@@ -149,6 +149,10 @@ def _table(routes: Sequence[RouteResult]) -> str:
     front = fronts((route.precision, route.macs, route.accuracy) for route in routes)
     on_front = {route.name: on for route, on in zip(routes, front, strict=True)}
     several = len({route.precision for route in routes}) > 1
+    joint: list[tuple[str, object]] = [("", 0)] * len(routes)
+    if several and all(route.latency_ms is not None for route in routes):
+        flags = pareto_front((route.latency_ms or 0.0, route.accuracy) for route in routes)
+        joint = [("yes", 1) if on else ("", 0) for on in flags]
     columns: list[tuple[str, list[tuple[str, object]]]] = [
         ("route", [(route.name, route.name) for route in routes]),
         ("precision", [(route.precision if several else "", route.precision) for route in routes]),
@@ -159,7 +163,11 @@ def _table(routes: Sequence[RouteResult]) -> str:
         ("above the line", [_points(above_line(route, anchors)) for route in routes]),
         ("against fp32", [_points(None if route.twin is None else 100 * (route.accuracy - route.twin)) for route in routes]),
         ("latency", [("", "") if route.latency_ms is None else (f"{route.latency_ms:.3g} ms", route.latency_ms) for route in routes]),
-        ("on the front", [("yes", 1) if on_front[route.name] else ("", 0) for route in routes]),
+        (
+            "on the front of its precision" if several else "on the front",
+            [("yes", 1) if on_front[route.name] else ("", 0) for route in routes],
+        ),
+        ("on the joint front over latency", joint),
     ]
     filled = [(name, cells) for name, cells in columns if any(text for text, _ in cells)]
     head = "".join(f'<th scope="col"><button type="button">{name}</button></th>' for name, _ in filled)

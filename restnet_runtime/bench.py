@@ -11,7 +11,6 @@ from restnet_runtime.executor import Executor, preparation_order
 from restnet_runtime.explain import Verdict
 from restnet_runtime.explain import explain as explain_routes
 from restnet_runtime.explain import render as render_verdicts
-from restnet_runtime.front import outdone
 from restnet_runtime.loader import Loader
 from restnet_runtime.machine import describe_machine
 from restnet_runtime.memory import footprint
@@ -19,7 +18,7 @@ from restnet_runtime.noise import noise
 from restnet_runtime.policy import Candidate, Decision, History, decide
 from restnet_runtime.profile import RouteProfile, percentile
 from restnet_runtime.reading import Reading
-from restnet_runtime.routes import Route
+from restnet_runtime.routes import Route, pareto_front
 from restnet_runtime.tables import table
 from restnet_runtime.threads import describe_threads
 from restnet_runtime.units import format_bytes, format_macs, format_ms
@@ -147,17 +146,18 @@ def neighbours(
 ) -> tuple[Route | None, Route | None]:
     """The next cheaper and the next dearer route among those on the Pareto front.
 
-    By MACs where all routes have one precision. Between precisions these say nothing: then by the latency of `profiles`, among
-    the routes that none outdoes here.
+    By MACs where all routes have one precision. Between precisions these say nothing: then by the latency of `profiles`, on the
+    front of accuracy over it, so that the dearer one is always more accurate.
     """
     measured = [(route, profile) for route in routes if (profile := (profiles or {}).get(route.name)) is not None]
     if len({route.precision for route, _ in measured}) > 1 and any(route == chosen for route, _ in measured):
-        costs = {route.name: profile.latency_ms for route, profile in measured if route.on_front or route == chosen}
-        gone = outdone(measured).keys() - {chosen.name}
-        routes = [route for route, _ in measured if route.name in costs and route.name not in gone]
+        costs = {route.name: profile.latency_ms for route, profile in measured}
+        flags = pareto_front((profile.latency_ms, route.accuracy) for route, profile in measured)
+        front = [route for (route, _), on in zip(measured, flags, strict=True) if on]
     else:
         costs = {route.name: float(route.macs) for route in routes} | {chosen.name: float(chosen.macs)}
-    front = sorted((route for route in routes if route.on_front), key=lambda route: costs[route.name])
+        front = [route for route in routes if route.on_front]
+    front.sort(key=lambda route: costs[route.name])
     cheaper = [route for route in front if costs[route.name] < costs[chosen.name]]
     dearer = [route for route in front if costs[route.name] > costs[chosen.name]]
     return (cheaper[-1] if cheaper else None), (dearer[0] if dearer else None)

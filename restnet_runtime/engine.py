@@ -102,6 +102,7 @@ class Engine:
             available=lambda: None if controller.reading is None else controller.reading.memory_available_bytes,
             reading=lambda: controller.reading,
             on_outdone=None if keep_all else controller.reconsider,
+            pinned=lambda: controller.pin,
             threads=None
             if threads or not chosen.cpu_only
             else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from restnet_runtime.compile import need_bytes
@@ -64,6 +64,7 @@ class Loader:
     reading:       the last one of the device, `None` before there is any: profiles are measured again where it is quiet
     on_outdone:    let go of routes that another one outdoes here (`front.outdone`), at later starts too; told after it was found, so
                    that none of them stays the current one. `None` keeps all
+    pinned:        name of the route that an operator wants whatever it costs: it is not let go of
 
     A route that fails is reported and left out; the others go on.
     """
@@ -81,11 +82,12 @@ class Loader:
         available: Callable[[], int | None] = lambda: None,
         reading: Callable[[], Reading | None] = lambda: None,
         on_outdone: Callable[[], object] | None = None,
+        pinned: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._executor, self._names, self._on_loaded = executor, tuple(names), on_loaded
         self._memory_limit, self._interval_s = memory_limit, interval_s
         self._wanted, self._threads, self._available = wanted, threads, available
-        self._pruner = Pruner(executor, on_outdone)
+        self._pruner, self._pinned = Pruner(executor, on_outdone), pinned
         self._loading: str | None = None
         self._compiled = self._failed_compiles = 0
         known = {route.name for route in executor.bundle.routes}
@@ -158,12 +160,11 @@ class Loader:
         else:
             self._pressed_for = None
         wanted = self._wanted() if self._wanted is not None else None
-        ranked = by_value(self._executor.bundle.routes, current.name if current else None, wanted)
         loaded = self._executor.loaded
         room = None if limit is None else limit / LOAD_MARGIN
-        aside = self._pruner.aside(current.name if current else None)
+        aside = self._pruner.aside((current.name if current else None, self._pinned()))
         while True:
-            order = [name for name in ranked if name in self._names and name not in aside]
+            order = self._order(current, wanted, aside)
             able = [name for name in order if name not in self._failed or name in loaded]
             fitting = self._fitting(able, room)
             needed = self._pruner.needed(aside, fitting)
@@ -183,6 +184,11 @@ class Loader:
             self._executor.prepare([coming, *(name for name in missing if name != coming)], together)
             self._load(coming)
         return bool(gone) or coming is not None
+
+    def _order(self, current: Route | None, wanted: str | None, aside: Collection[str]) -> list[str]:
+        """The most valuable first, without those set aside: where the cheapest is one of them, the next is the way down."""
+        routes = [route for route in self._executor.bundle.routes if route.name not in aside]
+        return [name for name in by_value(routes, current.name if current else None, wanted) if name in self._names]
 
     def _next(
         self, missing: Sequence[str], order: Sequence[str], loaded: Sequence[str], limit: float | None

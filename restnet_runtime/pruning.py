@@ -41,9 +41,9 @@ class Pruner:
             self._outdone = {**known, **found}
             self._on_found()
 
-    def aside(self, current: str | None) -> set[str]:
-        """Names of the routes to do without: never the current one."""
-        return set(self._outdone) - {current}
+    def aside(self, but: Collection[str | None]) -> set[str]:
+        """Names of the routes to do without. but: the current one, and what an operator has pinned."""
+        return set(self._outdone).difference(but)
 
     def needed(self, aside: Collection[str], there: Collection[str]) -> set[str]:
         """Those of `aside` whose better is not among the routes that are `there`."""

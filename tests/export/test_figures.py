@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restnet_export.figures import Curve, RouteResult, png, routes_figure, similarity_figure, tuning_figure
+from restnet_export.figures import Curve, RouteResult, png, precisions_figure, routes_figure, similarity_figure, tuning_figure
 
 ROUTES = [
     RouteResult("s", 2_000_000, 10, 0.70, True, latency_ms=1.0),
@@ -48,6 +48,41 @@ def test_over_latency_another_front() -> None:
     assert axes.get_xlabel() == "latency of one image on the machine of this export, ms"
     with pytest.raises(ValueError, match="route s has no latency"):
         routes_figure([replace(ROUTES[0], latency_ms=None), ROUTES[1]], latency=True)
+
+
+INT8 = [
+    replace(ROUTES[0], name="s@int8", precision="int8", latency_ms=1.2, accuracy=0.69),
+    replace(ROUTES[1], name="l@int8", precision="int8", latency_ms=2.9, accuracy=0.89),
+    replace(ROUTES[2], name="s[0-1]>l[2-4]@int8", precision="int8", latency_ms=1.5),
+]
+
+
+def test_both_precisions_over_latency_have_one_front() -> None:
+    (axes,) = precisions_figure([*ROUTES, *INT8]).axes
+    (front,) = axes.lines
+    assert [(float(x), float(y)) for x, y in front.get_xydata()] == [(0.5, 60.0), (1.0, 70.0), (1.5, 85.0), (2.9, 89.0), (3.0, 90.0)]
+    points = {str(dots.get_label()): [(float(x), float(y)) for x, y in dots.get_offsets()] for dots in axes.collections}
+    assert points == {
+        "fp32, stitched": [(0.5, 60.0), (3.5, 85.0)],
+        "fp32, one model alone": [(1.0, 70.0), (3.0, 90.0)],
+        "int8, stitched": [(1.5, 85.0)],
+        "int8, one model alone": [(2.9, 89.0), (1.2, 69.0)],
+    }
+    legend = axes.get_legend()
+    assert legend is not None
+    assert {text.get_text() for text in legend.get_texts()} == {"Pareto front of all", *points}
+    pale = {str(dots.get_label()): np.broadcast_to(dots.get_alpha(), len(dots.get_offsets())).tolist() for dots in axes.collections}
+    assert pale["fp32, stitched"] == [1.0, 0.4], "the legend shows the first"
+
+
+def test_names_of_an_anchor_in_two_precisions_do_not_meet() -> None:
+    figure = precisions_figure([*ROUTES[:2], *(replace(one, accuracy=twin.accuracy) for one, twin in zip(INT8[:2], ROUTES, strict=False))])
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert set(boxes) == {"s", "l", "s@int8", "l@int8"}
+    assert not boxes["s"].overlaps(boxes["s@int8"])
+    assert not boxes["l"].overlaps(boxes["l@int8"])
 
 
 def test_where_routes_were_before_tuning() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from restnet_export.figures import Curve, RouteResult
+from restnet_export.precisions import Trial
 from restnet_export.report import Report, above_line, render_report
 
 ROUTES = (
@@ -51,7 +52,7 @@ class Page(HTMLParser):
             self.keys.append([])
         elif tag == "td":
             self.rows[-1].append("")
-            self.keys[-1].append(given["data-value"])
+            self.keys[-1].append(given.get("data-value"))
         elif tag == "th":
             self.header.append("")
         elif tag == "img":
@@ -89,6 +90,32 @@ def test_columns_that_were_measured_are_shown() -> None:
     found = page(routes=measured)
     assert {"before tuning", "latency"} <= set(found.header)
     assert [row[found.header.index("latency")] for row in found.rows[1:]] == ["0 ms", "2 ms", "3 ms", "1 ms"]
+
+
+def test_in_two_precisions_each_has_a_front_and_both_have_one() -> None:
+    plain = [replace(route, latency_ms=2.0 + index) for index, route in enumerate(ROUTES)]
+    int8 = [
+        replace(
+            route, name=f"{route.name}@int8", precision="int8", latency_ms=1.0 + index, accuracy=route.accuracy - 0.01, twin=route.accuracy
+        )
+        for index, route in enumerate(ROUTES)
+    ]
+    trials = (Trial("s", "everything", "minmax", 0.25, 1.5, chosen=True), Trial("s", "dynamic", None, 0.125))
+    found = page(routes=[*plain, *int8], trials=trials, sensitivity={"s.0": 0.5})
+    rows = {row[0]: dict(zip(found.header, row, strict=False)) for row in found.rows[1:9]}
+    assert {
+        name: (row["precision"], row["against fp32"], row["on the joint front over latency"])
+        for name, row in rows.items()
+        if name in ("s", "l", "s@int8", "l@int8")
+    } == {
+        "s": ("fp32", "", ""),
+        "s@int8": ("int8", "-1.0", "yes"),
+        "l": ("fp32", "", "yes"),
+        "l@int8": ("int8", "-1.0", "yes"),
+    }
+    assert rows["s"]["on the front of its precision"] == "yes", "over MACs, among its own"
+    assert "everything" in found.text
+    assert "on the joint front over latency" not in page(routes=[*plain[:3], *int8[:3], replace(ROUTES[3])]).header
 
 
 def test_the_page_needs_no_other_file() -> None:

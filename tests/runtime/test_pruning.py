@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,6 +136,17 @@ def test_it_is_taken_back_where_the_better_one_cannot_be_loaded(start) -> None:
     assert again.loaded == {"small", "large"}
 
 
+def test_without_the_cheapest_the_next_is_the_way_down(int8_path: Path, tmp_path: Path) -> None:
+    """Of the cheapest two, which have as many MACs, the one that is listed first may be outdone."""
+    bundle = open_bundle(int8_path)
+    executor = Executor(bundle, Compiler.for_bundle(bundle, tmp_path), SETTINGS)
+    loader = Loader(executor, preparation_order(bundle))
+    cheap = sorted(bundle.routes, key=lambda route: route.macs)
+    assert loader._order(bundle.route("large"), None, ())[:2] == ["large", cheap[0].name]
+    assert loader._order(bundle.route("large"), None, {cheap[0].name})[:2] == ["large", cheap[1].name]
+    executor.close()
+
+
 def test_what_is_outdone_by_what_is_outdone_names_the_best(start) -> None:
     first = start(INT8_WINS).judged()
     pruner = first.loader._pruner
@@ -173,3 +185,24 @@ def test_an_engine_prunes_unless_it_is_told_to_keep_all(bundle: Bundle, tmp_path
         assert "outdone by large@int8" in (listed["large"].outdone or "")
         assert listed["large@int8"].on_front_here
         assert (listed["large@int8"].precision, listed["large"].precision) == ("int8", "fp32")
+
+
+def test_a_pinned_route_is_loaded_and_stays_although_it_is_outdone(bundle: Bundle, tmp_path: Path) -> None:
+    Start(bundle, tmp_path, INT8_WINS).judged().executor.close()
+    with Engine.open(bundle.path, cache_root=tmp_path, threads=1, interval_s=0.05, pin="large") as engine:
+        engine.loader.join(60)
+        engine.controller.tick()
+        assert engine.executor.current is not None
+        assert engine.executor.current.name == "large"
+        engine.controller.pin = None
+        assert engine.executor.current.name == "large@int8"
+        assert until(lambda: "large" not in engine.executor.loaded)
+        engine.controller.pin = "large"
+        assert until(lambda: engine.executor.current is not None and engine.executor.current.name == "large"), "loaded again for it"
+
+
+def until(true: Callable[[], bool], timeout_s: float = 20) -> bool:
+    ending = time.monotonic() + timeout_s
+    while not true() and time.monotonic() < ending:
+        time.sleep(0.01)
+    return true()
