@@ -35,13 +35,14 @@ def test_without_dot_products_int8_goes_unless_it_is_smaller() -> None:
     large = point("large", latency_ms=10)
     assert names(large, point("large8", 0.69, latency_ms=12)) == {"large8": "large"}
     assert names(large, point("large8", 0.69, latency_ms=12, memory_mb=40)) == {}, "a memory budget may need it"
+    assert names(large, point("large8", 0.69, latency_ms=12, memory_mb=99.9)) == {"large8": "large"}, "none could tell 0.1 MB"
 
 
 @pytest.mark.parametrize(
     "better", [{"accuracy": 0.71}, {"latency_ms": 9.0}, {"memory_mb": 90.0}, {"macs": 900}], ids=lambda change: next(iter(change))
 )
 @pytest.mark.parametrize(
-    "worse", [{"accuracy": 0.69}, {"latency_ms": 10.01}, {"memory_mb": 100.01}, {"macs": 1001}], ids=lambda change: next(iter(change))
+    "worse", [{"accuracy": 0.69}, {"latency_ms": 10.01}, {"memory_mb": 101}, {"macs": 1001}], ids=lambda change: next(iter(change))
 )
 def test_better_in_one_and_worse_in_none(better: dict, worse: dict) -> None:
     assert names(point("a"), point("b", **better)) == {"a": "b"}
