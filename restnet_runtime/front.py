@@ -3,8 +3,9 @@
 Which precision is quicker only the device can tell, so the manifest has a front for each, over multiply-accumulates. Here they meet.
 A route is outdone by one single other that is at least as accurate, at most as slow, and takes at most as much memory and as many
 multiply-accumulates; in one of these it is better by more than measuring it twice would differ. Whatever budget the one fits the
-other fits too, so none is lost by letting the one go; of memory, less than what measuring it twice differs by is taken for equal, or a
-small network in int8 would stay wherever it is slower, for the kilobytes that it saves. What has no accuracy is never outdone and outdoes nothing.
+other fits too, so none is lost by letting the one go. Memory that differs by less than two measurements do counts as equal: or a
+small network in int8 would stay wherever it is slower, for the kilobytes that it saves. What has no accuracy is never outdone and
+outdoes nothing.
 """
 
 from collections.abc import Sequence
