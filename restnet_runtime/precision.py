@@ -18,6 +18,9 @@ Filters = Literal["pointwise", "spatial", "depthwise"]
 EVERY_FILTER: frozenset[Filters] = frozenset({"pointwise", "spatial", "depthwise"})
 
 _COPIES_SHARE = 1 / 8
+"""Of the device's memory: more than this is too much for copies of filters."""
+_LITTLE_SHARE = 1 / 64
+"""Less than this is nothing to save."""
 _TILES = "amx_int8"
 _EVERYWHERE = frozenset({"fp32", "int8"})
 _DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni"})
@@ -46,15 +49,17 @@ def exact_products(cpuinfo: Path = CPUINFO, machine: str = platform.machine()) -
 def shared_filters(bundle: Bundle, memory_bytes: int | None = None, cpuinfo: Path = CPUINFO) -> frozenset[Filters]:
     """Which quantised filters sessions are to share, although ONNX Runtime would rather pack them anew for each (`quantised.py`).
 
-    All of them where copies for every route would take much of this device's memory, else those that run no slower shared.
+    All of them where copies for every route would take much of this device's memory, none where they would take little, else those
+    that run no slower shared. Convolutions of few channels and positions run slower in any case: a family of small ones shares none.
 
     memory_bytes: of the device, by default what it has and the cgroups allow
     """
     parts = [part for route in bundle.routes for part in zip(route.segments, route.precisions, strict=True) if part[1] == "int8"]
     copies = sum(bundle.segments[segment].graphs[precision].weight_bytes for segment, precision in parts)
-    if copies > _COPIES_SHARE * (memory_bytes or _device_bytes()):
+    memory = memory_bytes or _device_bytes()
+    if copies > _COPIES_SHARE * memory:
         return EVERY_FILTER
-    return frozenset({"spatial"}) if _TILES in _flags(cpuinfo) else frozenset()
+    return frozenset({"spatial"}) if copies > _LITTLE_SHARE * memory and _TILES in _flags(cpuinfo) else frozenset()
 
 
 @lru_cache
