@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
-SHARE = 0.01
+SHARE = 0.014
 """Of the requests, those that may be late."""
 WINDOWS_S = (4, 15, 60)
 """Of the ceilings."""
@@ -41,12 +41,12 @@ class Allowance:
         most = max(2.0, SHARE * _SAVED * (rate_per_s or 0.0))
         for _ in range(len(self._new)):
             at_s, ratio, late = self._new.popleft()
-            self._saved = max(-most, min(most, (most if self._saved is None else self._saved) + SHARE - late))
+            self._saved = max(-most, min(most, (most / 2 if self._saved is None else self._saved) + SHARE - late))
             self._kept.append((at_s, ratio))
         if now_s >= self._due_s:
             self._due_s = now_s + 0.5
             self._ceilings = self._seen(now_s)
-        return max(0.0, min(1.0, 2.0 * (self._saved or 0.0) / most)), self._ceilings
+        return max(-1.0, min(1.0, 2.0 * (self._saved or 0.0) / most)), self._ceilings
 
     def _seen(self, now_s: float) -> Mapping[int, float] | None:
         kept = self._kept
