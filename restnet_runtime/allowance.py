@@ -13,7 +13,7 @@ SHARE = 0.014
 WINDOWS_S = (4, 15, 60)
 """Of the ceilings."""
 _CEILING_SHARE = 0.985
-_SAVED = 200.0  # requests' worth of allowance that are kept, times the rate per second
+_SAVED = 120.0  # requests' worth of allowance that are kept, times the rate per second
 _LEAST = 16
 
 
@@ -41,7 +41,7 @@ class Allowance:
         most = max(2.0, SHARE * _SAVED * (rate_per_s or 0.0))
         for _ in range(len(self._new)):
             at_s, ratio, late = self._new.popleft()
-            self._saved = max(-most, min(most, (most / 2 if self._saved is None else self._saved) + SHARE - late))
+            self._saved = max(-0.3 * most, min(most, (most / 2 if self._saved is None else self._saved) + SHARE - late))
             self._kept.append((at_s, ratio))
         if now_s >= self._due_s:
             self._due_s = now_s + 0.5

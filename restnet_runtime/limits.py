@@ -34,7 +34,7 @@ class Load:
     waiting_ms: float
     quickest_ms: float
     servers: int = 1
-    credit: float = 0.0
+    credit: float | None = None
 
     def busy(self, run_ms: float) -> float:
         """The share of its time that a route is busy."""
@@ -65,11 +65,11 @@ class Load:
             longest = min(longest, BUSIEST / rate, max(0.0, growing))
         if self.variation > 0:
             # run x tail + variation / 2 x rate x run^2 / (1 - rate x run) = limit
-            mean = self.variation * (1.0 - self.credit) / 2.0
+            mean = self.variation / 2.0 * (1.0 if self.credit is None else 0.45 - 0.25 * self.credit)
             square, linear = (mean - tail) * rate, tail + limit_ms * rate
             root = math.sqrt(max(0.0, linear * linear + 4.0 * square * limit_ms))
             longest = min(longest, limit_ms / linear if square == 0 else (root - linear) / (2.0 * square))
-            caught = CAUGHT * (1.0 + self.credit) * 1e3 * self.servers / (min(1.0, self.variation) * self.rate_per_s)
+            caught = CAUGHT * (1.0 + (self.credit or 0.0)) * 1e3 * self.servers / (min(1.0, self.variation) * self.rate_per_s)
             longest = min(longest, max(0.0, limit_ms - self.quickest_ms) + caught)
         return longest
 
@@ -104,7 +104,7 @@ class Limits:
         if reading.requests_per_s:
             quickest_ms *= self.slowdown * self.tail
             variation, waiting_ms = reading.gap_variation or 0.0, reading.waiting_ms or 0.0
-            self.load = Load(reading.requests_per_s, variation, waiting_ms, quickest_ms, servers, reading.credit or 0.0)
+            self.load = Load(reading.requests_per_s, variation, waiting_ms, quickest_ms, servers, reading.credit)
         macs = math.inf if budget.macs is None else budget.macs
         exact = math.inf if budget.memory_bytes is None else budget.memory_bytes
         sensed = math.inf if self.sensed_bytes is None else self.sensed_bytes
