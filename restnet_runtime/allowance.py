@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
-SHARE = 0.014
+SHARE = 0.012
 """Of the requests, those that may be late."""
 WINDOWS_S = (4, 15, 60)
 """Of the ceilings."""
@@ -38,10 +38,10 @@ class Allowance:
 
     def take(self, now_s: float, rate_per_s: float | None) -> tuple[float, Mapping[int, float] | None]:
         """(credit, 0..1; ceilings: by seconds, what all but the slowest stayed within, where so many seconds have been seen)."""
-        most = max(2.0, SHARE * _SAVED * (rate_per_s or 0.0))
+        most = max(4.0, SHARE * _SAVED * (rate_per_s or 0.0))
         for _ in range(len(self._new)):
             at_s, ratio, late = self._new.popleft()
-            self._saved = max(-0.3 * most, min(most, (most / 2 if self._saved is None else self._saved) + SHARE - late))
+            self._saved = max(-0.3 * most, min(most, (most if self._saved is None else self._saved) + SHARE - late))
             self._kept.append((at_s, ratio))
         if now_s >= self._due_s:
             self._due_s = now_s + 0.5

@@ -24,7 +24,7 @@ from restnet_runtime.served import Served
 from restnet_runtime.switchable import ReadingSource, Switchable
 from restnet_runtime.threads import affinity_cores
 from restnet_runtime.traffic import Traffic
-from restnet_runtime.watch import Watch
+from restnet_runtime.watch import UNKNOWN_TAIL, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +249,7 @@ class Controller:
         seen = replace(
             reading,
             slowdown=slowdown,
-            tail=tail,
+            tail=UNKNOWN_TAIL if tail is None and slowdown is not None else tail,
             credit=credit,
             ceilings=ceilings,
             requests_per_s=rate,

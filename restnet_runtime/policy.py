@@ -254,7 +254,8 @@ def _stay_or_climb(limits: Limits, ladder: Ladder, current: Rung, history: Histo
         ripe = next((rung for rung in better if clean[rung.name] >= (patience if clear.hold(rung) else slow)), None)
     else:
         slow = max(history.near_ticks, patience)
-        reach = max((most for window_s, most in near.items() if window_s * _TICKS >= min(slow, _LONGEST)), default=0.0)
+        least = min(max(slow, sorted(near)[:2][-1] * _TICKS), _LONGEST)  # the shortest only where there is no other yet
+        reach = max((most for window_s, most in near.items() if window_s * _TICKS >= least), default=0.0)
         ripe = next(
             (
                 rung
