@@ -1,4 +1,4 @@
-"""The allowance: what may be late without harm, and how long requests took over the last seconds, from which the policy tells noise from weather.
+"""The allowance: what may be late without harm, and how long requests took over the last seconds: by it noise is told from weather.
 
 A share of requests may be late. What of it has not been used is credit: with it a route that has become close to its limit is borne a
 little longer, so that a passing breath of noise moves nothing.
@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
-SHARE = 0.012
+SHARE = 0.014
 """Of the requests, those that may be late."""
 WINDOWS_S = (4, 15, 60)
 """Of the ceilings."""
@@ -36,8 +36,8 @@ class Allowance:
         """The weather is another from here on: ceilings begin anew."""
         self._changed_s = now_s
 
-    def take(self, now_s: float, rate_per_s: float | None) -> tuple[float, Mapping[int, float] | None]:
-        """(credit, 0..1; ceilings: by seconds, what all but the slowest stayed within, where so many seconds have been seen)."""
+    def take(self, now_s: float, rate_per_s: float | None) -> tuple[float | None, Mapping[int, float] | None]:
+        """(credit, -0.6..1; ceilings: by seconds, what all but the slowest requests stayed within). `None`: not enough was seen."""
         most = max(4.0, SHARE * _SAVED * (rate_per_s or 0.0))
         for _ in range(len(self._new)):
             at_s, ratio, late = self._new.popleft()
@@ -46,7 +46,7 @@ class Allowance:
         if now_s >= self._due_s:
             self._due_s = now_s + 0.5
             self._ceilings = self._seen(now_s)
-        return max(-1.0, min(1.0, 2.0 * (self._saved or 0.0) / most)), self._ceilings
+        return None if self._saved is None else min(1.0, 2.0 * self._saved / most), self._ceilings
 
     def _seen(self, now_s: float) -> Mapping[int, float] | None:
         kept = self._kept

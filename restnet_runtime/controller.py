@@ -245,7 +245,7 @@ class Controller:
         slowdown = self._watch.slowdown(self._observed, now_s)
         tail = self._watch.take(slowdown)
         credit, ceilings = self._allowance.take(now_s, rate)
-        self._watch.patient = credit > 0.5
+        self._watch.patient = credit is not None and credit > 0.5
         seen = replace(
             reading,
             slowdown=slowdown,

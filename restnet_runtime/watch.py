@@ -20,7 +20,7 @@ _TREND_SURER = 6.5  # while few were late
 _TREND_S = 8.0
 _AHEAD_S = 0.5
 _RELIEF = 5
-_STARTING = 60
+_STARTING = 24
 _RELIEF_RATIO = 0.93
 
 
@@ -51,6 +51,7 @@ class Watch:
     def observe(self, ratio: float, now_s: float) -> bool:
         """One request. Is it time to decide, before the next tick does? Two much longer ones in a row, or three longer ones of four."""
         self._pending.append(ratio)
+        self._starting -= 1
         self._latest.append((now_s, ratio))
         self.caution = ratio if ratio > self._far_longer else 0.0
         flags = self._flags
@@ -73,8 +74,8 @@ class Watch:
         """
         latest = list(self._latest)
         shown = smoothed or 0.0
-        if self._starting > 0 and latest:  # nothing is known from before that the average could begin with
-            shown = median(ratio for _, ratio in latest)
+        if self._starting > 0 and len(latest) >= _RELIEF:  # nothing is known from before that the average could begin with
+            shown = max(shown, median(ratio for _, ratio in latest))
         if latest and now_s - self._alarm_s < _HOLD_S:
             newest = median(ratio for _, ratio in latest[-5:])
             if shown >= newest * 0.97:
@@ -90,7 +91,6 @@ class Watch:
         What a change of the slowdown itself makes late is no tail: only ratios of calm times count.
         """
         ratios = [self._pending.popleft() for _ in range(len(self._pending))]
-        self._starting -= len(ratios)
         if slowdown is None:
             return None
         if ratios and 1 / _CALM < median(ratios) / slowdown < _CALM:
