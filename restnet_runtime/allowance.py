@@ -5,6 +5,7 @@ little longer, so that a passing breath of noise moves nothing.
 """
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
 
@@ -44,7 +45,7 @@ class Allowance:
             self._saved = max(-0.3 * most, min(most, (most if self._saved is None else self._saved) + SHARE - late))
             self._kept.append((at_s, ratio))
         if now_s >= self._due_s:
-            self._due_s = now_s + 0.5
+            self._due_s = now_s + 1.0
             self._ceilings = self._seen(now_s)
         return None if self._saved is None else min(1.0, 2.0 * self._saved / most), self._ceilings
 
@@ -55,10 +56,11 @@ class Allowance:
         if not kept:
             return None
         since_s, found = max(kept[0][0], self._changed_s), {}
+        times, all_ratios = zip(*kept, strict=True)
         for window_s in WINDOWS_S:
             if now_s - since_s < window_s:
                 break
-            ratios = sorted(ratio for at_s, ratio in kept if at_s >= now_s - window_s)
+            ratios = sorted(all_ratios[bisect_left(times, now_s - window_s) :])
             if len(ratios) >= _LEAST:
                 found[window_s] = ratios[min(len(ratios) - 1, int(_CEILING_SHARE * len(ratios)))]
         return found or None

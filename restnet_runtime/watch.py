@@ -74,7 +74,7 @@ class Watch:
         """
         latest = list(self._latest)
         shown = smoothed or 0.0
-        if self._starting > 0 and len(latest) >= _RELIEF:  # nothing is known from before that the average could begin with
+        if self._starting > 0 and len(latest) >= 2:  # nothing is known from before that the average could begin with
             shown = max(shown, median(ratio for _, ratio in latest))
         if latest and now_s - self._alarm_s < _HOLD_S:
             newest = median(ratio for _, ratio in latest[-5:])
