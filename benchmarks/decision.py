@@ -41,8 +41,10 @@ def main() -> None:
         family.append(Candidate(route, RouteProfile(9.0 * gmacs, 10.0 * gmacs, int((60 + 22 * gmacs) * 1e6))))
     ladder, budget = Ladder(family), Budget(latency_ms=LIMIT_MS)
     load = {"tail": 1.06, "requests_per_s": 4.0, "gap_variation": 0.3, "waiting_ms": 5.0}
-    calm = Reading(memory_available_bytes=10**9, own_memory_bytes=10**8, slowdown=1.7, **load)  # type: ignore[arg-type]
-    late = Reading(memory_available_bytes=10**9, own_memory_bytes=10**8, slowdown=90.0, **load)  # type: ignore[arg-type]
+    calm = Reading(
+        memory_available_bytes=10**9, own_memory_bytes=10**8, slowdown=1.7, credit=0.5, ceilings={4: 1.9, 15: 1.95, 60: 2.0}, **load
+    )  # type: ignore[arg-type]
+    late = Reading(memory_available_bytes=10**9, own_memory_bytes=10**8, slowdown=90.0, credit=-0.5, ceilings={4: 99.0}, **load)  # type: ignore[arg-type]
     middle, last = family[len(family) // 3].route.name, family[-1].route.name
     first = family[0].route.name
     ways: dict[str, Callable[[], object]] = {

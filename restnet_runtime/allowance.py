@@ -1,19 +1,20 @@
-"""The allowance: what may be late without harm, and how long requests took of late: by both the policy tells noise from weather.
+"""The allowance: what may be late without harm, and how long requests took over the last seconds: by it noise is told from weather.
 
 A share of requests may be late. What of it has not been used is credit: with it a route that has become close to its limit is borne a
 little longer, so that a passing breath of noise moves nothing.
 """
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
 
-SHARE = 0.01
+SHARE = 0.014
 """Of the requests, those that may be late."""
 WINDOWS_S = (4, 15, 60)
 """Of the ceilings."""
 _CEILING_SHARE = 0.985
-_SAVED = 200.0  # requests' worth of allowance that are kept, times the rate per second
+_SAVED = 120.0  # requests' worth of allowance that are kept, times the rate per second
 _LEAST = 16
 
 
@@ -36,17 +37,17 @@ class Allowance:
         """The weather is another from here on: ceilings begin anew."""
         self._changed_s = now_s
 
-    def take(self, now_s: float, rate_per_s: float | None) -> tuple[float, Mapping[int, float] | None]:
-        """(credit, 0..1; ceilings: by seconds, what all but the slowest stayed within, where so many seconds have been seen)."""
-        most = max(2.0, SHARE * _SAVED * (rate_per_s or 0.0))
+    def take(self, now_s: float, rate_per_s: float | None) -> tuple[float | None, Mapping[int, float] | None]:
+        """(credit, -0.6..1; ceilings: by seconds, what all but the slowest requests stayed within). `None`: not enough was seen."""
+        most = max(4.0, SHARE * _SAVED * (rate_per_s or 0.0))
         for _ in range(len(self._new)):
             at_s, ratio, late = self._new.popleft()
-            self._saved = max(-most, min(most, (most if self._saved is None else self._saved) + SHARE - late))
+            self._saved = max(-0.3 * most, min(most, (most if self._saved is None else self._saved) + SHARE - late))
             self._kept.append((at_s, ratio))
         if now_s >= self._due_s:
-            self._due_s = now_s + 0.5
+            self._due_s = now_s + 1.0
             self._ceilings = self._seen(now_s)
-        return max(0.0, min(1.0, 2.0 * (self._saved or 0.0) / most)), self._ceilings
+        return None if self._saved is None else min(1.0, 2.0 * self._saved / most), self._ceilings
 
     def _seen(self, now_s: float) -> Mapping[int, float] | None:
         kept = self._kept
@@ -55,10 +56,11 @@ class Allowance:
         if not kept:
             return None
         since_s, found = max(kept[0][0], self._changed_s), {}
+        times, all_ratios = zip(*kept, strict=True)
         for window_s in WINDOWS_S:
             if now_s - since_s < window_s:
                 break
-            ratios = sorted(ratio for at_s, ratio in kept if at_s >= now_s - window_s)
+            ratios = sorted(all_ratios[bisect_left(times, now_s - window_s) :])
             if len(ratios) >= _LEAST:
                 found[window_s] = ratios[min(len(ratios) - 1, int(_CEILING_SHARE * len(ratios)))]
         return found or None

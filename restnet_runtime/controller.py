@@ -24,7 +24,7 @@ from restnet_runtime.served import Served
 from restnet_runtime.switchable import ReadingSource, Switchable
 from restnet_runtime.threads import affinity_cores
 from restnet_runtime.traffic import Traffic
-from restnet_runtime.watch import Watch
+from restnet_runtime.watch import UNKNOWN_TAIL, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -245,11 +245,11 @@ class Controller:
         slowdown = self._watch.slowdown(self._observed, now_s)
         tail = self._watch.take(slowdown)
         credit, ceilings = self._allowance.take(now_s, rate)
-        self._watch.patient = credit > 0.5
+        self._watch.patient = credit is not None and credit > 0.5
         seen = replace(
             reading,
             slowdown=slowdown,
-            tail=tail,
+            tail=UNKNOWN_TAIL if tail is None and slowdown is not None else tail,
             credit=credit,
             ceilings=ceilings,
             requests_per_s=rate,

@@ -12,9 +12,9 @@ from restnet_runtime.units import format_bytes, format_macs, format_ms
 
 BUSIEST = 0.9
 """The share of its time that a route may be busy: beyond it a queue grows faster than it is noticed."""
-CAUGHT = 0.005
+CAUGHT = 0.004
 """Of the requests, those that may come so early in a run of another that no route makes up for it."""
-CAUTION = {4: 0.04, 15: 0.015, 60: 0.005}
+CAUTION = {4: 0.04, 15: 0.03, 60: 0.01}
 """What is added to a ceiling, by the seconds over which it was seen: the fewer, the less sure."""
 LOOK_AHEAD_S = 1.0
 """How far ahead a queue that grows is looked at."""
@@ -34,6 +34,7 @@ class Load:
     waiting_ms: float
     quickest_ms: float
     servers: int = 1
+    credit: float | None = None
 
     def busy(self, run_ms: float) -> float:
         """The share of its time that a route is busy."""
@@ -64,10 +65,11 @@ class Load:
             longest = min(longest, BUSIEST / rate, max(0.0, growing))
         if self.variation > 0:
             # run x tail + variation / 2 x rate x run^2 / (1 - rate x run) = limit
-            square, linear = (self.variation / 2.0 - tail) * rate, tail + limit_ms * rate
+            mean = self.variation / 2.0 * (1.0 if self.credit is None else 0.45 - 0.25 * self.credit)
+            square, linear = (mean - tail) * rate, tail + limit_ms * rate
             root = math.sqrt(max(0.0, linear * linear + 4.0 * square * limit_ms))
             longest = min(longest, limit_ms / linear if square == 0 else (root - linear) / (2.0 * square))
-            caught = CAUGHT * 1e3 * self.servers / (min(1.0, self.variation) * self.rate_per_s)
+            caught = CAUGHT * (1.0 + (self.credit or 0.0)) * 1e3 * self.servers / (min(1.0, self.variation) * self.rate_per_s)
             longest = min(longest, max(0.0, limit_ms - self.quickest_ms) + caught)
         return longest
 
@@ -102,7 +104,7 @@ class Limits:
         if reading.requests_per_s:
             quickest_ms *= self.slowdown * self.tail
             variation, waiting_ms = reading.gap_variation or 0.0, reading.waiting_ms or 0.0
-            self.load = Load(reading.requests_per_s, variation, waiting_ms, quickest_ms, servers)
+            self.load = Load(reading.requests_per_s, variation, waiting_ms, quickest_ms, servers, reading.credit)
         macs = math.inf if budget.macs is None else budget.macs
         exact = math.inf if budget.memory_bytes is None else budget.memory_bytes
         sensed = math.inf if self.sensed_bytes is None else self.sensed_bytes
@@ -112,27 +114,27 @@ class Limits:
         self.enter = Bounds(macs, self._profiled(limit, 1 + margin), min(exact, sensed / (1 + margin)), unprofiled)
         self.clear = Bounds(macs, self._profiled(limit, 1 + margin + room), min(exact, sensed / (1 + margin)), unprofiled)
         self.stay = self.bounds
-        if reading.credit and self.tail > 1.0:
-            borne = (1.0 + (self.tail - 1.0) * (1.0 - reading.credit)) / self.tail
-            self.stay = Bounds(macs, self._profiled(limit, borne), min(exact, sensed), unprofiled)
+        if reading.credit and reading.credit > 0.0 and self.tail > 1.0:
+            borne = 1.0 + (self.tail - 1.0) * (1.0 - reading.credit)
+            self.stay = Bounds(macs, self._profiled(limit, tail=borne), min(exact, sensed), unprofiled)
         self.near: dict[int, float] | None = None
         """By seconds of observation, the longest profiled latency of a route that would have kept the limit over so many."""
         if reading.ceilings and limit < math.inf:
-            now = self.slowdown * self.tail
             self.near = {
-                window_s: min(self.bounds.latency_ms, self._profiled(limit, ceiling / now * (1.0 + CAUTION.get(window_s, 0.0))))
+                window_s: min(self.bounds.latency_ms, self._profiled(limit, 1.0 + CAUTION.get(window_s, 0.0), ceiling / self.slowdown))
                 for window_s, ceiling in reading.ceilings.items()
             }
         self.tolerate = Bounds(macs, self._profiled(limit * (1 + margin)), min(exact, sensed + reserve_bytes / 2), unprofiled)
 
-    def _profiled(self, limit_ms: float, margin: float = 1.0) -> float:
-        """The longest profiled latency that keeps a limit, were runs `margin` times as long."""
+    def _profiled(self, limit_ms: float, margin: float = 1.0, tail: float | None = None) -> float:
+        """The longest profiled latency that keeps a limit, were runs `margin` times as long; tail: by default that of the reading."""
+        tail = self.tail if tail is None else tail
         if limit_ms == math.inf:
             return math.inf
         factor = self.slowdown * margin
         if self.load is None:
-            return _largest(limit_ms, factor * self.tail)
-        return self.load.longest_run_ms(limit_ms, self.tail) / factor
+            return _largest(limit_ms, factor * tail)
+        return self.load.longest_run_ms(limit_ms, tail) / factor
 
     def in_force(self) -> Budget:
         """The budget, its memory lowered to what the device leaves."""

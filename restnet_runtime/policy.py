@@ -10,6 +10,8 @@ Words
                  requests leads to on it (`limits.Load`): a route that a growing queue would make late is left before it is.
   exact, noisy   macs and the budget's memory limit compare constants. Predicted latency and the sensed limit move by themselves.
   fits           every need is within its limit.
+  borne          the route that serves, while few requests were late (`Reading.credit`): fits with less of the tail, by the credit.
+  near           would have kept the latency limit for all but the slowest requests of the last seconds (`Reading.ceilings`).
   enters         fits with a margin on the noisy limits: latency or memory x (1 + margin) is still within.
   tolerated      within the limits, or over noisy ones by little: latency by the margin, sensed memory by half the reserve.
   merit          accuracy, or macs where accuracy was not measured (then below every measured route); of equals the cheaper.
@@ -21,7 +23,7 @@ Rules, in this order
   0. An operator's pin: that route, whatever it costs, as long as it is loaded.
   1. New budget, no current route, or a history without budget: at once, up or down, the route of highest merit that fits. An
      operator's word does not wait.
-  2. The current route fits: it stays, until a route of higher merit has enough clean ticks and the dwell is over.
+  2. The current route fits or is borne: it stays, until a route of higher merit has enough clean ticks and the dwell is over.
   3. It does not fit, another does: at once the one of highest merit that fits.
   4. Nothing fits: the cheapest of those that keep the hard limit, else the cheapest; the decision says `feasible=False` and why.
      Here the current route is given the tolerance and the others the margin, so that noise alone moves nothing.
@@ -254,7 +256,8 @@ def _stay_or_climb(limits: Limits, ladder: Ladder, current: Rung, history: Histo
         ripe = next((rung for rung in better if clean[rung.name] >= (patience if clear.hold(rung) else slow)), None)
     else:
         slow = max(history.near_ticks, patience)
-        reach = max((most for window_s, most in near.items() if window_s * _TICKS >= min(slow, _LONGEST)), default=0.0)
+        least = min(max(slow, sorted(near)[:2][-1] * _TICKS), _LONGEST)  # the shortest only where there is no other yet
+        reach = max((most for window_s, most in near.items() if window_s * _TICKS >= least), default=0.0)
         ripe = next(
             (
                 rung

@@ -55,7 +55,7 @@ class Reading:
     slowdown:                recent measured latency over the profiled latency of the routes that served it, 1.0 = as profiled
     slowdown_by_threads:     the same by the number of threads of a request: those that were seen, and the others as they follow from those
     tail:                    what 97 of 100 recent requests stayed within, over their median, at least 1.0
-    credit:                  of the requests that may be late, the share that has been saved, 0..1: few were late lately
+    credit:                  of the requests that may be late, the share that is saved, up to 1: few were late; below 0: too many were
     ceilings:                by seconds: over so many, what all but the slowest requests took over what was profiled
     requests_per_s:          requests that arrived lately, per second
     gap_variation:           local variation of the gaps between them: 0 = a metronome, 1 = at random

@@ -11,15 +11,16 @@ TAIL_SHARE = 0.97
 _LEAST = 64
 _CALM = 1.12
 _TAIL_STEP = 0.012
-_UNKNOWN_TAIL = 1.12
+UNKNOWN_TAIL = 1.08
 _HOLD_S = 4.0
 _TREND = 12
 _TREND_LEAST = 8
 _TREND_SURE = 4.0  # standard errors
+_TREND_SURER = 6.5  # while few were late
 _TREND_S = 8.0
 _AHEAD_S = 0.5
 _RELIEF = 5
-_STARTING = 60
+_STARTING = 24
 _RELIEF_RATIO = 0.93
 
 
@@ -50,6 +51,7 @@ class Watch:
     def observe(self, ratio: float, now_s: float) -> bool:
         """One request. Is it time to decide, before the next tick does? Two much longer ones in a row, or three longer ones of four."""
         self._pending.append(ratio)
+        self._starting -= 1
         self._latest.append((now_s, ratio))
         self.caution = ratio if ratio > self._far_longer else 0.0
         flags = self._flags
@@ -72,14 +74,14 @@ class Watch:
         """
         latest = list(self._latest)
         shown = smoothed or 0.0
-        if self._starting > 0 and latest:  # nothing is known from before that the average could begin with
-            shown = median(ratio for _, ratio in latest)
+        if self._starting > 0 and len(latest) >= 2:  # nothing is known from before that the average could begin with
+            shown = max(shown, median(ratio for _, ratio in latest))
         if latest and now_s - self._alarm_s < _HOLD_S:
             newest = median(ratio for _, ratio in latest[-5:])
             if shown >= newest * 0.97:
                 self._alarm_s = -math.inf
             shown = max(shown, newest)
-        if (trend := _trend(latest, now_s)) is not None:
+        if (trend := _trend(latest, now_s, _TREND_SURER if self.patient else _TREND_SURE)) is not None:
             return max(shown, trend)
         return _relief(latest, shown) or None
 
@@ -89,7 +91,6 @@ class Watch:
         What a change of the slowdown itself makes late is no tail: only ratios of calm times count.
         """
         ratios = [self._pending.popleft() for _ in range(len(self._pending))]
-        self._starting -= len(ratios)
         if slowdown is None:
             return None
         if ratios and 1 / _CALM < median(ratios) / slowdown < _CALM:
@@ -101,7 +102,7 @@ class Watch:
             tail = max(1.0, ordered[min(len(ordered) - 1, math.ceil(TAIL_SHARE * len(ordered)))])
             if self._tail is None or abs(tail - self._tail) > _TAIL_STEP:
                 self._tail = tail
-        usual = slowdown * (self._tail or _UNKNOWN_TAIL)
+        usual = slowdown * (self._tail or 1.04 * UNKNOWN_TAIL)
         self._long, self._very_long, self._far_longer = usual * 1.02, usual * 1.06, usual * 1.2
         return self._tail
 
@@ -116,7 +117,7 @@ def _relief(latest: list[tuple[float, float]], shown: float) -> float:
     return median(quick) if len(quick) >= _RELIEF else shown
 
 
-def _trend(latest: list[tuple[float, float]], now_s: float) -> float | None:
+def _trend(latest: list[tuple[float, float]], now_s: float, sure: float) -> float | None:
     """Where ratios that surely grow are soon; `None` where they do not."""
     points = [(at_s - now_s, math.log(ratio)) for at_s, ratio in latest if at_s > now_s - _TREND_S]
     count = len(points)
@@ -128,6 +129,6 @@ def _trend(latest: list[tuple[float, float]], now_s: float) -> float | None:
         return None
     slope = sum((t - mean_t) * (y - mean_y) for t, y in points) / spread
     error = math.sqrt(sum((y - mean_y - slope * (t - mean_t)) ** 2 for t, y in points) / (count - 2) / spread)
-    if slope <= 0 or slope < _TREND_SURE * error:
+    if slope <= 0 or slope < sure * error:
         return None
     return math.exp(min(mean_y + slope * (_AHEAD_S - mean_t), math.log(max(ratio for _, ratio in latest[-4:])) + 0.12))

@@ -19,6 +19,7 @@ from restnet_runtime.policy import PolicySettings
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading, RouteLatency
 from restnet_runtime.routes import Route
+from restnet_runtime.watch import UNKNOWN_TAIL
 
 MB = 1_000_000
 ROUTES = [
@@ -172,7 +173,9 @@ def test_requests_of_unknown_routes_or_without_latency_do_not_count(rig: Rig) ->
     controller.observe("small", 30.0)
     controller.tick()
     latencies = {"small": RouteLatency(30.0, 30.0, 1, 1)}
-    assert controller.status().reading == replace(FINE, slowdown=2.0, latencies=latencies, slowdown_by_threads=ANY)
+    assert controller.status().reading == replace(
+        FINE, slowdown=2.0, tail=UNKNOWN_TAIL, credit=1.0, latencies=latencies, slowdown_by_threads=ANY
+    )
 
 
 def test_readings_have_the_queue_once_somebody_counts_it(rig: Rig) -> None:

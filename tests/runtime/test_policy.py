@@ -236,6 +236,27 @@ def test_entering_needs_a_margin_and_staying_does_not() -> None:
     assert visits(loop.run([reading(1.13)] * 3)) == ["middle", "large"]
 
 
+def test_credit_bears_the_tail_and_no_more() -> None:
+    """Limit 50 ms, large takes 40: with a tail of 1.2 it stays up to slowdown 1.04, with full credit up to 1.25."""
+    loop = Loop(Budget(latency_ms=50.0))
+    assert visits(loop.run([replace(reading(1.0), tail=1.2)] * 2)) == ["large"]
+    assert visits(loop.run([replace(reading(1.2), tail=1.2, credit=1.0)] * 20)) == ["large"]
+    assert loop.decisions[-1].feasible
+    assert visits(loop.run([replace(reading(1.2), tail=1.2, credit=0.1)])) == ["middle"]
+    assert visits(loop.run([replace(reading(1.2), tail=1.2, credit=1.0)] * 20)) == ["middle"], "credit is for staying"
+    over = Loop(Budget(latency_ms=50.0))
+    over.step(replace(reading(1.0), tail=1.2))
+    assert visits(over.run([replace(reading(1.26), tail=1.2, credit=1.0)])) == ["middle"]
+
+
+def test_a_route_that_enters_by_little_is_climbed_to_by_what_requests_took() -> None:
+    """Limit 50 ms, large takes 40: all but the slowest of 15 s have to stay within 1.21 times the profile."""
+    loop = Loop(Budget(latency_ms=50.0))
+    loop.run([reading(2.0)])
+    assert visits(loop.run([replace(reading(1.2), tail=1.0, ceilings={4: 1.0, 15: 1.23})] * 50)) == ["middle"]
+    assert visits(loop.run([replace(reading(1.2), tail=1.0, ceilings={4: 1.0, 15: 1.2})] * 6)) == ["large"]
+
+
 def test_entering_needs_a_margin_of_sensed_memory_too() -> None:
     """large takes 120 MB: it enters when the device leaves more than 132."""
     loop = Loop(Budget())
