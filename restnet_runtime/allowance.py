@@ -47,7 +47,10 @@ class Allowance:
         for _ in range(len(self._new)):
             at_s, ratio, late = self._new.popleft()
             late = late and at_s > (self._begun_s or 0.0) + _START_S
-            self._saved = max(-0.3 * most, min(most, (most if self._saved is None or at_s <= (self._begun_s or 0.0) + _START_S else self._saved) + SHARE - late))
+            self._saved = max(
+                -0.3 * most,
+                min(most, (most if self._saved is None or at_s <= (self._begun_s or 0.0) + _START_S else self._saved) + SHARE - late),
+            )
             self._kept.append((at_s, ratio))
         if now_s >= self._due_s:
             self._due_s = now_s + 1.0
