@@ -14,11 +14,12 @@ from pathlib import Path
 from common import CACHE, Floor, Result, arguments, command, machine_line, publish
 
 from restnet_runtime.budget import Budget
+from restnet_runtime.replay import START_S
 from restnet_runtime.replays import HEADER, KEPT_SHARE, Replays, mean_rows, row
 from restnet_runtime.rivals import OURS
 
 WON_SHARE = 0.9
-STEADY_SWITCHES = 0.1
+NOISES = 6
 
 
 def main() -> None:
@@ -75,19 +76,22 @@ def run(bundle: str, traces: list[str], at_random: bool) -> Replays:
 
 
 def read_table(file: Path) -> list["Candidate"]:  # type: ignore[name-defined]  # noqa: F821
-    """Routes as a CSV of `route,accuracy,latency_ms,memory_bytes`; costs in MACs go by the latency, which is all that is asked of them."""
+    """Routes as a CSV of `route,accuracy,latency_ms,memory_bytes`."""
+    with file.open(newline="") as lines:
+        return [
+            as_candidate(one["route"], float(one["accuracy"]), float(one["latency_ms"]), float(one["memory_bytes"]))
+            for one in csv.DictReader(lines)
+        ]
+
+
+def as_candidate(name: str, accuracy: float, latency_ms: float, memory_bytes: float) -> "Candidate":  # type: ignore[name-defined]  # noqa: F821
+    """A route by its figures; costs in MACs go by the latency, which is all that is asked of them."""
     from restnet_runtime.ladder import Candidate
     from restnet_runtime.profile import RouteProfile
     from restnet_runtime.routes import Route
 
-    with file.open(newline="") as lines:
-        return [
-            Candidate(
-                Route(one["route"], (one["route"],), ("fp32",), int(1e6 * float(one["latency_ms"])), 1, 1, float(one["accuracy"]), True),
-                RouteProfile(float(one["latency_ms"]), 1.05 * float(one["latency_ms"]), int(float(one["memory_bytes"]))),
-            )
-            for one in csv.DictReader(lines)
-        ]
+    route = Route(name, (name,), ("fp32",), int(1e6 * latency_ms), 1, 1, accuracy, True)
+    return Candidate(route, RouteProfile(latency_ms, 1.05 * latency_ms, int(memory_bytes)))
 
 
 def floors(replays: Replays) -> list[Floor]:
@@ -113,12 +117,28 @@ def floors(replays: Replays) -> list[Floor]:
         found.append(
             Floor(f"{label}accuracy won, mean", f"best of the others ({best})", f"> {others[best]:.1%}", f"{mean:.1%}", mean > others[best])
         )
-    steady = [one.switches_per_minute for played in replays.played if played.name == "steady" for one in played.scores[:1]]
-    if steady and not replays.at_random:
-        found.append(
-            Floor(f"{label}switches on the steady trace", "-", "<= 1 in 10 minutes", f"{10 * steady[0]:.0f}", steady[0] <= STEADY_SWITCHES)
-        )
+    if not replays.at_random and any(played.name == "steady" for played in replays.played):
+        counts = [steady_switches(replays, seed) for seed in range(NOISES)]
+        worst, starting = max(settled for settled, _ in counts), max(early for _, early in counts)
+        figure = f"{', '.join(str(settled) for settled, _ in counts)} (and at most {starting} in the first {START_S:.0f} s)"
+        what = f"{label}switches on the steady trace once it has begun, {NOISES} noises"
+        found.append(Floor(what, "-", "<= 1 in 10 minutes", figure, worst <= 1))
     return found
+
+
+def steady_switches(replays: Replays, seed: int) -> tuple[int, int]:
+    """(once it has begun, before) on the steady trace with another noise."""
+    from restnet_runtime.course import make_course
+    from restnet_runtime.replay import replay
+    from restnet_runtime.replays import find_traces
+    from restnet_runtime.rivals import Ours
+
+    fares, limit_ms = replays.played[0].course.fares, replays.played[0].course.limit_ms
+    candidates = [as_candidate(fare.name, fare.accuracy, fare.run_ms, fare.memory_bytes) for fare in fares]
+    (trace,) = find_traces(["steady"], candidates, limit_ms, seed)
+    course = make_course(trace, candidates, limit_ms, spread=replays.spread, seed=seed)
+    run = replay(course, Ours(course, candidates, replays.budget))
+    return (run.switched or 0) - run.starting, run.starting
 
 
 def write_page(page: Path, found: list[Replays], floors: list[Floor], picture: Path | None) -> None:

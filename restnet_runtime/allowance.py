@@ -16,6 +16,7 @@ WINDOWS_S = (4, 15, 60)
 _CEILING_SHARE = 0.985
 _SAVED = 120.0  # requests' worth of allowance that are kept, times the rate per second
 _LEAST = 16
+_START_S = 2.0  # in which nothing is known of the device yet, and nobody is to blame
 
 
 class Allowance:
@@ -28,6 +29,7 @@ class Allowance:
         self._changed_s = -math.inf
         self._ceilings: Mapping[int, float] | None = None
         self._due_s = -math.inf
+        self._begun_s: float | None = None
 
     def observe(self, now_s: float, ratio: float, late: bool) -> None:
         """One request. ratio: measured over profiled latency."""
@@ -40,9 +42,15 @@ class Allowance:
     def take(self, now_s: float, rate_per_s: float | None) -> tuple[float | None, Mapping[int, float] | None]:
         """(credit, -0.6..1; ceilings: by seconds, what all but the slowest requests stayed within). `None`: not enough was seen."""
         most = max(4.0, SHARE * _SAVED * (rate_per_s or 0.0))
+        if self._begun_s is None and self._new:
+            self._begun_s = self._new[0][0]
         for _ in range(len(self._new)):
             at_s, ratio, late = self._new.popleft()
-            self._saved = max(-0.3 * most, min(most, (most if self._saved is None else self._saved) + SHARE - late))
+            late = late and at_s > (self._begun_s or 0.0) + _START_S
+            self._saved = max(
+                -0.3 * most,
+                min(most, (most if self._saved is None or at_s <= (self._begun_s or 0.0) + _START_S else self._saved) + SHARE - late),
+            )
             self._kept.append((at_s, ratio))
         if now_s >= self._due_s:
             self._due_s = now_s + 1.0

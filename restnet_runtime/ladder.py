@@ -83,6 +83,8 @@ class Ladder:
         self.quickest_ms = min((rung.latency_ms for rung in rungs if rung.profiled), default=0.0)
         self._needs = tuple((rung.macs, rung.latency_ms, rung.memory_bytes) for rung in rungs)
         self._profiled = all(rung.profiled for rung in rungs)
+        self.cheapest: tuple[int, ...] = tuple(sorted(range(len(rungs)), key=lambda place: by_cost(rungs[place])))
+        """Places of the rungs, the cheapest first."""
         self._named = {rung.name: rung for rung in reversed(rungs)}
 
     @classmethod

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from restnet_runtime.budget import Budget
@@ -113,18 +114,28 @@ class Limits:
         self.bounds = Bounds(macs, self._profiled(limit), min(exact, sensed), unprofiled)
         self.enter = Bounds(macs, self._profiled(limit, 1 + margin), min(exact, sensed / (1 + margin)), unprofiled)
         self.clear = Bounds(macs, self._profiled(limit, 1 + margin + room), min(exact, sensed / (1 + margin)), unprofiled)
-        self.stay = self.bounds
-        if reading.credit and reading.credit > 0.0 and self.tail > 1.0:
-            borne = 1.0 + (self.tail - 1.0) * (1.0 - reading.credit)
-            self.stay = Bounds(macs, self._profiled(limit, tail=borne), min(exact, sensed), unprofiled)
-        self.near: dict[int, float] | None = None
-        """By seconds of observation, the longest profiled latency of a route that would have kept the limit over so many."""
-        if reading.ceilings and limit < math.inf:
-            self.near = {
-                window_s: min(self.bounds.latency_ms, self._profiled(limit, 1.0 + CAUTION.get(window_s, 0.0), ceiling / self.slowdown))
-                for window_s, ceiling in reading.ceilings.items()
-            }
+        self._credit, self._ceilings = reading.credit, reading.ceilings
         self.tolerate = Bounds(macs, self._profiled(limit * (1 + margin)), min(exact, sensed + reserve_bytes / 2), unprofiled)
+
+    @cached_property
+    def stay(self) -> Bounds:
+        """For the route that serves: with credit, less of the tail."""
+        credit, limit_ms = self._credit or 0.0, self.budget.latency_ms
+        if credit <= 0.0 or self.tail <= 1.0 or limit_ms is None:
+            return self.bounds
+        return self.bounds._replace(latency_ms=self._profiled(limit_ms, tail=1.0 + (self.tail - 1.0) * (1.0 - credit)))
+
+    @cached_property
+    def near(self) -> dict[int, float] | None:
+        """By seconds of observation, the longest profiled latency of a route that would have kept the limit over so many."""
+        limit_ms = self.budget.latency_ms
+        if not self._ceilings or limit_ms is None:
+            return None
+        most_ms = self.bounds.latency_ms
+        return {
+            window_s: min(most_ms, self._profiled(limit_ms, 1.0 + CAUTION.get(window_s, 0.0), ceiling / self.slowdown))
+            for window_s, ceiling in self._ceilings.items()
+        }
 
     def _profiled(self, limit_ms: float, margin: float = 1.0, tail: float | None = None) -> float:
         """The longest profiled latency that keeps a limit, were runs `margin` times as long; tail: by default that of the reading."""

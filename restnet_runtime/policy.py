@@ -41,7 +41,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import InfeasibleError, UnitError
-from restnet_runtime.ladder import BROKEN, KEPT, Ladder, Rung, by_cost, by_memory
+from restnet_runtime.ladder import BROKEN, KEPT, Ladder, Rung, by_memory
 from restnet_runtime.ladder import Candidate as Candidate
 from restnet_runtime.limits import Limits
 from restnet_runtime.reading import Reading
@@ -241,8 +241,9 @@ def _pick(limits: Limits, ladder: Ladder, current: Rung | None = None) -> Rung:
     if hard == BROKEN:
         # What the process may die of comes before what is late.
         return min(rungs, key=by_memory)
-    tier = [rung for rung, fit in zip(rungs, judged, strict=True) if fit == least]
-    return tier[0] if soft == hard == KEPT else min(tier, key=by_cost)
+    if soft == hard == KEPT:
+        return rungs[judged.index(least)]
+    return rungs[next(place for place in ladder.cheapest if place < count and judged[place] == least)]
 
 
 def _stay_or_climb(limits: Limits, ladder: Ladder, current: Rung, history: History, now_s: float, settings: PolicySettings) -> Decision:

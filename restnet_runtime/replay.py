@@ -6,6 +6,9 @@ from typing import Protocol
 
 from restnet_runtime.course import Course
 
+START_S = 5.0
+"""In which nothing is known of the device yet."""
+
 
 class Player(Protocol):
     """A policy that is replayed.
@@ -38,7 +41,10 @@ class Player(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """What became of each request: the route (index), when it began, how long from its arrival to its answer, whether in the budget."""
+    """What became of each request: the route (index), when it began, how long from its arrival to its answer, whether in the budget.
+
+    switched, starting: how often the route that stands was another one, and how often of them in the first `START_S` seconds
+    """
 
     name: str
     routes: tuple[int, ...]
@@ -46,6 +52,7 @@ class Run:
     response_ms: tuple[float, ...]
     met: tuple[bool, ...]
     switched: int | None = None
+    starting: int = 0
 
 
 def replay(course: Course, player: Player) -> Run:
@@ -54,7 +61,7 @@ def replay(course: Course, player: Player) -> Run:
     times = [*(moment.t_s for moment in moments[1:]), float("inf")]
     routes, began, responses, met = [], [], [], []
     free_s, at, told, due_s, beat_s = 0.0, 0, 0, 0.0, player.beat_s
-    moment = moments[0]
+    moment, starting = moments[0], 0
     for index, arrived_s in enumerate(arrivals):
         now_s = max(arrived_s, free_s)
         while due_s <= now_s:  # the policy's beats until then, each with the arrivals before it
@@ -86,7 +93,9 @@ def replay(course: Course, player: Player) -> Run:
             player.step(due_s)
             due_s += beat_s
         player.observe(free_s, route, run_ms)
-    return Run(player.name, tuple(routes), tuple(began), tuple(responses), tuple(met), player.switched)
+        if free_s < START_S:
+            starting = player.switched or 0
+    return Run(player.name, tuple(routes), tuple(began), tuple(responses), tuple(met), player.switched, starting)
 
 
 def feasible(course: Course) -> tuple[bool, ...]:
@@ -119,6 +128,7 @@ class Score:
     accuracy_won_share:    what it won over always-small, over what the oracle won; late answers win nothing; `None`: nothing to win
     regret:                accuracy that the oracle won more per request
     switches_per_minute:   times that the policy took another route
+    switches_starting:     of the switches, those in the first `START_S` seconds
     changes_per_minute:    times that a request ran on another route than the one before it
     """
 
@@ -129,6 +139,7 @@ class Score:
     regret: float
     switches_per_minute: float
     changes_per_minute: float
+    switches_starting: int = 0
 
 
 def score(course: Course, run: Run, can: Sequence[bool], small: int, oracle: Run) -> Score:
@@ -149,6 +160,7 @@ def score(course: Course, run: Run, can: Sequence[bool], small: int, oracle: Run
         (best - won) / possible if possible else 0.0,
         (changes if run.switched is None else run.switched) / minutes,
         changes / minutes,
+        run.starting,
     )
 
 

@@ -16,10 +16,10 @@ _HOLD_S = 4.0
 _TREND = 12
 _TREND_LEAST = 8
 _TREND_SURE = 4.0  # standard errors
-_TREND_SURER = 6.5  # while few were late
 _TREND_S = 8.0
 _AHEAD_S = 0.5
 _RELIEF = 5
+_BELIEVED = 1.02
 _STARTING = 24
 _RELIEF_RATIO = 0.93
 
@@ -81,7 +81,9 @@ class Watch:
             if shown >= newest * 0.97:
                 self._alarm_s = -math.inf
             shown = max(shown, newest)
-        if (trend := _trend(latest, now_s, _TREND_SURER if self.patient else _TREND_SURE)) is not None:
+        if self.patient and len(latest) >= _RELIEF:  # neither a single spike in a second of few requests is believed, nor a trend
+            return _relief(latest, min(shown, _BELIEVED * median(ratio for _, ratio in latest[-_RELIEF:]))) or None
+        if (trend := _trend(latest, now_s)) is not None:
             return max(shown, trend)
         return _relief(latest, shown) or None
 
@@ -117,7 +119,7 @@ def _relief(latest: list[tuple[float, float]], shown: float) -> float:
     return median(quick) if len(quick) >= _RELIEF else shown
 
 
-def _trend(latest: list[tuple[float, float]], now_s: float, sure: float) -> float | None:
+def _trend(latest: list[tuple[float, float]], now_s: float) -> float | None:
     """Where ratios that surely grow are soon; `None` where they do not."""
     points = [(at_s - now_s, math.log(ratio)) for at_s, ratio in latest if at_s > now_s - _TREND_S]
     count = len(points)
@@ -129,6 +131,6 @@ def _trend(latest: list[tuple[float, float]], now_s: float, sure: float) -> floa
         return None
     slope = sum((t - mean_t) * (y - mean_y) for t, y in points) / spread
     error = math.sqrt(sum((y - mean_y - slope * (t - mean_t)) ** 2 for t, y in points) / (count - 2) / spread)
-    if slope <= 0 or slope < sure * error:
+    if slope <= 0 or slope < _TREND_SURE * error:
         return None
     return math.exp(min(mean_y + slope * (_AHEAD_S - mean_t), math.log(max(ratio for _, ratio in latest[-4:])) + 0.12))
