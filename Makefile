@@ -22,9 +22,11 @@ help: ## Show this list
 demo: $(DEMO_ENV) ## Anchors trained on digits, stitched, served, asked with curl before and after a smaller budget
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/demo.sh
 
-# The exporter's tests share out the cores, the runtime's measure and have the machine to themselves. 5: none was chosen.
+LONGEST := tests/export/test_pipeline.py tests/export/test_broken_off.py
+
+# The exporter's tests share out the cores, the longest files first; the runtime's measure and have the machine to themselves. 5: none was chosen.
 test: $(DEV_ENV) ## The test suite with coverage; ARGS="-k name" chooses tests
-	$(BIN)/python -m pytest tests/export -m "not slow" --numprocesses logical --dist loadfile --cov --cov-report= $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest $(LONGEST) tests/export -m "not slow" --numprocesses logical --dist loadfile --no-loadscope-reorder --cov --cov-report= $(ARGS) || [ $$? -eq 5 ]
 	$(BIN)/python -m pytest tests --ignore tests/export -m "not slow" --cov --cov-append --cov-report=term:skip-covered --cov-report=xml $(ARGS) || [ $$? -eq 5 ]
 
 test-slow: $(DEV_ENV) ## The tests that take minutes

@@ -173,6 +173,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExportSetting
     )
 
 
+@pytest.mark.slow
 def test_an_export_there_is_an_export_here(settings: ExportSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Similarity by probes, least squares between maps and tokens, scores, a teacher of its own, tuning, and what is written."""
     said: list[str] = []
