@@ -108,7 +108,6 @@ def compared(before: Bundle, after: Bundle) -> list[Point]:
             _front_of(after, route.segments, names),
         )
         for route in after.routes
-        if route.precision == "fp32"
     ]
 
 
@@ -199,7 +198,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=TuneSettings.steps)
     parser.add_argument("--stitch-steps", type=int, default=TuneSettings.stitch_steps, help="full: of stitch before")
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--int8", action="store_true", help="write every tuned route in int8 too, for int8_accuracy.py")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     family = ROOT / "cifar" / "-".join(map(str, (*args.depths, args.set, args.rule, *([f"few{args.few}"] if args.few else []))))
@@ -214,7 +212,7 @@ def main() -> None:
         plain = {route.name: route.accuracy or 0.0 for route in fitted.routes}
     tunings = []
     for mode in args.modes:
-        after, wall, cpu = exported(replace(base, out=family / mode, finetune=mode, precision=("fp32", "int8") if args.int8 else ("fp32",)))
+        after, wall, cpu = exported(replace(base, out=family / mode, finetune=mode))
         tunings.append(Tuning(mode, compared(before, after), wall, cpu))
     images = before.manifest.provenance.scored_on
     result = Result(

@@ -22,6 +22,7 @@ from restnet_runtime.noise import noise as noise
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
 
     from restnet_runtime.bundle import Bundle
     from restnet_runtime.executor import Executor
@@ -223,6 +224,21 @@ def quantile(values: Sequence[float], share: float) -> float:
     from restnet_runtime.profile import percentile
 
     return percentile(list(values), share)
+
+
+def take_weights_in(model: "onnx.ModelProto", bundle: "Bundle") -> None:
+    """Put the tensors that a graph refers to into it: ONNX's own loader refuses weights with several hard links, as a cache has."""
+    import numpy as np
+
+    from restnet_runtime.compose import external_extent
+
+    weights = np.memmap(bundle.weights, np.uint8, "r")
+    for tensor in model.graph.initializer:
+        offset, length = external_extent(tensor)
+        if length:
+            tensor.raw_data = weights[offset : offset + length].tobytes()
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
 
 
 def plain_file(bundle: "Bundle", name: str) -> Path:

@@ -1,11 +1,10 @@
 """Int8 routes of CIFAR-10 ResNets: what they lose against fp32, what the bundle grows by, and what the joint front is worth.
 
-Without --bundles a family of twelve routes is exported without tuning for each set of images; $RESTNET_SHARED has the checkpoints and
+Without --bundles a family is exported without tuning for each set of images; $RESTNET_SHARED has the checkpoints and
 images. The latencies are of compiled routes on one thread, all in turns.
 
-  python benchmarks/int8_accuracy.py --picture docs/int8.png
-  python benchmarks/cifar_tuning.py --int8 --modes full --steps 1400 --shift 2 --teacher 44
-  python benchmarks/int8_accuracy.py --bundles build/benchmarks/cifar/20-56-lossless-restnet/full
+  python benchmarks/int8_accuracy.py
+  python benchmarks/int8_accuracy.py --bundles build/benchmarks/cifar/tuned-int8 --picture docs/int8.png      (requantise.py makes it)
 """
 
 import argparse
@@ -46,11 +45,11 @@ class Pair:
 
 def exported(images: str) -> Path:
     """The family of ResNet-20 and 56 without tuning, made now if it is not there."""
-    out = ROOT / "cifar" / f"20-56-{images}-int8"
+    out = ROOT / "cifar" / f"{images}-int8"
     try:
         open_bundle(out)
     except BundleError:
-        export_bundle(replace(cifar_settings(out, images=images), precision=("fp32", "int8"), max_routes=12), print)
+        export_bundle(replace(cifar_settings(out, images=images, samples=400), precision=("fp32", "int8")), print)
     return out
 
 

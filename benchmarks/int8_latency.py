@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from common import CACHE, Floor, Result, arguments, noise, publish, quantile, timed_ms
+from common import CACHE, Floor, Result, arguments, noise, publish, quantile, take_weights_in, timed_ms
 from families import FAMILIES, family
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from restnet_export.quantise import folded, quiet
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.compile import Compiler
-from restnet_runtime.compose import compose, external_extent
+from restnet_runtime.compose import compose
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings, infer, load_session
 
@@ -42,13 +42,7 @@ class _Noise(CalibrationDataReader):  # type: ignore[misc]  # untyped
 def whole_network(bundle: Bundle, route: Route) -> ort.InferenceSession:
     """A plain session on the route's whole fp32 network, quantised at once by ONNX Runtime: static, QDQ, per channel."""
     model = compose(bundle, route)
-    weights = np.memmap(bundle.weights, np.uint8, "r")
-    for tensor in model.graph.initializer:
-        offset, length = external_extent(tensor)
-        if length:
-            tensor.raw_data = weights[offset : offset + length].tobytes()
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
+    take_weights_in(model, bundle)
     with tempfile.TemporaryDirectory() as scratch, quiet():
         plain, made = Path(scratch) / "plain.onnx", Path(scratch) / "int8.onnx"
         onnx.save(folded(model), plain)

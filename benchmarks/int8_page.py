@@ -18,8 +18,8 @@ Written by `make bench-precision` (`benchmarks/int8_page.py`); edit the benchmar
 [decision 18](decisions/0018-int8.md). Latencies of published architectures are of random weights, because speed does not depend on
 them; accuracies are of public CIFAR-10 checkpoints on held-out images: `cifar/tuned-int8` is what `benchmarks/cifar_tuning.py --modes
 full --steps 1400 --shift 2 --teacher 44 --bf16` writes, quantised by `benchmarks/requantise.py`; `cifar/jpeg-int8` is the pair for JPEG
-images, stitched by least squares alone and not tuned: its routes lie below its anchors in any precision. A star is an anchor: what
-somebody would deploy who deploys one model, in fp32 or in int8.
+images, which `benchmarks/int8_accuracy.py` makes by itself: stitched by least squares alone and not tuned, its routes lie below its
+anchors in any precision. A star is an anchor: what somebody would deploy who deploys one model, in fp32 or in int8.
 
 ![accuracy over latency of all routes in both precisions](int8.png)"""
 

@@ -9,25 +9,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 from cifar_family import cifar_settings
+from common import take_weights_in
 
 from restnet_export.data import load_images
 from restnet_export.precisions import HELD_MOST, Family, quantise_family
 from restnet_export.samples import Samples
 from restnet_export.writer import BundleSource, RouteSource, SegmentSource, write_bundle
 from restnet_runtime.bundle import Bundle, open_bundle
-from restnet_runtime.compose import external_extent, load_segment
+from restnet_runtime.compose import load_segment
 
 
 def with_weights(bundle: Bundle, name: str) -> onnx.ModelProto:
     """A segment in fp32 with its weights inside."""
     model = load_segment(bundle, bundle.segments[name], "fp32")
-    weights = np.memmap(bundle.weights, np.uint8, "r")
-    for tensor in model.graph.initializer:
-        offset, length = external_extent(tensor)
-        if length:
-            tensor.raw_data = weights[offset : offset + length].tobytes()
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
+    take_weights_in(model, bundle)
     return model
 
 
