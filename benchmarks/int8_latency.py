@@ -23,6 +23,7 @@ from restnet_export.quantise import folded, quiet
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.compose import compose
+from restnet_runtime.precision import exact_products
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings, infer, load_session
 
@@ -49,6 +50,8 @@ def whole_network(bundle: Bundle, route: Route) -> ort.InferenceSession:
         quantize_static(plain, made, _Noise(noise(bundle)), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
+        for key, value in exact_products().items():
+            options.add_session_config_entry(key, value)
         return ort.InferenceSession(str(made), options, providers=["CPUExecutionProvider"])
 
 

@@ -50,7 +50,7 @@ class Progress:
 
     @property
     def done(self) -> bool:
-        return self.loaded + len(self.left_out) + len(self.failed) + len(self.outdone) >= self.total
+        return self.loaded + len(self.left_out) + len(self.failed.keys() | self.outdone.keys()) >= self.total  # one may be both
 
 
 class Loader:

@@ -334,3 +334,9 @@ def test_the_guess_of_a_need_leaves_out_only_what_stays(family_bundle, make) -> 
     alone, shared = executor.need(LARGER, [LARGER]), executor.need(LARGER, ["large"])
     assert together([shared]) < together([alone])
     assert executor.need(LARGER) == shared
+
+
+def test_a_route_that_failed_and_is_outdone_counts_once() -> None:
+    progress = Progress(total=3, loaded=1, loading=None, compiled=0, left_out=(), failed={"a": "x"}, outdone={"a": "by b"})
+    assert not progress.done, "the third is still to come"
+    assert replace(progress, loaded=2).done
