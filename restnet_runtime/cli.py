@@ -10,130 +10,20 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restnet_runtime import __version__
+from restnet_runtime.arguments import accuracy, add_engine_options, common_parser, port, positive, share, wait
 from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
-from restnet_runtime.errors import CompileError, RestnetError, TraceError, UnitError
+from restnet_runtime.bundle import open_bundle
+from restnet_runtime.errors import CompileError, RestnetError, TraceError
 from restnet_runtime.places import default_cache_root
-from restnet_runtime.providers import NAMES
 from restnet_runtime.signals import TerminatedError, terminable, unwind_if_told
 from restnet_runtime.tables import routes_table
-from restnet_runtime.units import format_bytes, parse_quantity
+from restnet_runtime.units import format_bytes
 
 if TYPE_CHECKING:
     from restnet_runtime.engine import Engine
 
 _FIRST_ROUTE_S = 120.0
-BUDGET_HELP = (
-    "upper limits, separated by commas, any subset: cost as 200MFLOPs or 200MMACs (both count one multiply-accumulate as one, "
-    "as the stitching literature does), latency as 30ms, memory as 150MB; and as 90%% the least accuracy, below which requests are refused"
-)
-
-
-def _budget(text: str) -> Budget:
-    try:
-        return Budget.parse(text)
-    except UnitError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
-        if not 0 < value < 1e9:
-            raise argparse.ArgumentTypeError(f"{text} must be above zero and below a thousand million")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
-def _size(text: str) -> int:
-    try:
-        kind, value = parse_quantity(text)
-    except UnitError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    if kind != "memory_bytes":
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give a number with B, kB, MB or GB")
-    return int(value)
-
-
-def _wait(text: str) -> float:
-    """Milliseconds."""
-    try:
-        kind, value = ("latency_ms", 0.0) if text.strip() == "0" else parse_quantity(text)
-    except UnitError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    if kind != "latency_ms" or value > 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a wait: give 0 to 1s, as in 2ms")
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1")
-    return value
-
-
-def _accuracy(text: str) -> float:
-    try:
-        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an accuracy: give 0.9 or 90%") from error
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1, or 100%")
-    return value
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or not 0 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give 0 (any free one) to 65535")
-    return int(text)
-
-
-def _common(command: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(command, description=description)
-    parser.add_argument("--version", action="version", version=f"{command} {__version__}")
-    parser.add_argument("bundle", nargs="?", type=Path, default=SHIPPED_BUNDLE, help="directory (default: the digits that come along)")
-    return parser
-
-
-def _engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--budget", type=_budget, default=Budget(), metavar="LIMITS", help=BUDGET_HELP)
-    parser.add_argument(
-        "--threads",
-        type=_positive(int),
-        metavar="N",
-        help="threads of one request, fixed (default: what the cores, the CPU quota and other processes leave, as that changes)",
-    )
-    parser.add_argument(
-        "--provider",
-        type=lambda text: text.split(","),
-        default=["cpu"],
-        metavar="NAMES",
-        help=f"execution providers of ONNX Runtime, separated by commas, most wanted first ({', '.join(NAMES)}; only cpu is tested); "
-        "the CPU runs what they do not take",
-    )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="compiled routes (default: $RESTNET_CACHE, else the user's cache directory, else one for temporary files)",
-    )
-    parser.add_argument(
-        "--cache-size",
-        type=_size,
-        metavar="SIZE",
-        help="what all of that may take, as 500MB; what nobody uses goes first (default: 2 GB, or half of what the disk has for it)",
-    )
 
 
 def _run(command: str, action: Callable[[], int]) -> int:
@@ -151,11 +41,11 @@ def _run(command: str, action: Callable[[], int]) -> int:
 
 def serve(argv: Sequence[str] | None = None) -> int:
     """`restnet-serve`: serve a bundle over HTTP until SIGTERM. Returns the exit status: 0, or 2 with one line on standard error."""
-    parser = _common("restnet-serve", "Serve a bundle over HTTP and keep to a budget.")
-    _engine_options(parser)
+    parser = common_parser("restnet-serve", "Serve a bundle over HTTP and keep to a budget.")
+    add_engine_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; 0.0.0.0 for all)")
-    parser.add_argument("--port", type=_port, default=8080, help="port (default: %(default)s; 0 takes a free one)")
-    parser.add_argument("--interval", type=_positive(float), default=1.0, metavar="S", help="seconds between looks at the device (1)")
+    parser.add_argument("--port", type=port, default=8080, help="port (default: %(default)s; 0 takes a free one)")
+    parser.add_argument("--interval", type=positive(float), default=1.0, metavar="S", help="seconds between looks at the device (1)")
     parser.add_argument("--strict", action="store_true", help="refuse requests (503) when no route fits, instead of serving the cheapest")
     parser.add_argument(
         "--keep-all",
@@ -164,7 +54,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--min-accuracy",
-        type=_accuracy,
+        type=accuracy,
         metavar="A",
         help="refuse requests (503) rather than answer below this accuracy, as 0.9 or 90%% (also part of --budget: 30ms,90%%)",
     )
@@ -172,10 +62,10 @@ def serve(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="write what the device leaves, once a second, as a trace for restnet-bench --trace"
     )
-    parser.add_argument("--max-body", type=_positive(int), default=16_000_000, metavar="BYTES", help="longest request body (16 MB)")
+    parser.add_argument("--max-body", type=positive(int), default=16_000_000, metavar="BYTES", help="longest request body (16 MB)")
     parser.add_argument(
         "--workers",
-        type=_positive(int),
+        type=positive(int),
         metavar="N",
         help="requests decoded and run at once (default: the usable cores; with batching at least as many as a batch takes)",
     )
@@ -188,15 +78,13 @@ def serve(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--batch-wait",
-        type=_wait,
+        type=wait,
         default=batches.max_wait_ms,
         metavar="TIME",
         help=f"the longest that a request waits for others while the processor is free (default: {batches.max_wait_ms:g}ms)",
     )
-    parser.add_argument(
-        "--batch-max", type=_positive(int), default=batches.max_batch, metavar="N", help="requests in a batch (%(default)s)"
-    )
-    parser.add_argument("--max-in-flight", type=_positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
+    parser.add_argument("--batch-max", type=positive(int), default=batches.max_batch, metavar="N", help="requests in a batch (%(default)s)")
+    parser.add_argument("--max-in-flight", type=positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
     args = parser.parse_args(argv)
     return _run("restnet-serve", lambda: _serve(args))
 
@@ -241,9 +129,11 @@ def _serve(args: argparse.Namespace) -> int:
 
 def bench(argv: Sequence[str] | None = None) -> int:
     """`restnet-bench`: which route fits a budget here, and what it costs. Returns 0, 1 when no route fits, or 2 for an error."""
-    parser = _common("restnet-bench", "Show which route fits a budget on this device, its cost here, and what its neighbours would give.")
-    _engine_options(parser)
-    parser.add_argument("--runs", type=_positive(int), default=100, metavar="N", help="timed runs of each route (default: %(default)s)")
+    parser = common_parser(
+        "restnet-bench", "Show which route fits a budget on this device, its cost here, and what its neighbours would give."
+    )
+    add_engine_options(parser)
+    parser.add_argument("--runs", type=positive(int), default=100, metavar="N", help="timed runs of each route (default: %(default)s)")
     parser.add_argument(
         "--compare",
         choices=("plain",),
@@ -261,7 +151,7 @@ def bench(argv: Sequence[str] | None = None) -> int:
         "Without a latency in --budget it is that of the most accurate route and a third",
     )
     parser.add_argument("--arrivals", choices=("even", "random"), default="even", help="with --trace: how requests come (default: even)")
-    parser.add_argument("--spread", type=_share, metavar="S", help="with --trace: of run times, as 0.03 (default: as the profiles have it)")
+    parser.add_argument("--spread", type=share, metavar="S", help="with --trace: of run times, as 0.03 (default: as the profiles have it)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="with --trace: a picture (PNG, SVG); needs matplotlib")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
     args = parser.parse_args(argv)
@@ -269,12 +159,14 @@ def bench(argv: Sequence[str] | None = None) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.explain and (args.compare or args.trace):
+        raise TraceError("--explain tells of one budget, which --compare and --trace do not choose by: leave it out")
+    if args.trace is None and (args.plot is not None or args.spread is not None):
+        raise TraceError(f"{'--spread' if args.plot is None else '--plot'} is of what --trace replays: give both, or neither")
     if args.compare is not None:
         return _compare(args)
     if args.trace is not None:
         return _replay(args)
-    if args.plot is not None:
-        raise TraceError("--plot draws what --trace replays: give both, or neither")
     from restnet_runtime.bench import render, run_benchmark
 
     engine = _open(args)
@@ -363,7 +255,7 @@ def _show_step(text: str) -> None:
 
 def inspect(argv: Sequence[str] | None = None) -> int:
     """`restnet-inspect`: print a bundle's routes after checking it whole. Returns 0, or 2 with one line that says what is wrong."""
-    parser = _common("restnet-inspect", "Check a bundle (every digest, graph and tensor) and print its routes.")
+    parser = common_parser("restnet-inspect", "Check a bundle (every digest, graph and tensor) and print its routes.")
     args = parser.parse_args(argv)
     return _run("restnet-inspect", lambda: _inspect(args))
 

@@ -406,3 +406,13 @@ def test_the_installed_script_is_this_function(family_path: Path) -> None:
         pytest.skip("the package is not installed beside this interpreter")
     done = subprocess.run([script, family_path], capture_output=True, text=True, check=True)
     assert done.stdout == run("inspect", family_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(("--plot", "p.png"), "--plot"), (("--spread", "0.1"), "--spread"), (("--explain", "--compare", "plain"), "--explain")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_would_do_nothing_is_refused(options: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.bench(list(options)) == 2
+    assert capsys.readouterr().err.startswith(f"restnet-bench: {named}")

@@ -1,0 +1,122 @@
+"""What may stand on the command lines: types of values, and the options that several commands have."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from restnet_runtime import __version__
+from restnet_runtime.budget import Budget
+from restnet_runtime.bundle import SHIPPED_BUNDLE
+from restnet_runtime.errors import UnitError
+from restnet_runtime.providers import NAMES
+from restnet_runtime.units import parse_quantity
+
+BUDGET_HELP = (
+    "upper limits, separated by commas, any subset: cost as 200MFLOPs or 200MMACs (both count one multiply-accumulate as one, "
+    "as the stitching literature does), latency as 30ms, memory as 150MB; and as 90%% the least accuracy, below which requests are refused"
+)
+
+
+def budget(text: str) -> Budget:
+    try:
+        return Budget.parse(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+        if not 0 < value < 1e9:
+            raise argparse.ArgumentTypeError(f"{text} must be above zero and below a thousand million")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def size(text: str) -> int:
+    try:
+        kind, value = parse_quantity(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if kind != "memory_bytes":
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give a number with B, kB, MB or GB")
+    return int(value)
+
+
+def wait(text: str) -> float:
+    """Milliseconds."""
+    try:
+        kind, value = ("latency_ms", 0.0) if text.strip() == "0" else parse_quantity(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if kind != "latency_ms" or value > 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a wait: give 0 to 1s, as in 2ms")
+    return value
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1")
+    return value
+
+
+def accuracy(text: str) -> float:
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an accuracy: give 0.9 or 90%") from error
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1, or 100%")
+    return value
+
+
+def port(text: str) -> int:
+    if not text.isdigit() or not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give 0 (any free one) to 65535")
+    return int(text)
+
+
+def common_parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(command, description=description)
+    parser.add_argument("--version", action="version", version=f"{command} {__version__}")
+    parser.add_argument("bundle", nargs="?", type=Path, default=SHIPPED_BUNDLE, help="directory (default: the digits that come along)")
+    return parser
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", type=budget, default=Budget(), metavar="LIMITS", help=BUDGET_HELP)
+    parser.add_argument(
+        "--threads",
+        type=positive(int),
+        metavar="N",
+        help="threads of one request, fixed (default: what the cores, the CPU quota and other processes leave, as that changes)",
+    )
+    parser.add_argument(
+        "--provider",
+        type=lambda text: text.split(","),
+        default=["cpu"],
+        metavar="NAMES",
+        help=f"execution providers of ONNX Runtime, separated by commas, most wanted first ({', '.join(NAMES)}; only cpu is tested); "
+        "the CPU runs what they do not take",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="compiled routes (default: $RESTNET_CACHE, else the user's cache directory, else one for temporary files)",
+    )
+    parser.add_argument(
+        "--cache-size",
+        type=size,
+        metavar="SIZE",
+        help="what all of that may take, as 500MB; what nobody uses goes first (default: 2 GB, or half of what the disk has for it)",
+    )
