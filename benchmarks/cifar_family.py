@@ -22,6 +22,7 @@ from common import REPOSITORY, Floor, Result, arguments, publish
 from restnet_export.anchors import AnchorSpec, load_anchor
 from restnet_export.cuts import CutAnchor, cut_anchor
 from restnet_export.data import Samples, load_images
+from restnet_export.devices import chosen_device, move
 from restnet_export.fitting import fit_layers
 from restnet_export.inputs import GivenPreprocessing, agreed_input
 from restnet_export.planning import family_macs, plan_routes
@@ -83,10 +84,13 @@ class Family:
         shape, preprocessing = agreed_input(loaded, settings.preprocessing)
         fitting = load_images(settings.data).shuffled(settings.seed)
         scoring = load_images(settings.val or settings.data)
+        device = chosen_device(settings.device)
+        anchors = {anchor.name: cut_anchor(anchor) for anchor in loaded}
+        move([block for anchor in anchors.values() for block in anchor.blocks], device)
         return cls(
-            {anchor.name: cut_anchor(anchor) for anchor in loaded},
-            Samples(fitting.subset(np.arange(settings.samples)), preprocessing, shape),
-            Samples(scoring.subset(np.arange(min(scored_images or len(scoring), len(scoring)))), preprocessing, shape),
+            anchors,
+            Samples(fitting.subset(np.arange(settings.samples)), preprocessing, shape, device=device),
+            Samples(scoring.subset(np.arange(min(scored_images or len(scoring), len(scoring)))), preprocessing, shape, device=device),
             bf16,
             settings.match_spread,
         )
@@ -95,7 +99,7 @@ class Family:
         """The anchors, then every route of the plan, fitted and scored."""
         routes = routes_of(self.anchors, plan)
         layers = fit_layers(plan.layers, self.anchors, self.fitting, match_spread=self.match_spread)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.scoring.device.type, torch.bfloat16, enabled=self.bf16):
             accuracies = score_routes(routes, self.anchors, layers, self.scoring.batches())
         macs = family_macs(plan, self.anchors)
         return [Scored(*item) for item in zip(routes, macs, accuracies, strict=True)]
@@ -132,10 +136,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="to score on (default: all)")
     parser.add_argument("--bf16", action="store_true", help="score in bfloat16")
     parser.add_argument("--match-spread", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     settings = cifar_settings(Path("unused"), args.depths, args.set, rule=args.rule, samples=args.samples, seed=args.seed)
-    settings = replace(settings, match_spread=args.match_spread, stages=(0, 1, 2) if args.rule == "sn-net" else None)
+    settings = replace(settings, device=args.device, match_spread=args.match_spread, stages=(0, 1, 2) if args.rule == "sn-net" else None)
     family = Family.load(settings, args.images, args.bf16)
     rule = settings.rule_with_options()
     anchors = list(family.anchors.values())

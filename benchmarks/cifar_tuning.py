@@ -20,11 +20,13 @@ import numpy as np
 from cifar_family import cifar_settings
 from common import ROOT, Floor, Result, arguments, publish
 
+from restnet_export.devices import CPU, chosen_device, device_name
 from restnet_export.pipeline import export_bundle
 from restnet_export.rules import RULES
 from restnet_export.settings import ExportSettings, TuneSettings
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.routes import pareto_front
+from restnet_runtime.threads import usable_cores
 
 TO_LINE, POINTS_OF_FEW, ANCHOR_LOSS, ON_FRONT = 1.5, 2.0, 0.5, 5
 """Floors: points under the straight line between the anchors, points that few images bring, points an anchor may lose, routes between."""
@@ -50,12 +52,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a mode made of the family. wall_s, cpu_s: of the whole export, the writing of the bundle included."""
+    """What a mode made of the family. wall_s, cpu_s: of the whole export, its bundle included; gpu: the model of the one used."""
 
     mode: str
     points: list[Point]
     wall_s: float
     cpu_s: float
+    gpu: str | None = None
+
+    @property
+    def minutes(self) -> float:
+        """By the clock where there is a GPU, else what two processors need."""
+        return self.wall_s / 60 if self.gpu else self.cpu_s / 120
 
 
 def settings_for(args: argparse.Namespace, out: Path) -> ExportSettings:
@@ -72,7 +80,7 @@ def settings_for(args: argparse.Namespace, out: Path) -> ExportSettings:
     )
     few = {"data": f"npz:{few_images(Path(settings.data.removeprefix('npz:')), args.few, args.seed)}"} if args.few else {}
     teacher = cifar_settings(out, [args.teacher], args.set).anchors[0] if args.teacher else None
-    return replace(settings, tuning=tuning, teacher=teacher, **few)
+    return replace(settings, tuning=tuning, teacher=teacher, device=args.device, workers=usable_cores(), **few)
 
 
 def few_images(data: Path, count: int, seed: int) -> Path:
@@ -175,9 +183,9 @@ def floors(tuning: Tuning, images: int, plain: Mapping[str, float] | None) -> li
             median = statistics.median(p.below_line for p in best)
             what = f"{mode}: best route after each of {len(best)} blocks of {anchor}, median below the straight line"
             found.append(Floor(what, "the line", f"<= {TO_LINE} points", f"{median:.2f}", median <= TO_LINE))
-    minutes = tuning.cpu_s / 120
-    limit = MINUTES[mode]
-    found.append(Floor(f"{mode}: time on two cores", "minutes", f"<= {limit}", f"{minutes:.1f} (processor time halved)", minutes <= limit))
+    minutes, limit = tuning.minutes, MINUTES[mode]
+    where, how = (f"one {tuning.gpu}", "wall") if tuning.gpu else ("two cores", "processor time halved")
+    found.append(Floor(f"{mode}: time on {where}", "minutes", f"<= {limit}", f"{minutes:.1f} ({how})", minutes <= limit))
     return found
 
 
@@ -197,7 +205,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400, help="images behind least squares (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=TuneSettings.steps)
     parser.add_argument("--stitch-steps", type=int, default=TuneSettings.stitch_steps, help="full: of stitch before")
-    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--bf16", action="store_true", help="on the processor too")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     family = ROOT / "cifar" / "-".join(map(str, (*args.depths, args.set, args.rule, *([f"few{args.few}"] if args.few else []))))
@@ -205,6 +214,8 @@ def main() -> None:
     if args.few:
         base = replace(base, samples=min(args.samples, args.few))
     base = replace(base, stages=None if args.stages is None else tuple(args.stages))
+    device = chosen_device(args.device)
+    gpu = None if device == CPU else device_name(device)
     before, _, _ = exported(replace(base, max_routes=None, teacher=None))
     plain = None
     if args.few:
@@ -213,7 +224,7 @@ def main() -> None:
     tunings = []
     for mode in args.modes:
         after, wall, cpu = exported(replace(base, out=family / mode, finetune=mode))
-        tunings.append(Tuning(mode, compared(before, after), wall, cpu))
+        tunings.append(Tuning(mode, compared(before, after), wall, cpu, gpu))
     images = before.manifest.provenance.scored_on
     result = Result(
         f"{len(before.routes)} routes of ResNets {' '.join(map(str, args.depths))}, "
@@ -226,7 +237,8 @@ def main() -> None:
     for tuning in tunings:
         result.rows += [{"mode": tuning.mode, **asdict(point)} for point in tuning.points]
         result.floors += floors(tuning, images, plain)
-        result.notes.append(f"{tuning.mode}: {tuning.wall_s / 60:.1f} minutes, {tuning.cpu_s / 60:.1f} of one processor")
+        with_gpu = f" and one {gpu}" if gpu else ""
+        result.notes.append(f"{tuning.mode}: {tuning.wall_s / 60:.1f} minutes, {tuning.cpu_s / 60:.1f} of one processor{with_gpu}")
     publish(result, args, started)
 
 

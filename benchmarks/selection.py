@@ -164,13 +164,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="to score on (default: all)")
     parser.add_argument("--bf16", action="store_true", help="score in bfloat16")
     parser.add_argument("--match-spread", action=argparse.BooleanOptionalAction, default=True, help="as the exporter does (default: do)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--page", type=Path, metavar="MD", help="write the table here, and the picture beside it as .png")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     example: dict[str, list[Scored]] = {}
     anchors = 2
     for seed in range(args.seeds):
-        settings = cifar_settings(Path("unused"), samples=args.samples, seed=seed, match_spread=args.match_spread)
+        settings = cifar_settings(Path("unused"), samples=args.samples, seed=seed, match_spread=args.match_spread, device=args.device)
         family = Family.load(settings, args.images, args.bf16)
         for (way, count), scored in score_ways(family, [routes - anchors for routes in args.routes], seed).items():
             rows.append({"way": way, "routes": count + anchors, "seed": seed, **judged(scored, anchors)})

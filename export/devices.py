@@ -1,6 +1,7 @@
 """Where similarity, least squares, scores and tuning are computed: the processor or a GPU. Cutting and writing stay on the processor."""
 
 import os
+import warnings
 from collections.abc import Iterable
 from typing import Literal
 
@@ -47,9 +48,14 @@ def device_name(device: torch.device) -> str:
 
 
 def exact_float32() -> None:
-    """Matrix products and convolutions of float32 in float32."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    """Matrix products and convolutions of float32 in float32.
+
+    By torch's older switches: torch.export reads them, and they cannot be read any more once a newer one (`fp32_precision`) was set.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some versions recommend the newer ones
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

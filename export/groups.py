@@ -55,14 +55,17 @@ class Group:
         """One step with the gradients that were gathered; `share` of the full step size (0..1) is the schedule's."""
         for layer in self.layers.values():
             layer.pull()
-        parameters = self.parameters
+        parameters: list[Tensor] = [*self.parameters]
         if all(parameter.grad is None for parameter in parameters):
             return
         precision.unscale(self._optimiser)
         torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
-        for entry, size in zip(self._optimiser.param_groups, self._sizes, strict=True):
-            entry["lr"] = size * share * self._scale
-        precision.step(self._optimiser)
+        before = [parameter.detach().clone() for parameter in parameters]
+        precision.step(self._optimiser)  # of size 1
+        with torch.no_grad():
+            torch._foreach_sub_(parameters, before)
+            torch._foreach_mul_(parameters, [size * share * self._scale for size in self._sizes])
+            torch._foreach_add_(parameters, before)
         self._optimiser.zero_grad(set_to_none=True)
         self._push()
 
@@ -114,7 +117,8 @@ class Group:
         self._scale, self._strikes, self._rollbacks = state["scale"], state["strikes"], state["rollbacks"]
 
     def _new_optimiser(self) -> torch.optim.Adam:
-        return torch.optim.Adam([{"params": [parameter]} for parameter in self.parameters], betas=(0.9, 0.99))
+        """All tensors in one, which a GPU steps on at once; `step` scales what comes of it, as every tensor has a size of its own."""
+        return torch.optim.Adam(self.parameters, lr=1.0, betas=(0.9, 0.99))
 
     def _push(self) -> None:
         for layer in self.layers.values():

@@ -133,6 +133,10 @@ def _functional(source: ExportedProgram, input_shape: tuple[int, ...]) -> fx.Gra
         # Checks of shapes and dtypes belong to the trace; a segment sees other batches.
         if not node.users and (node.op == "call_module" or "assert" in str(node.target)):
             program.graph.erase_node(node)
+    for node in program.graph.nodes:
+        # Whether memory can be looked at in another shape depends on the kernels of the device and of the batch that was traced.
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
     if not any(_writes(node) for node in program.graph.nodes):
         return program
     check = _AliasCheck(program)

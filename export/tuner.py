@@ -225,15 +225,15 @@ class Tuner:
             originals = self._original.seen(images)
             taught = self._taught(images, originals)
         objective = self._objective()
-        losses = []
+        losses: list[Tensor] = []
         for index in chosen:
             route = self._routes[index]
             with self._precision.autocast():
                 answer = self._network.from_images(route, images) if self._full else self._network.from_front(route, originals)
             loss = objective(answer, self._target(route, labels, taught, originals))
             self._precision.backward(part * loss)
-            losses.append(loss.item())
-        return losses
+            losses.append(loss.detach())
+        return torch.stack(losses).cpu().tolist() if losses else []  # asked for once: a GPU goes on with the next route meanwhile
 
     def _own_generator(self) -> torch.Generator:
         """For what ranks draw differently, as they change images of their own; the common one stays in step."""

@@ -203,15 +203,17 @@ def test_more_processes_than_gpus() -> None:
         _gpu(2, 2)
 
 
-def test_float32_is_float32() -> None:
-    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+def test_float32_is_float32_and_networks_are_traced_all_the_same() -> None:
+    backends = torch.backends
+    before = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
     try:
-        torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
+        backends.cudnn.allow_tf32 = True
         exact_float32()
-        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-        assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # type: ignore[attr-defined]
+        assert not backends.cuda.matmul.allow_tf32
+        assert not backends.cudnn.allow_tf32
+        assert cut_anchor(Anchor("a", "a", Places().eval(), (1, 8, 8), None), ends=["stem", "late"]).blocks
     finally:
-        torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before  # type: ignore[attr-defined]
+        backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = before
 
 
 @needs_no_gpu
