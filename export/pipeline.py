@@ -9,6 +9,7 @@ import torch
 
 from restnet_runtime import __version__
 from restnet_runtime.bundle import Bundle, open_bundle
+from restnet_runtime.heap import return_large_blocks
 from restnet_runtime.manifest import Anchor as AnchorEntry
 from restnet_runtime.manifest import Provenance
 
@@ -67,6 +68,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None], ranks: R
     phases: counts where the time goes; at the end `say` is told.
     """
     ranks, phases = ranks or Ranks(), phases or Phases()
+    return_large_blocks()
     if ranks.first:
         for line in clear_leftovers(settings.out.resolve()):
             say(line)

@@ -13,6 +13,7 @@ from restnet_runtime.ahead import OpenAhead
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError, InputError, NotLoadedError
+from restnet_runtime.heap import trim_heap
 from restnet_runtime.ledger import Ledger
 from restnet_runtime.levels import Level, SessionOpener
 from restnet_runtime.measured import MeasuredStore, measure, run_once
@@ -22,7 +23,7 @@ from restnet_runtime.profile import RouteProfile, Timing, compare_runs, time_run
 from restnet_runtime.residency import Need
 from restnet_runtime.resident import Resident, how
 from restnet_runtime.routes import Route
-from restnet_runtime.sessions import SessionSettings, infer, trim_heap
+from restnet_runtime.sessions import SessionSettings, infer
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError, RestnetError
 from restnet_runtime.executor import Executor
+from restnet_runtime.heap import trim_heap
 from restnet_runtime.memory import footprint
 from restnet_runtime.routes import Route
 from restnet_runtime.sensors import Sensors
-from restnet_runtime.sessions import SessionSettings, infer, plain_session, trim_heap
+from restnet_runtime.sessions import SessionSettings, infer, plain_session
 from restnet_runtime.units import format_bytes
 
 RESERVE_BYTES = 64 * 2**20

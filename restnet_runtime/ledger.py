@@ -4,12 +4,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from restnet_runtime.bundle import Bundle
+from restnet_runtime.heap import trim_heap
 from restnet_runtime.measured import GUESSED_SESSION_BYTES, Measured, MeasuredStore
 from restnet_runtime.memory import footprint
 from restnet_runtime.profile import RouteProfile, Timing
 from restnet_runtime.residency import Need, together
 from restnet_runtime.resident import Resident
-from restnet_runtime.sessions import trim_heap
 
 _NOTHING = frozenset[tuple[int, int]]()
 

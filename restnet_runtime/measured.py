@@ -14,11 +14,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from restnet_runtime.errors import CompileError
+from restnet_runtime.heap import trim_heap
 from restnet_runtime.memory import anonymous_bytes
 from restnet_runtime.profile import Timing, time_runs
 from restnet_runtime.replacement import write_atomically
 from restnet_runtime.routes import Route
-from restnet_runtime.sessions import infer, trim_heap
+from restnet_runtime.sessions import infer
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ costs its bookkeeping and not an arena of its own, and no session keeps a pool o
 sessions that spin at once made requests 10 times slower.
 """
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,6 +15,7 @@ import onnxruntime as ort
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.cache import CompiledRoute
 from restnet_runtime.errors import CompileError
+from restnet_runtime.heap import return_large_blocks
 from restnet_runtime.manifest import Precision
 from restnet_runtime.precision import exact_products
 from restnet_runtime.providers import CPU, CPU_ONLY, Providers
@@ -23,8 +23,6 @@ from restnet_runtime.routes import Route
 from restnet_runtime.threads import SMALL_MACS, SPIN_US
 
 INPUT, OUTPUT = "x", "y"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGE_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class SessionSettings:
 def share_arena() -> None:
     """Register the one arena of this process with ONNX Runtime; once, because its environment is one per process."""
     ort.disable_telemetry_events()
-    _return_large_blocks()
+    return_large_blocks()
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     # kSameAsRequested: grow by what is asked for, not by doubling.
     ort.create_and_register_allocator(info, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
@@ -124,29 +122,6 @@ def infer(session: ort.InferenceSession, x: np.ndarray, *, shrink: bool = False)
 def providers_of(session: ort.InferenceSession) -> Sequence[str]:
     """The providers that a session really has."""
     return tuple(session.get_providers())
-
-
-def trim_heap() -> None:
-    """Give freed memory back to the system.
-
-    Before ONNX Runtime finds a packed weight in the file it packs it once more, into memory that it frees at once. glibc keeps such
-    memory in its heap, in pieces: without this each session of a layer of 20 MB cost another 20 MB.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # not glibc otherwise
-        trim(0)
-
-
-def _return_large_blocks() -> None:
-    """Have glibc take blocks of several megabytes from the system and give them back, each by itself.
-
-    By default it learns from the first large block that is freed to keep such blocks in its heap, and in that of a thread they stay:
-    `malloc_trim` does not touch the end of it. Weights that a load packs and drops again kept tens of megabytes that way.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BYTES)
 
 
 def _frugal_options(settings: SessionSettings) -> ort.SessionOptions:

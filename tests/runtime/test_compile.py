@@ -20,8 +20,9 @@ from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.catalog import LINKED, CompiledRoute
 from restnet_runtime.compile import Compiler, cache_key, cpu_features
 from restnet_runtime.errors import BundleError, CompileError
+from restnet_runtime.heap import trim_heap
 from restnet_runtime.memory import footprint
-from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session, trim_heap
+from restnet_runtime.sessions import SessionSettings, infer, load_session, plain_session
 
 ROUTES = ("small", "small[0-1]>large[3-4]", "small[0-1]>large[2-4]", "large")
 SETTINGS = SessionSettings(threads=1)
