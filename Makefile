@@ -59,7 +59,7 @@ bench: $(DEV_ENV) ## Every measured claim in benchmarks/, and docs/benchmarks.md
 EXPORTED := build/benchmarks/exporter
 TUNING := $(BIN)/python benchmarks/cifar_tuning.py --bf16
 
-bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where RESTNET_SHARED has them, and docs/exporter.md; two to three hours
+bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where RESTNET_SHARED has them, and docs/exporter.md; an hour with a GPU, many without
 	@mkdir -p $(EXPORTED)
 	$(BIN)/python benchmarks/export_cost.py --max-routes 12 --json $(EXPORTED)/01-cost.json
 	$(BIN)/python benchmarks/cifar_family.py --samples 100 --json $(EXPORTED)/02-none.json
@@ -68,12 +68,14 @@ bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where 
 	$(TUNING) --modes stitch --few 500 --json $(EXPORTED)/05-few.json
 	$(TUNING) --modes full --steps 1400 --shift 2 --teacher 44 --json $(EXPORTED)/06-full.json
 	$(TUNING) --modes full --rule both-ways --max-routes 40 --steps 1600 --shift 4 --teacher 44 --json $(EXPORTED)/07-full-both-ways.json
-	$(TUNING) --modes stitch --set jpeg --steps 500 --shift 2 --json $(EXPORTED)/08-jpeg-down.json
+	$(TUNING) --modes stitch --set jpeg --steps 1000 --shift 2 --json $(EXPORTED)/08-jpeg-down.json
 	$(TUNING) --modes stitch --set jpeg --rule sn-net --stages 0 1 2 --json $(EXPORTED)/08-jpeg-up.json
-	$(TUNING) --modes stitch --depths 20 32 44 56 --steps 60 --json $(EXPORTED)/08-four.json
+	$(TUNING) --modes stitch --depths 20 32 44 56 --steps 200 --json $(EXPORTED)/08-four.json
 	$(BIN)/python benchmarks/batchnorm.py --json $(EXPORTED)/09-batchnorm.json
 	$(BIN)/python benchmarks/resampling.py --json $(EXPORTED)/09-resampling.json
-	$(TUNING) --modes full --set jpeg --steps 1400 --shift 2 --json $(EXPORTED)/10-jpeg-full.json
+	$(TUNING) --modes full --set jpeg --steps 1800 --shift 2 --json $(EXPORTED)/10-jpeg-full.json
+	$(TUNING) --modes full --set jpeg --rule sn-net --stages 0 1 2 --max-routes 12 --steps 1400 --shift 2 --json $(EXPORTED)/10-jpeg-full-up.json
+	$(TUNING) --modes full --depths 20 32 44 56 --max-routes 24 --steps 1800 --shift 2 --json $(EXPORTED)/11-four-full.json
 	$(BIN)/python benchmarks/exporter_page.py $(EXPORTED)/*.json
 
 INT8 := build/benchmarks/int8
