@@ -1,7 +1,6 @@
 """Traffic: how often requests come, how evenly, and how long they wait."""
 
 from collections import deque
-from itertools import pairwise
 
 WINDOW_S = 1.0
 _GAPS = 48
@@ -13,7 +12,10 @@ class Traffic:
 
     def __init__(self) -> None:
         self._arrivals: deque[float] = deque(maxlen=8192)
-        self._recent: deque[float] = deque(maxlen=_GAPS + 1)
+        self._new: deque[float] = deque(maxlen=_GAPS + 1)
+        self._last: tuple[float | None, float | None] = None, None  # the latest arrival, and the gap before it
+        self._gaps = 0
+        self._parts: deque[float] = deque(maxlen=_GAPS - 1)
         self._waits_ms: deque[float] = deque(maxlen=256)
         self.arrived = 0
         """Since the start; two threads that count at once may lose one."""
@@ -25,7 +27,7 @@ class Traffic:
         """A request is here."""
         self.arrived += 1
         self._arrivals.append(now_s)
-        self._recent.append(now_s)
+        self._new.append(now_s)
 
     def wait(self, waited_ms: float) -> None:
         """A request begins to run, after so long."""
@@ -48,15 +50,21 @@ class Traffic:
         window_s = min(WINDOW_S, now_s - self._since_s)
         if len(arrivals) < 2 or window_s < WINDOW_S / 2:
             return None, None, waiting_ms
-        times = list(arrivals)
-        rate = len(times) / window_s if len(times) < (arrivals.maxlen or 0) else (len(times) - 1) / max(1e-9, times[-1] - times[0])
-        return rate, _variation(list(self._recent)), waiting_ms
+        count = len(arrivals)
+        rate = count / window_s if count < (arrivals.maxlen or 0) else (count - 1) / max(1e-9, arrivals[-1] - arrivals[0])
+        return rate, self._variation(), waiting_ms
 
-
-def _variation(times: list[float]) -> float | None:
-    """Local variation of the gaps (Shinomoto): 0 for even ones, 1 where they come at random; a rate that changes does not count."""
-    gaps = [after - before for before, after in pairwise(times)]
-    if len(gaps) < _LEAST:
-        return None
-    parts = [((one - other) / (one + other)) ** 2 for one, other in pairwise(gaps) if one + other > 0]
-    return min(4.0, 3.0 * sum(parts) / len(parts)) if parts else None
+    def _variation(self) -> float | None:
+        """Local variation of the gaps (Shinomoto): 0 for even ones, 1 where they come at random; a rate that changes does not count."""
+        parts, (before_s, before) = self._parts, self._last
+        for _ in range(len(self._new)):
+            at_s = self._new.popleft()
+            if before_s is not None:
+                gap = at_s - before_s
+                self._gaps += 1
+                if before is not None and before + gap > 0:
+                    parts.append(((before - gap) / (before + gap)) ** 2)
+                before = gap
+            before_s = at_s
+        self._last = before_s, before
+        return min(4.0, 3.0 * sum(parts) / len(parts)) if parts and self._gaps >= _LEAST else None
