@@ -273,14 +273,16 @@ class Controller:
         """
         standing, reading, decision = self._standing
         self._traffic.wait(waited_ms)
+        behind_ms = self._traffic.behind_ms(self._clock(), waited_ms)
         both = standing if budget is NO_LIMITS or budget == NO_LIMITS else standing.narrowed(budget)
         loaded, caution = self._executor.loaded, self._watch.caution
         stands = decision is not None and not caution and (both is standing or both == standing) and decision.route in loaded
-        if decision is not None and stands and _in_time(decision, both, waited_ms):
-            return decision
         limit_ms = both.latency_ms
-        if limit_ms is not None:
-            both = Budget(both.macs, max(1e-9, limit_ms - waited_ms), both.memory_bytes, both.min_accuracy)
+        left_ms = None if limit_ms is None else self._left_ms(limit_ms, waited_ms, behind_ms)
+        if decision is not None and stands and _in_time(decision, left_ms, waited_ms):
+            return decision
+        if left_ms is not None:
+            both = Budget(both.macs, left_ms, both.memory_bytes, both.min_accuracy)
         # What it waits for is known here: the wait to expect is left out.
         reading = (reading or Reading()).updated(requests_per_s=None, credit=None)
         if caution:
@@ -291,6 +293,17 @@ class Controller:
             return chosen
         limits = chosen.limits
         return replace(chosen, limits=Budget(limits.macs, limit_ms, limits.memory_bytes, limits.min_accuracy))
+
+    def _left_ms(self, limit_ms: float, waited_ms: float, behind_ms: float | None) -> float:
+        """What a request may take that has waited: so that the next in the queue can still be answered, on the quickest route, if it can be."""
+        left_ms = max(1e-9, limit_ms - waited_ms)
+        _, reading, _ = self._standing
+        known = self._ladders
+        if behind_ms is None or known is None or reading is None:
+            return left_ms
+        quickest_ms = known[1].quickest_ms * (reading.slowdown or 1.0) * (reading.tail or 1.0)
+        shared_ms = limit_ms - behind_ms - quickest_ms
+        return min(left_ms, shared_ms) if shared_ms >= quickest_ms else left_ms
 
     def run_decided(self, budget: Budget, run: Callable[[Decision], T], waited_ms: float = 0.0) -> tuple[Decision, T]:
         """Decide for one request and run it: whatever is switched from then on, it keeps its route.
@@ -426,8 +439,6 @@ class Controller:
             logger.warning("%s", problem, exc_info=error)
 
 
-def _in_time(decision: Decision, limits: Budget, waited_ms: float) -> bool:
+def _in_time(decision: Decision, left_ms: float | None, waited_ms: float) -> bool:
     """Is what was decided still within the limit for a request that has waited? What does not fit anyway is not made up for here."""
-    if waited_ms <= 0 or limits.latency_ms is None or decision.predicted_ms is None:
-        return True
-    return waited_ms + decision.predicted_ms <= limits.latency_ms
+    return waited_ms <= 0 or left_ms is None or decision.predicted_ms is None or decision.predicted_ms <= left_ms

@@ -15,6 +15,8 @@ CAUGHT = 0.004
 """Of the requests, those that may come so early in a run of another that no route makes up for it."""
 CAUTION = {4: 0.04, 15: 0.03, 60: 0.01}
 """What is added to a ceiling, by the seconds over which it was seen: the fewer, the less sure."""
+_AT_RANDOM = 0.5
+"""A variation of gaps above this is no metronome's."""
 LOOK_AHEAD_S = 1.0
 """How far ahead a queue that grows is looked at."""
 
@@ -168,6 +170,11 @@ class Limits:
         ceiling = (self._ceilings or {})[window_s]
         most_ms = self._profiled(self._limit_ms, 1.0 + CAUTION.get(window_s, 0.0), ceiling / self.slowdown)
         return min(self.bounds.latency_ms, most_ms)
+
+    def crowded(self, rung: Rung) -> bool:
+        """Is a route too slow only for requests that have met by chance? Its run alone keeps the limits, and they come at random."""
+        alone = self.load is not None and self.load.variation > _AT_RANDOM and rung.latency_ms * self.slowdown * self.tail <= self._limit_ms
+        return alone and rung.memory_bytes <= self.bounds.memory_bytes
 
     def _profiled(self, limit_ms: float, margin: float = 1.0, tail: float | None = None) -> float:
         """The longest profiled latency that keeps a limit, were runs `margin` times as long; tail: by default that of the reading."""

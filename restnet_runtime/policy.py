@@ -162,7 +162,7 @@ def decide(
     chosen = _best(limits, ladder) or _pick(limits, ladder, current)
     if chosen is current:
         return _decision(limits, current, _cleaned(history, {}), "")
-    patience, near = _patience(limits, history, now_s, settings), _near_patience(limits, current, history, settings)
+    patience, near = _patience(limits, current, history, now_s, settings), _near_patience(limits, current, history, settings)
     fallen = History(chosen.name, budget, {}, patience, switched_s=now_s, climbed_s=None, near_ticks=near)
     return _decision(limits, chosen, fallen, f"{current.name} no longer fits: {_broken(limits, current)}; {_instead(limits, chosen)}")
 
@@ -287,9 +287,9 @@ def _cleaned(before: History, clean: Mapping[str, int]) -> History:
     return made
 
 
-def _patience(limits: Limits, history: History, now_s: float, settings: PolicySettings) -> int:
+def _patience(limits: Limits, current: Rung, history: History, now_s: float, settings: PolicySettings) -> int:
     """Clean ticks to ask for after a fall: twice as many when the climb before it is to be regretted."""
-    if history.climbed_s is None or (history.climbed_near and limits.windows_s):
+    if history.climbed_s is None or (history.climbed_near and limits.windows_s) or limits.crowded(current):
         return history.patience_ticks
     stayed_s = now_s - history.climbed_s
     patience = max(history.patience_ticks, settings.up_after_ticks)

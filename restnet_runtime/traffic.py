@@ -1,8 +1,15 @@
 """Traffic: how often requests come, how evenly, and how long they wait."""
 
+import math
+from bisect import bisect_right
 from collections import deque
 
 WINDOW_S = 1.0
+_LONG_S = 10.0
+_SAME_S = 2e-5
+"""Two clocks tell of one arrival within this."""
+_SURE = 2.5
+"""Standard errors: a second in which by so much more or fewer requests came than in each of the last ten is another rate."""
 _GAPS = 48
 _LEAST = 8
 
@@ -12,6 +19,7 @@ class Traffic:
 
     def __init__(self) -> None:
         self._arrivals: deque[float] = deque(maxlen=8192)
+        self._older: deque[float] = deque(maxlen=8192)
         self._new: deque[float] = deque(maxlen=_GAPS + 1)
         self._last: tuple[float | None, float | None] = None, None  # the latest arrival, and the gap before it
         self._gaps = 0
@@ -35,6 +43,14 @@ class Traffic:
         if waited_ms > 0:
             self._waits_ms.append(waited_ms)
 
+    def behind_ms(self, now_s: float, waited_ms: float) -> float | None:
+        """How long the next in the queue has waited when one begins that has waited so long; `None` where there is none. From any thread."""
+        if waited_ms <= 0:
+            return None
+        arrivals = tuple(self._arrivals)
+        place = bisect_right(arrivals, now_s - waited_ms / 1e3 + _SAME_S)
+        return (now_s - arrivals[place]) * 1e3 if place < len(arrivals) else None
+
     def take(self, now_s: float) -> tuple[float | None, float | None, float | None]:
         """(requests per second, local variation of the gaps, median wait in ms of those that began since the last call).
 
@@ -44,15 +60,24 @@ class Traffic:
             self._since_s = now_s
         arrivals = self._arrivals
         while arrivals and arrivals[0] <= now_s - WINDOW_S:
-            arrivals.popleft()
+            self._older.append(arrivals.popleft())
+        while self._older and self._older[0] <= now_s - _LONG_S:
+            self._older.popleft()
         waits = sorted(self._waits_ms.popleft() for _ in range(len(self._waits_ms)))
         waiting_ms = waits[len(waits) // 2] if waits else None
         window_s = min(WINDOW_S, now_s - self._since_s)
-        if len(arrivals) < 2 or window_s < WINDOW_S / 2:
+        if len(arrivals) + len(self._older) < 2 or window_s < WINDOW_S / 2:
             return None, None, waiting_ms
         count = len(arrivals)
         rate = count / window_s if count < (arrivals.maxlen or 0) else (count - 1) / max(1e-9, arrivals[-1] - arrivals[0])
-        return rate, self._variation(), waiting_ms
+        variation = self._variation()
+        return self._settled(now_s, rate, variation), variation, waiting_ms
+
+    def _settled(self, now_s: float, rate: float, variation: float | None) -> float:
+        """The rate of ten seconds as long as that of the last one is another only by chance, as it is where requests come at random."""
+        long_s = min(_LONG_S, now_s - (self._since_s or 0.0))
+        usual = (len(self._older) + len(self._arrivals)) / long_s
+        return usual if len(self._arrivals) < 2 or abs(rate - usual) <= _SURE * math.sqrt((variation or 0.0) * usual / WINDOW_S) else rate
 
     def _variation(self) -> float | None:
         """Local variation of the gaps (Shinomoto): 0 for even ones, 1 where they come at random; a rate that changes does not count."""
