@@ -13,6 +13,8 @@ BUSIEST = 0.9
 """The share of its time that a route may be busy: beyond it a queue grows faster than it is noticed."""
 CAUGHT = 0.004
 """Of the requests, those that may come so early in a run of another that no route makes up for it."""
+DARED = 0.08
+"""As many more of them while none of the credit has been used."""
 CAUTION = {4: 0.04, 15: 0.03, 60: 0.01}
 """What is added to a ceiling, by the seconds over which it was seen: the fewer, the less sure."""
 _AT_RANDOM = 0.5
@@ -69,7 +71,9 @@ class Load(NamedTuple):
             square, linear = (mean - tail) * rate, tail + limit_ms * rate
             root = math.sqrt(max(0.0, linear * linear + 4.0 * square * limit_ms))
             longest = min(longest, limit_ms / linear if square == 0 else (root - linear) / (2.0 * square))
-            caught = CAUGHT * (1.0 + (self.credit or 0.0)) * 1e3 * self.servers / (min(1.0, self.variation) * self.rate_per_s)
+            credit = self.credit or 0.0
+            share = CAUGHT * (1.0 + credit) + DARED * max(0.0, 2.0 * credit - 1.0)
+            caught = share * 1e3 * self.servers / (min(1.0, self.variation) * self.rate_per_s)
             longest = min(longest, max(0.0, limit_ms - self.quickest_ms) + caught)
         return longest
 

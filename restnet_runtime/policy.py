@@ -303,7 +303,7 @@ def _near_patience(limits: Limits, current: Rung, history: History, settings: Po
     over = current.latency_ms / limits.bounds.latency_ms if limits.bounds.latency_ms > 0 else math.inf
     if over > 1 + 2 * settings.margin:
         return 0  # it is another day
-    if not history.climbed_near:
+    if not history.climbed_near or limits.crowded(current):
         return history.near_ticks
     least = 4 * 4 if limits.windows_s else settings.near_factor * settings.up_after_ticks
     return min(4 * max(history.near_ticks, least), 16 * settings.patience_max_ticks)

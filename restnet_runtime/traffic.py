@@ -8,7 +8,7 @@ WINDOW_S = 1.0
 _LONG_S = 10.0
 _SAME_S = 2e-5
 """Two clocks tell of one arrival within this."""
-_SURE = 2.5
+_SURE = 2.0
 """Standard errors: a second in which by so much more or fewer requests came than in each of the last ten is another rate."""
 _GAPS = 48
 _LEAST = 8
