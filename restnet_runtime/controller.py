@@ -295,7 +295,7 @@ class Controller:
         return replace(chosen, limits=Budget(limits.macs, limit_ms, limits.memory_bytes, limits.min_accuracy))
 
     def _left_ms(self, limit_ms: float, waited_ms: float, behind_ms: float | None) -> float:
-        """What a request may take that has waited: so that the next in the queue can still be answered, on the quickest route, if it can be."""
+        """What a request may take that has waited: so much that the next in the queue can still be answered, on the quickest route."""
         left_ms = max(1e-9, limit_ms - waited_ms)
         _, reading, _ = self._standing
         known = self._ladders

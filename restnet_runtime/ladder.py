@@ -12,6 +12,9 @@ from restnet_runtime.routes import Route
 KEPT, UNKNOWN, BROKEN = 0, 1, 2
 """Of a limit, by a route."""
 
+_WORTH = 0.02
+"""Of the accuracy between the worst and the best route."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -106,6 +109,12 @@ class Ladder:
         if accuracy is None:
             return len(self.rungs)
         return bisect_right(self._losses, -accuracy)
+
+    def worth(self, current: Rung, other: Rung) -> bool:
+        """Does the other one win so much accuracy that a switch which noise may undo is worth it? Yes where it is not known."""
+        if current.accuracy is None or other.accuracy is None:
+            return True
+        return other.accuracy - current.accuracy >= _WORTH * (self._losses[-1] - self._losses[0])
 
     def holding(self, bounds: Bounds, count: int) -> list[Rung]:
         """Of the best `count` rungs those that keep all bounds, the best first."""

@@ -92,6 +92,7 @@ class History:
     climbed_s:       time of the last climb, until a fall or a new budget
     near_ticks:      clean ticks asked for of a route that enters by little; 0 = as in the settings
     climbed_near:    the last climb was to such a route
+    left_ms:         profiled latency of the route that was left last by a hair, until one is left by more
     """
 
     current: str | None = None
@@ -102,6 +103,7 @@ class History:
     climbed_s: float | None = None
     near_ticks: int = 0
     climbed_near: bool = False
+    left_ms: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,10 @@ class Decision:
 DEFAULTS = PolicySettings()
 _TICKS = 4  # decisions a second
 _LONGEST = 60 * _TICKS
+_SURELY = 1.04
+"""So much below what requests took must a route have come that was left by a hair, before it is climbed to again."""
+_AFTER_TICKS = 60
+"""Clean ticks asked of a route that enters by little, after a fall by a hair."""
 
 
 def decide(
@@ -163,7 +169,8 @@ def decide(
     if chosen is current:
         return _decision(limits, current, _cleaned(history, {}), "")
     patience, near = _patience(limits, current, history, now_s, settings), _near_patience(limits, current, history, settings)
-    fallen = History(chosen.name, budget, {}, patience, switched_s=now_s, climbed_s=None, near_ticks=near)
+    left_ms = current.latency_ms if near else math.inf
+    fallen = History(chosen.name, budget, {}, patience, switched_s=now_s, climbed_s=None, near_ticks=near, left_ms=left_ms)
     return _decision(limits, chosen, fallen, f"{current.name} no longer fits: {_broken(limits, current)}; {_instead(limits, chosen)}")
 
 
@@ -259,12 +266,15 @@ def _stay_or_climb(limits: Limits, ladder: Ladder, current: Rung, history: Histo
         reach = _reach(limits, slow) if limits.windows_s else math.inf
         for rung in better:
             ticks = clean[rung.name]
-            if ticks >= patience and (clear.hold(rung) or (ticks >= slow and rung.latency_ms <= reach)):
+            near = ticks >= slow and rung.latency_ms <= (reach if rung.latency_ms < history.left_ms else reach / _SURELY)
+            if ticks >= patience and (clear.hold(rung) or (near and ladder.worth(current, rung))):
                 ripe = rung
                 break
     if ripe is not None and (history.switched_s is None or now_s - history.switched_s >= settings.dwell_s):
         close = not clear.hold(ripe)
-        climbed = History(ripe.name, history.budget, clean, history.patience_ticks, now_s, now_s, history.near_ticks, close)
+        climbed = History(
+            ripe.name, history.budget, clean, history.patience_ticks, now_s, now_s, history.near_ticks, close, history.left_ms
+        )
         return _decision(limits, ripe, climbed, f"{ripe.name} is better than {name} and has fitted for {clean[ripe.name]} ticks")
     best = better[0]
     ticks = patience if clear.hold(best) else slow
@@ -303,8 +313,10 @@ def _near_patience(limits: Limits, current: Rung, history: History, settings: Po
     over = current.latency_ms / limits.bounds.latency_ms if limits.bounds.latency_ms > 0 else math.inf
     if over > 1 + 2 * settings.margin:
         return 0  # it is another day
-    if not history.climbed_near or limits.crowded(current):
+    if limits.crowded(current):
         return history.near_ticks
+    if not history.climbed_near:
+        return max(history.near_ticks, _AFTER_TICKS)
     least = 4 * 4 if limits.windows_s else settings.near_factor * settings.up_after_ticks
     return min(4 * max(history.near_ticks, least), 16 * settings.patience_max_ticks)
 

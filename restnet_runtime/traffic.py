@@ -44,7 +44,7 @@ class Traffic:
             self._waits_ms.append(waited_ms)
 
     def behind_ms(self, now_s: float, waited_ms: float) -> float | None:
-        """How long the next in the queue has waited when one begins that has waited so long; `None` where there is none. From any thread."""
+        """How long the next in the queue has waited when one begins that has waited so long; `None`: there is none. From any thread."""
         if waited_ms <= 0:
             return None
         arrivals = tuple(self._arrivals)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import InfeasibleError, UnitError
+from restnet_runtime.ladder import Ladder
 from restnet_runtime.policy import Candidate, Decision, History, PolicySettings, choose_for_request, decide
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
@@ -255,6 +256,46 @@ def test_a_route_that_enters_by_little_is_climbed_to_by_what_requests_took() -> 
     loop.run([reading(2.0)])
     assert visits(loop.run([replace(reading(1.2), tail=1.0, ceilings={4: 1.0, 15: 1.23})] * 50)) == ["middle"]
     assert visits(loop.run([replace(reading(1.2), tail=1.0, ceilings={4: 1.0, 15: 1.2})] * 6)) == ["large"]
+
+
+def test_a_route_that_was_left_by_a_hair_is_climbed_to_again_only_with_room() -> None:
+    """Noise that lets it fall once lets it fall again; 4 % less than what a minute of requests took is another device."""
+    loop = Loop(Budget(latency_ms=50.0))
+    loop.run([reading(1.2)])
+    assert loop.run([replace(reading(1.26), tail=1.0)]) == ["middle"]
+    same = replace(reading(1.2), tail=1.0, ceilings={4: 1.0, 15: 1.2, 60: 1.2})
+    assert visits(loop.run([same] * 300)) == ["middle"]
+    assert visits(loop.run([replace(same, ceilings={4: 1.0, 15: 1.2, 60: 1.17})] * 2)) == ["large"]
+
+
+def test_a_climb_by_little_has_to_win_something() -> None:
+    """Of a ladder that reaches from 80 % to 90 %, a fiftieth."""
+    ladder = Ladder([candidate("worst", 0.80, 1), candidate("good", 0.897, 8), candidate("better", 0.8985, 9), candidate("best", 0.90, 10)])
+    best, better, good, _ = ladder.rungs
+    assert ladder.worth(good, best)
+    assert not ladder.worth(better, best)
+    unknown = candidate("unknown", None, 5)
+    first, second = Ladder([unknown, candidate("other", None, 6)]).rungs
+    assert ladder.worth(second, first)
+
+
+@pytest.mark.parametrize(("variation", "patience"), [(1.0, 0), (0.0, 2 * SETTINGS.up_after_ticks)])
+def test_requests_that_meet_by_chance_are_no_reason_to_regret_a_climb(variation: float, patience: int) -> None:
+    budget = Budget(latency_ms=42.0)
+    history = History("large", budget, {}, 0, 99.5, 99.5)
+    crowd = replace(reading(1.0), requests_per_s=23.0, gap_variation=variation)
+    decision = decide(crowd, budget, FAMILY, history, 100.0, SETTINGS)
+    assert decision.route != "large"
+    assert decision.history.patience_ticks == patience
+
+
+def test_with_credit_a_run_may_hold_up_more_requests_that_come_at_random() -> None:
+    """10 a second, quickest 10 ms, limit 49: a run of 40 ms holds up one in a hundred beyond the limit, more than usually is dared."""
+    crowd = replace(reading(1.0), requests_per_s=10.0, gap_variation=1.0)
+    routes = [
+        decide(replace(crowd, credit=credit), Budget(latency_ms=49.0), FAMILY, History(), 0.0, SETTINGS).route for credit in (0.5, 1.0)
+    ]
+    assert routes == ["middle", "large"]
 
 
 def test_entering_needs_a_margin_of_sensed_memory_too() -> None:
