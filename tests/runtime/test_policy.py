@@ -445,13 +445,14 @@ readings = st.builds(
 
 @st.composite
 def families(draw: st.DrawFn) -> list[Candidate]:
-    """Some without accuracy, some without profile, costs in no particular order."""
+    """Some without accuracy, half of them with a route without profile, costs in no particular order."""
+    latencies = st.floats(1, 60) if draw(st.booleans()) else maybe(st.floats(1, 60))
     made = [
         candidate(
             f"r{index}",
             draw(maybe(st.sampled_from([0.5, 0.6, 0.7, 0.8, 0.9]))),
             draw(st.integers(1, 60)),
-            draw(maybe(st.floats(1, 60))),
+            draw(latencies),
             draw(st.integers(1, 300)),
         )
         for index in range(draw(st.integers(1, 6)))
@@ -539,6 +540,17 @@ def test_noise_in_latency_does_not_make_it_flap(
     rng, usual = random.Random(seed), sample.slowdown or 1.0
     noisy = [replace(sample, slowdown=usual * rng.choice([0.96, 1.04, rng.uniform(0.96, 1.04)])) for _ in range(40)]
     routes = visits(loop.run(noisy))
+    assert len(routes) == len(set(routes))
+
+
+@given(latency_ms=st.floats(5, 60), usual=st.floats(0.3, 5), at=st.floats(0.95, 1.05), seed=st.integers(0, 2**32))
+def test_noise_around_the_limit_of_a_route_does_not_make_it_flap(latency_ms: float, usual: float, at: float, seed: int) -> None:
+    """A better route needs what the limit is, give or take 5 %: it is entered once at most, and left once at most."""
+    family = [candidate("small", 0.8, 1, 1.0), candidate("large", 0.9, 10, latency_ms)]
+    loop = Loop(Budget(latency_ms=latency_ms * usual * at), family)
+    loop.step(reading(3 * usual))
+    rng = random.Random(seed)
+    routes = visits(loop.run([reading(usual * rng.choice([0.96, 0.98, 1.0, 1.02, 1.04])) for _ in range(300)]))
     assert len(routes) == len(set(routes))
 
 
