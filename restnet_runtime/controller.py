@@ -35,6 +35,8 @@ _TRIES = 3
 _NONE_LOADED = "no route is loaded"
 BEATS = 4
 """Decisions in the time between two readings."""
+_SURELY = 1.04
+"""What is chosen for one request that has waited just fits the time that it has left: by so much less it is late less often than others."""
 _ENOUGH = 8  # requests of which the median is worth taking into the slowdown between two readings
 
 
@@ -296,7 +298,7 @@ class Controller:
 
     def _left_ms(self, limit_ms: float, waited_ms: float, behind_ms: float | None) -> float:
         """What a request may take that has waited: so much that the next in the queue can still be answered, on the quickest route."""
-        left_ms = max(1e-9, limit_ms - waited_ms)
+        left_ms = max(1e-9, (limit_ms - waited_ms) / (_SURELY if waited_ms > 0 else 1.0))
         _, reading, _ = self._standing
         known = self._ladders
         if behind_ms is None or known is None or reading is None:
