@@ -163,6 +163,20 @@ def test_goes_down_when_requests_become_slow_and_up_again_later(rig: Rig) -> Non
     ]
 
 
+def test_a_request_that_has_waited_leaves_room_for_the_next_in_the_queue(rig: Rig) -> None:
+    """Limit 60 ms, 15 ms waited: the large route (40 ms) fits, but who came 5 ms later needs 10 ms on the small one after it."""
+    controller = rig.controller(Budget(latency_ms=60.0))
+    controller.tick()
+    controller.arrive()
+    rig.clock.now_s += 0.005
+    assert controller.decide_request(Budget(), 5.0).route == "large"
+    rig.clock.now_s += 0.001
+    controller.arrive()
+    rig.clock.now_s += 0.014
+    assert controller.decide_request(Budget(), 20.0).route == "middle", "14 + 40 + 10 ms are too much"
+    assert controller.decide_request(Budget(), 14.0).route == "large", "of nobody behind it"
+
+
 def test_requests_of_unknown_routes_or_without_latency_do_not_count(rig: Rig) -> None:
     controller = rig.controller()
     controller.observe("nobody", 5.0)
