@@ -125,6 +125,45 @@ def test_a_verdict_stands_although_the_better_one_is_timed_again(start) -> None:
     assert "large" in start({"large@int8": (31.0, 10)}).loaded
 
 
+def test_a_verdict_ends_while_serving_where_the_better_one_turns_out_slower(start, caplog) -> None:
+    """By more than noise: what was let go is loaded again, and judged by what is known now."""
+    caplog.set_level("INFO")
+    first = start(INT8_WINS).judged()
+    for latency_ms, back in ((31.0, False), (40.0, True)):
+        first.executor.correct("large@int8", latency_ms)
+        first.judged()
+        assert ("large" in first.loaded) == back
+        assert (first.loader.progress().verdicts["large"] is None) == back
+    assert "route large is measured again: large@int8, by which it was outdone, is slower now" in caplog.text
+
+
+def test_with_other_threads_there_are_other_verdicts(start) -> None:
+    first = start(INT8_WINS).judged()
+    first.executor.settings = SessionSettings(threads=2)
+    first.judged()
+    assert "large" not in first.loaded, "while threads are followed nothing is judged"
+    for name in first.executor.stale:
+        first.executor.reload(name)
+    first.loader._pruner.judge(())
+    first.loader.step()
+    assert "large" in first.loaded, "with two threads it was never measured"
+
+
+def test_routes_and_status_tell_the_same(start) -> None:
+    """Before a profile can be believed neither says anything of a route; then both do. So it is where an operator keeps all."""
+    for keep_all in (False, True):
+        one = start({**INT8_WINS, "small": (1.0, 5 + keep_all)}, keep_all=keep_all)
+
+        def told(one: Start = one) -> dict[str, bool | None]:
+            return {answer.name: answer.on_front_here for answer in describe_routes(one.executor, one.loader.progress()).routes}
+
+        assert told() == {"small": None, "large": None, "large@int8": None}, "measured, but in which moment?"
+        assert one.loader.progress().outdone == {}
+        one.judged()
+        assert told() == {"small": True, "large": False, "large@int8": True}
+        assert one.loader.progress().outdone.keys() == (set() if keep_all else {"large"}), "not kept loaded"
+
+
 def test_it_is_taken_back_where_the_better_one_cannot_be_loaded(start) -> None:
     start(INT8_WINS).judged()
     again = start()
