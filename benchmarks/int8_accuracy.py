@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cifar_family import cifar_settings
 from common import CACHE, ROOT, Floor, Result, arguments, noise, publish, quantile, timed_ms
+from int8_cause import cause_of, scored_images
 
 from restnet_export.figures import RouteResult, png, precisions_figure
 from restnet_export.pipeline import export_bundle
@@ -104,7 +105,8 @@ def measure(path: Path, args: argparse.Namespace, result: Result) -> None:
     stitched = [pair for pair in pairs if not pair.anchor]
     median, worst = statistics.median(pair.loss for pair in stitched), max(stitched, key=lambda pair: pair.loss)
     what = f"{name}: int8 routes lose in the median of {len(stitched)} ({images} images)"
-    figure = f"{median:.1f}, worst {worst.loss:.1f} ({worst.name})"
+    cause = cause_of(bundle, bundle.route(worst.name), *scored_images(bundle))
+    figure = f"{median:.1f}, worst {worst.loss:.1f} ({worst.name}: {cause})"
     result.floors.append(Floor(what, "fp32 twins", f"<= {MEDIAN_LOSS} points", figure, median <= MEDIAN_LOSS))
     grown = growth(bundle)
     what = f"{name}: bundle in both precisions"
