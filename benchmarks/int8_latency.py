@@ -31,7 +31,7 @@ TO_TWIN, TO_WHOLE, TRANSFORMER = 0.6, 1.05, 0.8
 """Floors: an int8 route against fp32 and against the whole network quantised by ONNX Runtime; the first for transformers."""
 
 
-class _Noise(CalibrationDataReader):  # type: ignore[misc]  # untyped
+class Noise(CalibrationDataReader):  # type: ignore[misc]  # untyped
     def __init__(self, x: np.ndarray) -> None:
         self._batches = iter([x])
 
@@ -47,7 +47,7 @@ def whole_network(bundle: Bundle, route: Route) -> ort.InferenceSession:
     with tempfile.TemporaryDirectory() as scratch, quiet():
         plain, made = Path(scratch) / "plain.onnx", Path(scratch) / "int8.onnx"
         onnx.save(folded(model), plain)
-        quantize_static(plain, made, _Noise(noise(bundle)), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+        quantize_static(plain, made, Noise(noise(bundle)), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         for key, value in exact_products().items():
