@@ -46,6 +46,7 @@ def main() -> int:
             off = route.accuracy is not None and abs(accuracy - route.accuracy) > args.within
             wrong += off
             row = {"route": route.name, "precision": route.precision, "here": round(accuracy, 4), "bundle": route.accuracy, "off": off}
+            print(f"{route.name}: {accuracy:.4f}", file=sys.stderr, flush=True)  # where it is emulated each takes minutes
             rows.append({**row, "right": int((answers == labels).sum()), "answers": " ".join(map(str, answers))})
     found = {"machine": platform.machine(), "onnxruntime": onnxruntime.__version__, "images": len(x), "wrong": wrong, "routes": rows}
     print(json.dumps(found, indent=1))
