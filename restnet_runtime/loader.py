@@ -130,10 +130,10 @@ class Loader:
         loaded = len(set(self._names) & set(self._executor.loaded))
         failed = dict(self._failed)
         there = self._executor.loaded
-        verdicts = self._pruner.verdicts()
-        aside = {name: why for name, why in verdicts.items() if why is not None and name in self._names and name not in there}
+        without, reasons = self._pruner.aside(there), self._pruner.reasons()
+        aside = {name: reasons[name] for name in without if name in self._names and name in reasons}
         compiles = self._compiled, self._left_out, failed, self._failed_compiles
-        return Progress(len(self._names), loaded, self._loading, *compiles, aside, verdicts)
+        return Progress(len(self._names), loaded, self._loading, *compiles, aside, self._pruner.verdicts())
 
     def run(self) -> None:
         """Load and release until nothing is left to do, then run once what has not run yet, in this thread."""

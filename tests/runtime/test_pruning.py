@@ -111,7 +111,12 @@ def test_the_slower_precision_goes_and_a_later_start_does_not_load_it(start, mea
 
 def test_an_operator_can_keep_all(start) -> None:
     start(INT8_WINS).judged()
-    assert start(keep_all=True).judged().loaded == {"small", "large", "large@int8"}
+    again = start(keep_all=True).judged()
+    assert again.loaded == {"small", "large", "large@int8"}
+    again.executor.switch("small")
+    again.executor.release("large")
+    progress = again.loader.progress()
+    assert (progress.outdone, progress.done) == ({}, False), "it is still to be loaded"
 
 
 def test_it_comes_back_where_it_was_measured_to_be_quicker(start) -> None:
