@@ -40,12 +40,16 @@ def main() -> None:
     parser.add_argument("here", type=Path, help="of this machine")
     parser.add_argument("there", type=Path, help="of the other one")
     parser.add_argument("--as", dest="name", default="", help="what to call the other machine (default: what it calls itself)")
+    parser.add_argument("--of", default="", metavar="NAME", help="what to call the bundle")
     args = parser.parse_args()
     here, there = (json.loads(path.read_text()) for path in (args.here, args.there))
     rows, images = compared(here, there), here["images"]
     names = [f"{one['machine']}, ONNX Runtime {one['onnxruntime']}" for one in (here, there)]
     names[1] = f"{args.name}, ONNX Runtime {there['onnxruntime']}" if args.name else names[1]
-    result = Result(f"The same answers elsewhere: {images} images", ("route", f"right: {names[0]}", names[1], "answers that differ"))
+    result = Result(
+        f"The same answers elsewhere: {args.of + ', ' if args.of else ''}{images} images",
+        ("route", f"right: {names[0]}", names[1], "answers that differ"),
+    )
     for row in rows:
         result.rows.append(row)
         result.cells.append((row["route"], str(row["here"]), str(row["there"]), str(row["differing"])))
