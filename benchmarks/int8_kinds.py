@@ -1,7 +1,7 @@
 """Which kind of int8 is quickest: whole anchors quantised by ONNX Runtime with other types, and with their first convolutions in fp32.
 
-Published architectures with random weights; plain sessions in turns on one thread, batch 1. The figure is the median over rounds of
-the ratio within a round.
+Published architectures with random weights; plain sessions in turns on one thread, batch 1. Times are processor times, and of each the
+lower quartile over the rounds.
 
   python benchmarks/int8_kinds.py [--family mobilenetv2] [--rounds 30]
 """
@@ -72,7 +72,7 @@ def main() -> None:
                 sessions.append(session(str(made)))
         taken = rounds([partial(infer, one, x) for one in sessions], args.rounds)
         for kind, times in zip(kinds, taken[1:], strict=True):
-            ratio = quantile([b / a for a, b in zip(taken[0], times, strict=True)], 0.5)
+            ratio = quantile(times, 0.25) / quantile(taken[0], 0.25)
             found.setdefault(kind, []).append(ratio)
             result.rows.append({"anchor": name, "kind": kind, "of_fp32": ratio})
     result.cells = [(kind, *(f"{ratio:.2f}" for ratio in ratios)) for kind, ratios in found.items()]

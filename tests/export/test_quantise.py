@@ -228,3 +228,21 @@ def test_the_mean_over_a_map_is_pooled(graphs, axes: tuple[int, ...], rank: int,
     assert operators(found) == (["GlobalAveragePool"] if pooled else ["ReduceMean"])
     x = RNG.standard_normal((2, *shape)).astype(np.float32)
     assert np.allclose(graphs.run(found, x), graphs.run(model, x), atol=1e-6)
+
+
+def test_a_route_loads_where_weights_are_turned_into_unsigned_ones(graphs) -> None:
+    """As on x86 without dot products. The two convolutions of the segment have one tensor of zero points in the bundle."""
+    first, second = (weights(8, 8, 3, 3) for _ in range(2))
+    nodes = [
+        helper.make_node("Conv", [before, name, "b"], [after], pads=[1] * 4) for before, name, after in (("x", "w", "z"), ("z", "v", "y"))
+    ]
+    model = folded(graphs.segment("a", nodes, {"w": first, "v": second, "b": weights(8, 1)[:, 0]}, (8, 8, 8), (8, 8, 8)))
+    x = RNG.standard_normal((2, 8, 8, 8)).astype(np.float32)
+    made = quantised(model, inner_spans(model, x), "everything")
+    zeros = [tensor.name for tensor in made.graph.initializer if tensor.data_type == TensorProto.INT8 and list(tensor.dims) == [8]]
+    assert sum(zeros[0] in node.input for node in made.graph.node) == 2
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    route = join([("a", made)], (8, 8, 8), 8)
+    session = ort.InferenceSession(route.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert np.allclose(session.run(None, {"x": x})[0], graphs.run(route, x), atol=1e-5)
