@@ -82,7 +82,7 @@ CIFAR := build/benchmarks/cifar
 bench-precision: $(DEV_ENV) ## Int8: latency, accuracy, size and the joint front, and docs/int8.md; an hour and a half
 	@mkdir -p $(INT8)
 	$(BIN)/python benchmarks/int8_latency.py --rounds 30 --json $(INT8)/01-latency.json
-	$(BIN)/python benchmarks/int8_kinds.py --json $(INT8)/01-kinds.json
+	$(BIN)/python benchmarks/int8_kinds.py --json $(INT8)/01b-kinds.json
 	$(BIN)/python benchmarks/int8_accuracy.py --json $(INT8)/02-untuned.json
 	$(TUNING) --modes full --steps 1400 --shift 2 --teacher 44
 	$(BIN)/python benchmarks/requantise.py $(CIFAR)/20-56-lossless-restnet/full $(CIFAR)/tuned-int8
