@@ -136,11 +136,12 @@ class Executor:
     def outdone_before(self) -> dict[str, str]:
         """Routes that earlier starts found outdone here, run as `settings` says, each with the one that is better."""
 
-        def run_now(name: str) -> str:
-            return how(self._settings.of(self.bundle.route(name)))
-
-        found = {route.name: self._ledger.outdone_by(route.name, run_now) for route in self.bundle.routes}
+        found = {route.name: self._ledger.outdone_by(route.name, self._how) for route in self.bundle.routes}
         return {name: by for name, by in found.items() if by is not None}
+
+    def refutes(self, name: str, by: str) -> bool:
+        """Whether `by` has been measured, run as `settings` says, to be slower than the route that it is said to outdo."""
+        return self._ledger.refutes(name, by, self._how)
 
     def mark_outdone(self, name: str, by: str) -> None:
         """Keep for later starts that `by` outdoes a loaded route here."""
@@ -341,6 +342,10 @@ class Executor:
         with self._lock:
             self._current = None
             self._residents.clear()
+
+    def _how(self, name: str) -> str:
+        """How a route is run now."""
+        return how(self._settings.of(self.bundle.route(name)))
 
     def _resident(self, name: str) -> Resident:
         resident = self._residents.get(name)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from restnet_runtime.bundle import Bundle
+from restnet_runtime.front import LATENCY_NOISE
 from restnet_runtime.heap import trim_heap
 from restnet_runtime.measured import GUESSED_SESSION_BYTES, Measured, MeasuredStore
 from restnet_runtime.memory import footprint
@@ -68,6 +69,11 @@ class Ledger:
         mine = self._store.get(name, how(name))
         theirs = self._store.get(by, how(by)) if by in known else None
         return by if mine and theirs and theirs.timing.latency_ms <= mine.timing.latency_ms else None
+
+    def refutes(self, name: str, by: str, how: Callable[[str], str]) -> bool:
+        """Was `by` measured to be slower than the route that it is said to outdo, by more than noise? how: each is run now."""
+        mine, theirs = self._store.get(name, how(name)), self._store.get(by, how(by))
+        return mine is not None and theirs is not None and theirs.timing.latency_ms > mine.timing.latency_ms * (1 + LATENCY_NOISE)
 
     def mark(self, name: str, how: str, by: str) -> None:
         """Keep for later starts that `by` outdoes a route that is run in this way."""

@@ -37,6 +37,7 @@ class Progress:
 
     compiled, failed_compiles: routes compiled since the start, and compiles of which no route came that could be loaded
     outdone: routes that are not kept loaded because another one is better here in every respect, and why
+    verdicts: of all routes whose profiles could be believed so far, loaded or not, why another one is better, `None` where none is
     """
 
     total: int
@@ -47,6 +48,7 @@ class Progress:
     failed: dict[str, str]
     failed_compiles: int = 0
     outdone: dict[str, str] = field(default_factory=dict)
+    verdicts: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -128,8 +130,10 @@ class Loader:
         loaded = len(set(self._names) & set(self._executor.loaded))
         failed = dict(self._failed)
         there = self._executor.loaded
-        aside = {name: why for name, why in self._pruner.reasons().items() if name in self._names and name not in there}
-        return Progress(len(self._names), loaded, self._loading, self._compiled, self._left_out, failed, self._failed_compiles, aside)
+        without, reasons = self._pruner.aside(there), self._pruner.reasons()
+        aside = {name: reasons[name] for name in without if name in self._names and name in reasons}
+        compiles = self._compiled, self._left_out, failed, self._failed_compiles
+        return Progress(len(self._names), loaded, self._loading, *compiles, aside, self._pruner.verdicts())
 
     def run(self) -> None:
         """Load and release until nothing is left to do, then run once what has not run yet, in this thread."""

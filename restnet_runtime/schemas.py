@@ -171,7 +171,9 @@ class RouteAnswer(_Answer):
     weight_bytes: int
     accuracy: float | None
     on_front: Annotated[bool, Field(description="of its precision, over multiply-accumulates")]
-    on_front_here: Annotated[bool | None, Field(description="no other route is as good here in every respect; null: not measured yet")]
+    on_front_here: Annotated[
+        bool | None, Field(description="no other route is as good here in every respect; null: not measured well enough to tell yet")
+    ]
     outdone: Annotated[str | None, Field(description="why it is not on the front here")]
     loaded: bool
     current: bool

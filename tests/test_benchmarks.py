@@ -1,7 +1,9 @@
 """Benchmarks count what they claim: here, what needs no measuring."""
 
+import importlib
 import json
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
@@ -19,11 +22,18 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    yield from imported("small_memory", monkeypatch)
+
+
+@pytest.fixture
+def int8_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    yield from imported("int8_elsewhere", monkeypatch)
+
+
+def imported(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import small_memory
-
-    yield small_memory
+    yield importlib.import_module(name)
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
             del sys.modules[name]
@@ -79,3 +89,26 @@ def test_the_bundle_served_in_little_memory_lets_costs_decide(small_memory: Modu
     assert {route.accuracy for route in served.routes} == {None}
     assert [route.macs for route in served.routes] == [route.macs for route in bundle.routes]
     assert (bundle.path / "manifest.json").read_bytes() == before
+
+
+def test_answers_of_two_machines_are_compared_image_by_image(int8_elsewhere: ModuleType, tmp_path: Path) -> None:
+    bundle, rng = open_bundle(SHIPPED_BUNDLE), np.random.default_rng(0)
+    side = bundle.manifest.input.shape[1]
+    images = tmp_path / "images.npz"
+    np.savez(images, x=rng.integers(0, 256, (20, side, side), dtype=np.uint8), y=rng.integers(0, 10, 20))
+    names = [route.name for route in bundle.routes[:2]]
+    script = BENCHMARKS.parent / "scripts" / "score_check.py"
+    command = [sys.executable, str(script), str(bundle.path), str(images), "--within", "1", "--routes", *names]
+    here = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert (here["images"], [row["route"] for row in here["routes"]]) == (20, names)
+    same = int8_elsewhere.compared(here, here)
+    assert [(row["differing"], row["here"] == row["there"]) for row in same] == [(0, True)] * 2
+
+    there = json.loads(json.dumps(here))
+    answers = there["routes"][1]["answers"].split()
+    answers[3] = str((int(answers[3]) + 1) % 10)
+    there["routes"][1]["answers"] = " ".join(answers)
+    assert [row["differing"] for row in int8_elsewhere.compared(here, there)] == [0, 1]
+    del there["routes"][0]
+    with pytest.raises(ValueError, match="not of the same routes"):
+        int8_elsewhere.compared(here, there)
