@@ -22,7 +22,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -143,7 +143,9 @@ def squeeze(name: str, bundle: Bundle, plan: Plan, body: bytes, rate: float, *ar
         def sample() -> None:
             began = time.monotonic()
             while not over.wait(0.1):
-                samples.append(Sample(time.monotonic() - began, box.used_bytes(), box.anonymous_bytes(), box.throttled_s()))
+                samples.append(
+                    Sample(time.monotonic() - began, box.used_bytes(), box.limit_bytes(), box.anonymous_bytes(), box.throttled_s())
+                )
 
         try:
             server.wait()
@@ -168,24 +170,47 @@ def squeeze(name: str, bundle: Bundle, plan: Plan, body: bytes, rate: float, *ar
     return Course.of(name, asked, phases, samples, began, status, log)
 
 
-def peaceful_ms(bundle: Bundle, route: str, body: bytes, rate: float) -> float:
-    """What a request takes in peace on one route, as the client sees it: its 95th percentile, the first ones left out."""
+@dataclass(frozen=True)
+class Peace:
+    """With the large anchor pinned, nothing else going on.
+
+    latency_ms:  of a request, as the client sees it: the median
+    own_bytes:   of the server; charged_bytes: of that, what counts for its group: libraries that others have loaded do not
+    needs:       by route, what the server takes with it alone, as its profiles say
+    """
+
+    latency_ms: float
+    own_bytes: int
+    charged_bytes: int
+    needs: dict[str, int]
+
+    def limit_bytes(self, small: str, large: str, share: float) -> int:
+        """For the group: that share of the way from what the server needs with the small anchor alone to what with the large one."""
+        need = self.needs[small] + share * (self.needs[large] - self.needs[small])
+        return int(need - (self.own_bytes - self.charged_bytes))
+
+
+def in_peace(bundle: Bundle, route: str, body: bytes, rate: float, *options: str) -> Peace:
+    forget(bundle.path)
+    forget(CACHE)
     with boxes("server", "client") as made:
         made["client"].weight(8)
         made["client"].take(os.getpid())
-        server = Server(made["server"], bundle, "--cache", str(CACHE), "--pin", route, "--keep-all")
+        server = Server(made["server"], bundle, "--cache", str(CACHE), "--pin", route, "--keep-all", *options)
         try:
             server.wait()
             client = Client(server.url, body, "image/jpeg", rate)
             client.start()
-            time.sleep(7)
+            time.sleep(10)
+            own_bytes, charged_bytes = server.get("/status")["reading"]["own_memory_bytes"], made["server"].used_bytes()
+            needs = {one["name"]: one["profile"]["memory_bytes"] for one in server.get("/routes")["routes"] if one["profile"]}
             asked = client.stop()
         finally:
             server.end()
-    taken = [one.latency_ms for one in asked if one.ok][int(2 * rate) :]
+    taken = [one.latency_ms for one in asked if one.ok][int(4 * rate) :]
     run_ms = median(one.run_ms or 0.0 for one in asked)
     print(f"{route} in peace: median {median(taken):.1f} ms, p95 {p95_ms(taken):.1f} ms, its run alone {run_ms:.1f} ms", flush=True)
-    return p95_ms(taken)
+    return Peace(median(taken), own_bytes, charged_bytes, needs)
 
 
 def published(bundle: Bundle, path: Path, table: Path) -> Bundle:
@@ -219,10 +244,15 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--family", choices=sorted(set(FAMILIES) & {"resnet18-50", "deit-ti-s-b"}), default="resnet18-50")
     parser.add_argument("--rate", type=float, default=8, help="requests per second (%(default)s)")
-    parser.add_argument("--slack", type=float, default=1.35, help="budget over what the large anchor takes in peace (%(default)s)")
+    parser.add_argument(
+        "--slack", type=float, default=1.4, help="budget over what the large anchor takes in peace, by the median (%(default)s)"
+    )
     parser.add_argument("--budget-ms", type=float, help="instead of --slack")
-    parser.add_argument("--share", type=float, default=0.95, help="memory limit over the large anchor's weights (%(default)s)")
+    parser.add_argument(
+        "--share", type=float, default=0.35, help="of the way from the small to the large anchor: the memory limit (%(default)s)"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="times as long (%(default)s)")
+    parser.add_argument("--threads", type=int, help="of a request, fixed; by default the server chooses as it does")
     parser.add_argument("--policies", nargs="+", choices=("restnet", "large", "small"), default=["restnet", "large", "small"])
     parser.add_argument("--page", type=Path)
     parser.add_argument("--picture", type=Path)
@@ -230,21 +260,22 @@ def main() -> None:
     started = time.monotonic()
     result = Result("Live squeeze", ())
     try:
-        courses, budget_ms = measure(args)
+        courses, budget_ms, said = measure(args)
         report(result, courses, budget_ms)
+        result.notes.insert(0, said)
         if args.picture:
             from squeeze_plot import plot
 
             plot(courses, budget_ms, args.picture)
         if args.page:
-            write_page(args.page, result, courses, budget_ms, args.picture)
+            write_page(args.page, result, courses, args.picture)
     except NoGroupError as error:
         result.notes.append(f"skipped: no control groups can be made here: {error}")
         result.floors.append(Floor("live squeeze", "pinned routes", "see there", "skipped", None))
     publish(result, args, started)
 
 
-def measure(args: argparse.Namespace) -> tuple[list[Course], float]:
+def measure(args: argparse.Namespace) -> tuple[list[Course], float, str]:
     made = family(args.family)
     ROOT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="squeeze-", dir=ROOT) as folder:
@@ -252,15 +283,23 @@ def measure(args: argparse.Namespace) -> tuple[list[Course], float]:
         in_child(compile_all, bundle.path, CACHE)
         small, large = bundle.manifest.anchors[0].name, bundle.manifest.anchors[-1].name
         body = picture_to_send(bundle.manifest.input.shape[-1])
-        budget_ms = args.budget_ms or args.slack * peaceful_ms(bundle, large, body, args.rate)
-        budget_ms = round(budget_ms, 1)
-        plan = Plan(int(args.share * bundle.route(large).weight_bytes), args.seconds)
+        threads = () if args.threads is None else ("--threads", str(args.threads))
+        peace = in_peace(bundle, large, body, args.rate, *threads)
+        budget_ms = round(args.budget_ms or args.slack * peace.latency_ms, 1)
+        plan = Plan(peace.limit_bytes(small, large, args.share), args.seconds)
+        said = (
+            f"budget {budget_ms:g} ms, {args.slack:g} times the {peace.latency_ms:.1f} ms that {large} takes in peace (median). With {small} alone "
+            f"the server needs {peace.needs[small] / 1e6:.0f} MB, with {large} {peace.needs[large] / 1e6:.0f} MB, of which "
+            f"{(peace.own_bytes - peace.charged_bytes) / 1e6:.0f} MB are libraries that do not count for the group; the group's limit falls "
+            f"to {plan.limit_bytes / 1e6:.0f} MB"
+        )
+        print(said, flush=True)
         given = {"restnet": [], "large": ["--pin", large, "--keep-all"], "small": ["--pin", small, "--keep-all"]}
         names = {"restnet": "restnet", "large": f"always large ({large})", "small": f"always small ({small})"}
         accuracies = {route.name: route.accuracy for route in bundle.routes}
         courses = []
         for policy in args.policies:
-            options = ("--cache", str(CACHE), "--budget", f"{budget_ms}ms", *given[policy])
+            options = ("--cache", str(CACHE), "--budget", f"{budget_ms}ms", *threads, *given[policy])
             course = squeeze(names[policy], bundle, plan, body, args.rate, *options)
             course.accuracies.update(accuracies)
             courses.append(course)
@@ -268,7 +307,9 @@ def measure(args: argparse.Namespace) -> tuple[list[Course], float]:
                 log = args.json.with_suffix(f".{policy}.log")
                 log.parent.mkdir(parents=True, exist_ok=True)
                 log.write_text(course.log)
-        return courses, budget_ms
+                raw = {"asked": [asdict(one) for one in course.asked], "samples": [asdict(one) for one in course.samples]}
+                args.json.with_suffix(f".{policy}.json").write_text(json.dumps(raw))
+        return courses, budget_ms, said
 
 
 if __name__ == "__main__":

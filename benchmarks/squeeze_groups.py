@@ -57,6 +57,10 @@ class Box:
     def used_bytes(self) -> int:
         return int((self.folders["memory"] / ("memory.usage_in_bytes" if self.version == 1 else "memory.current")).read_text())
 
+    def limit_bytes(self) -> int | None:
+        text = (self.folders["memory"] / ("memory.limit_in_bytes" if self.version == 1 else "memory.max")).read_text().strip()
+        return None if text == "max" or int(text) > 2**60 else int(text)
+
     def anonymous_bytes(self) -> int:
         """What cannot be dropped and read again."""
         lines = (self.folders["memory"] / "memory.stat").read_text().splitlines()

@@ -22,7 +22,9 @@ def plot(courses: Sequence[Course], budget_ms: float, file: Path) -> None:
         ours = course.name == OURS
         if ours:
             answered = [one for one in course.asked if one.ok]
-            latency.scatter([one.due_s for one in answered], [one.latency_ms for one in answered], s=5, color=colour, alpha=0.5, linewidths=0)
+            latency.scatter(
+                [one.due_s for one in answered], [one.latency_ms for one in answered], s=5, color=colour, alpha=0.5, linewidths=0
+            )
         p95 = [max(1.0, course.window_p95_ms(at_s + 1e-6)) for at_s in due]
         latency.plot(due, p95, color=colour, linewidth=1.8 if ours else 1.0, label=f"{course.name}, p95 over {WINDOW_S:g} s")
         served = [(one.due_s, 100 * (course.accuracies.get(one.route or "") or 0.0)) for one in course.asked if one.ok]

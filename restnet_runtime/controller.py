@@ -1,7 +1,8 @@
 """The controller: at every tick one reading, one decision, at most one switch. A thread of its own, off the request path.
 
 The device is read once in `interval_s`. Between two readings it decides `BEATS` times on the last one with what requests have told since,
-and at once when they say that they have become late. A request that has waited already is moved to a route that makes up for it.
+and at once when they say that they have become late; memory and the CPU quota, which others can take away at any moment, are looked at each
+time. A request that has waited already is moved to a route that makes up for it.
 """
 
 import logging
@@ -10,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +23,7 @@ from restnet_runtime.ladder import Candidate, Ladder
 from restnet_runtime.policy import DEFAULTS, Decision, History, PolicySettings, choose_for_request, decide, in_force
 from restnet_runtime.reading import Reading
 from restnet_runtime.served import Served
-from restnet_runtime.switchable import ReadingSource, Switchable
+from restnet_runtime.switchable import Glancing, ReadingSource, Switchable
 from restnet_runtime.threads import affinity_cores
 from restnet_runtime.traffic import Traffic
 from restnet_runtime.watch import UNKNOWN_TAIL, Watch
@@ -50,6 +52,7 @@ class Controller:
 
     interval_s:   seconds between two looks at the device
     pin:          the route that an operator wants whatever it costs, if one
+    servers:      requests that run at once without slowing each other down, as that changes; by default what the settings say
     log_length:   how many switches are kept
     clock, wall:  seconds that never step back, for the policy; seconds since the epoch, for the log
 
@@ -68,12 +71,13 @@ class Controller:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         pin: str | None = None,
+        servers: Callable[[], int] | None = None,
     ) -> None:
         if not 0 < interval_s < math.inf:
             raise UnitError(f"controller interval {interval_s!r} s must be above zero and finite")
         self._executor = executor
         self._sensors = sensors
-        self._settings = settings
+        self._settings, self._servers = settings, servers
         self._interval_s = interval_s
         self._clock = clock
         self._wall = wall
@@ -154,7 +158,7 @@ class Controller:
     def memory_limit_bytes(self) -> int | None:
         """What this process may take now: the lower of the budget's limit and what the device leaves; `None` when neither is known."""
         budget, reading = self._standing[:2]
-        return in_force(budget, reading or Reading(), self._settings).memory_bytes
+        return in_force(budget, reading or Reading(), self._settings_now()).memory_bytes
 
     def arrive(self) -> None:
         """Report a request when it comes. For the request path: one append."""
@@ -230,10 +234,13 @@ class Controller:
             self._again()
 
     def _again(self) -> None:
-        """Decide on the last reading. Needs `_sensing`."""
+        """Decide on the last reading, memory and quota looked at again. Needs `_sensing`."""
         reading = self._standing.reading
         if self._blind or reading is None:
             return
+        if isinstance(self._sensors, Glancing):
+            with suppress(Exception):  # the next look at the device tells
+                reading = self._sensors.glance(reading)
         reading = self._seen(reading)
         with self._deciding:
             self._decide(self._standing.budget, reading)
@@ -286,7 +293,7 @@ class Controller:
         if caution:
             reading = replace(reading, slowdown=max(caution, reading.slowdown or 0.0))
         ladder = self._loaded_ladder(loaded)
-        chosen = choose_for_request(standing, both, ladder, reading, self._current(), self._settings, self._pin)
+        chosen = choose_for_request(standing, both, ladder, reading, self._current(), self._settings_now(), self._pin)
         if limit_ms is None or waited_ms == 0:
             return chosen
         limits = chosen.limits
@@ -359,6 +366,11 @@ class Controller:
                 with self._deciding:
                     self._complain(f"the tick failed: {error!r}", self._problem, error)
 
+    def _settings_now(self) -> PolicySettings:
+        if self._servers is not None and (servers := max(1, self._servers())) != self._settings.servers:
+            self._settings = replace(self._settings, servers=servers)
+        return self._settings
+
     def _current(self) -> str | None:
         route = self._executor.current
         return None if route is None else route.name
@@ -388,10 +400,10 @@ class Controller:
             self._ladders = self._made_ladders(loaded)
         _, usable, every = self._ladders
         if fresh or self._wanted is None:
-            self._wanted = choose_for_request(budget, _NO_LIMITS, every, known, None, self._settings, self._pin).route
+            self._wanted = choose_for_request(budget, _NO_LIMITS, every, known, None, self._settings_now(), self._pin).route
         history = replace(self._history, current=self._current())
         while usable:
-            decision = decide(known, budget, usable, history, now_s, self._settings, self._pin)
+            decision = decide(known, budget, usable, history, now_s, self._settings_now(), self._pin)
             if decision.route == history.current or self._switch(history.current or "", decision, problem):
                 self._standing, self._history = _Standing(budget, reading, decision), decision.history
                 return decision

@@ -229,6 +229,8 @@ class Executor:
         One that was weighed while requests ran is weighed again.
         """
         resident = self._residents.get(name)
+        if resident is not None and self._ledger.estimated(name) and not quiet:
+            return  # what is beside it now would be in it
         if resident is not None and self._ledger.provisional(name):
             with self._loading:
                 self._weigh_route(resident)
@@ -353,7 +355,7 @@ class Executor:
         settings = self._settings.of(route)
         compiled, session = self._ahead.open(route, settings, on_compile)
         resident = Resident(route, session, compiled, settings)
-        if not self._ledger.recall(resident):
+        if not self._ledger.recall(resident) and not (route.name in self._residents and self._ledger.estimate(resident)):
             self._weigh_route(resident)
         elif warm or not self._residents:
             self._run_once(resident)

@@ -8,6 +8,8 @@ from typing import Literal
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.ladder import Bounds, Rung
+from restnet_runtime.quota import BUSIEST as QUOTA_BUSIEST
+from restnet_runtime.quota import longest_run_ms, share_taken
 from restnet_runtime.reading import Reading
 from restnet_runtime.units import format_bytes, format_macs, format_ms
 
@@ -111,6 +113,12 @@ class Limits:
         sensed = math.inf if self.sensed_bytes is None else self.sensed_bytes
         unprofiled = math.inf if budget.memory_bytes is not None or own is None else own
         limit = math.inf if budget.latency_ms is None else budget.latency_ms
+        self.quota = reading.cpu_quota_cores
+        self.threads = reading.request_threads or 1
+        # Of a profile: by the quota, not by the slowdown, which tells nothing of others once a quota is used up.
+        self._limit_ms, self._quota_ms = limit, math.inf
+        if self.quota is not None and limit < math.inf:
+            self._quota_ms = longest_run_ms(self.quota, self.threads, reading.requests_per_s, limit)
         self.bounds = Bounds(macs, self._profiled(limit), min(exact, sensed), unprofiled)
         self.enter = Bounds(macs, self._profiled(limit, 1 + margin), min(exact, sensed / (1 + margin)), unprofiled)
         self.clear = Bounds(macs, self._profiled(limit, 1 + margin + room), min(exact, sensed / (1 + margin)), unprofiled)
@@ -143,9 +151,10 @@ class Limits:
         if limit_ms == math.inf:
             return math.inf
         factor = self.slowdown * margin
+        by_quota = self._quota_ms / margin
         if self.load is None:
-            return _largest(limit_ms, factor * tail)
-        return self.load.longest_run_ms(limit_ms, tail) / factor
+            return min(by_quota, _largest(limit_ms, factor * tail))
+        return min(by_quota, self.load.longest_run_ms(limit_ms, tail) / factor)
 
     def in_force(self) -> Budget:
         """The budget, its memory lowered to what the device leaves."""
@@ -191,6 +200,9 @@ class Limits:
         if self.tail != 1.0:
             factors.append(f"tail {self.tail:.3g}")
         note = f" ({' x '.join(factors)})" if len(factors) > 1 else ""
+        if self.quota is not None and rung.latency_ms > self._quota_ms and taken <= limit_ms:
+            yield "latency", self._by_quota(rung.latency_ms, self.quota)
+            return
         if self.throttled and self.slowdown > 1.0:
             note += f"; the device is throttled: {', '.join(self.throttled)}"
         if taken > limit_ms or self.load is None:
@@ -203,6 +215,12 @@ class Limits:
             yield from self._over("latency", taken + wait, limit_ms, f" ({format_ms(wait)} of it waiting)")
         else:
             yield "latency", f"runs of {format_ms(run_ms)} hold up others that come at random beyond the limit of {format_ms(limit_ms)}"
+
+    def _by_quota(self, run_ms: float, quota: float) -> str:
+        runs = f"runs of {format_ms(run_ms)} on {self.threads} thread{'s' if self.threads > 1 else ''}"
+        if self.load is not None and (share := share_taken(quota, self.threads, self.load.rate_per_s, run_ms)) > QUOTA_BUSIEST:
+            return f"{self.load.rate_per_s:.3g} requests/s, {runs}, would take {share:.0%} of the CPU quota of {quota:g} cores"
+        return f"{runs} would be stopped by the CPU quota of {quota:g} cores, and not end within the limit of {format_ms(self._limit_ms)}"
 
     def _over(self, kind: _Kind, need: float | None, limit: float, note: str = "") -> Iterator[tuple[_Kind, str]]:
         write = {"memory": format_bytes, "latency": format_ms, "macs": format_macs}[kind]

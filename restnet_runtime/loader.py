@@ -97,7 +97,7 @@ class Loader:
             if reason is not None and route.name in self._names:
                 self._failed[route.name] = reason
         self._left_out: tuple[str, ...] = ()
-        self._refiner = Refiner(executor, reading, affinity_cores())
+        self._refiner = Refiner(executor, reading, affinity_cores(), lambda: executor.busy_s)
         self._pressed_for: Route | None = None
         self._gauge = Gauge()
         self._looks = 0

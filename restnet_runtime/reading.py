@@ -54,6 +54,7 @@ class Reading:
     latencies:               of each route that answered lately
     slowdown:                recent measured latency over the profiled latency of the routes that served it, 1.0 = as profiled
     slowdown_by_threads:     the same by the number of threads of a request: those that were seen, and the others as they follow from those
+    request_threads:         of the requests that the slowdown is of
     tail:                    what 97 of 100 recent requests stayed within, over their median, at least 1.0
     credit:                  of the requests that may be late, the share that is saved, up to 1: few were late; below 0: too many were
     ceilings:                by seconds: over so many, what all but the slowest requests took over what was profiled
@@ -93,6 +94,7 @@ class Reading:
     latencies: Mapping[str, RouteLatency] | None = None
     slowdown: float | None = None
     slowdown_by_threads: Mapping[int, float] | None = None
+    request_threads: int | None = None
     tail: float | None = None
     credit: float | None = None
     ceilings: Mapping[int, float] | None = None

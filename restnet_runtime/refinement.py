@@ -7,6 +7,7 @@ depends little on how busy the device is.
 """
 
 import math
+import time
 from collections.abc import Callable
 from statistics import median
 
@@ -16,6 +17,11 @@ from restnet_runtime.reading import Reading
 from restnet_runtime.slowdown import stretch
 
 _QUIET = 1.05
+_SHARE = 0.02
+_LATE = 0.5
+"""With less of the credit (`Reading.credit`) requests have been late."""
+_USED_UP = 0.1
+"""Of the periods of a quota."""
 _ENOUGH = 24
 """Turns after which a quotient is known well enough: on a device that is busy all the time a single one is off by a third."""
 _TRUSTED = 9
@@ -31,10 +37,25 @@ class Refiner:
 
     reading:  the last one, `None` before there is any
     cores:    that this process may run on
+    busy_s:   seconds that requests have run so far, all together
+    clock:    seconds that never step back
+
+    Requests come first: what is timed beside them makes them late. While they run, it takes `_SHARE` of the time at most, and none
+    while they are late or the CPU quota is used up.
     """
 
-    def __init__(self, executor: Executor, reading: Callable[[], Reading | None], cores: int) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        reading: Callable[[], Reading | None],
+        cores: int,
+        busy_s: Callable[[], float] = lambda: 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._executor, self._reading, self._cores = executor, reading, cores
+        self._busy_s, self._clock = busy_s, clock
+        self._seen = clock(), busy_s()
+        self._due_s = -math.inf
         self._timed: set[str] = set()
         self._quietly: set[str] = set()
         self._quotients: dict[str, tuple[str, list[float]]] = {}  # by route: of which reference, and what was found
@@ -54,7 +75,18 @@ class Refiner:
 
     def step(self) -> None:
         """What is to be done once an interval: at most one route is timed."""
-        reading, loaded = self._reading(), self._executor.loaded
+        reading, began_s, busy_s = self._reading(), self._clock(), self._busy_s()
+        before, self._seen = self._seen, (began_s, busy_s)
+        if busy_s > before[1]:
+            if began_s < self._due_s or is_pressed(reading):
+                return
+            self._step(reading)
+            self._due_s = self._clock() + (self._clock() - began_s) / _SHARE
+        else:
+            self._step(reading)
+
+    def _step(self, reading: Reading | None) -> None:
+        loaded = self._executor.loaded
         quiet = reading is not None and is_quiet(reading, self._cores)
         waiting = [name for name in loaded if name not in (self._quietly if quiet else self._timed)]
         if waiting:
@@ -98,6 +130,14 @@ class Refiner:
         for name in sorted(profiles, key=lambda name: name not in self._quietly):
             first.setdefault(profiles[name].threads, name)
         return {name: first[profile.threads] for name, profile in profiles.items() if first[profile.threads] != name}
+
+
+def is_pressed(reading: Reading | None) -> bool:
+    """Are requests late, or is a quota used up?"""
+    if reading is None:
+        return False
+    late = reading.credit is not None and reading.credit < _LATE
+    return late or (reading.quota_throttled_share or 0.0) > _USED_UP
 
 
 def is_quiet(reading: Reading, cores: int) -> bool:

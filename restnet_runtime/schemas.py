@@ -295,6 +295,7 @@ class ReadingAnswer(_Answer):
     latencies: Annotated[dict[str, RouteLatencyAnswer] | None, Field(description="by route")]
     slowdown: Annotated[float | None, Field(description="recent latency over profiled latency")]
     slowdown_by_threads: Annotated[dict[int, float] | None, Field(description="the same by threads of a request, as seen or as it follows")]
+    request_threads: Annotated[int | None, Field(description="of the requests that the slowdown is of")] = None
     tail: Annotated[float | None, Field(description="what 97 of 100 recent requests stay within, over their median")] = None
     credit: Annotated[float | None, Field(description="of the requests that may be late, the share that is saved: few were late")] = None
     ceilings: Annotated[dict[int, float] | None, Field(description="by seconds: what all but the slowest took, over profiled")] = None

@@ -41,5 +41,6 @@ class Served:
             reading,
             queue_depth=None if self.queue_depth is None else self.queue_depth(),
             latencies=self._latencies.take(now_s),
+            request_threads=None if reading.slowdown is None else self.slowdown.threads,
             slowdown_by_threads=slowdown_by_threads(reading.slowdown, self.slowdown.threads, self._counts, self._cores, reading),
         )

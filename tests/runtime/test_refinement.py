@@ -151,3 +151,51 @@ def test_slow_programs_have_at_least_one_turn() -> None:
         now_s[0] += 0.2
 
     assert compare_runs(run, run, lambda: now_s[0], max_s=0.3) == [1.0]
+
+
+class Traffic:
+    """Requests that run for `share` of the time, and a clock that a timing takes `takes_s` of."""
+
+    def __init__(self, table: Table, share: float, takes_s: float) -> None:
+        self.now_s, self.busy_s, self.share, self.spent_s = 0.0, 0.0, share, 0.0
+        refine, compare = table.refine, table.compare
+
+        def taking(what):
+            def timed(*args, **options):
+                self.pass_(takes_s)
+                self.spent_s += takes_s
+                return what(*args, **options)
+
+            return timed
+
+        table.refine, table.compare = taking(refine), taking(compare)
+
+    def pass_(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.busy_s += seconds * self.share
+
+
+def test_beside_requests_timing_takes_little_of_the_time() -> None:
+    table = Table({"a": 10, "b": 20, "c": 30}, profiles(a=10, b=20, c=30))
+    traffic = Traffic(table, share=0.5, takes_s=0.3)
+    refiner = Refiner(table, lambda: BUSY, 2, lambda: traffic.busy_s, lambda: traffic.now_s)
+    for _ in range(300):
+        traffic.pass_(1.0)
+        refiner.step()
+    assert 3 * 0.3 <= traffic.spent_s <= 0.03 * traffic.now_s
+
+
+@pytest.mark.parametrize("pressed", [replace(BUSY, credit=0.2), replace(BUSY, quota_throttled_share=0.5)])
+def test_no_timing_while_requests_are_late_or_the_quota_is_used_up(pressed: Reading) -> None:
+    table = Table({"a": 10, "b": 20}, profiles(a=10, b=20))
+    traffic, reading = Traffic(table, share=0.5, takes_s=0.3), [pressed]
+    refiner = Refiner(table, lambda: reading[0], 2, lambda: traffic.busy_s, lambda: traffic.now_s)
+    for _ in range(60):
+        traffic.pass_(1.0)
+        refiner.step()
+    assert not table.asked
+    assert not table.compared
+    traffic.share = 0.0
+    traffic.pass_(1.0)
+    refiner.step()
+    assert table.asked, "without requests nobody is disturbed"
