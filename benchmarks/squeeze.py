@@ -1,6 +1,6 @@
 """Claim: squeezed in its own control group, a server is back inside its budget within seconds, climbs again, fails nothing, and lives.
 
-    python benchmarks/squeeze.py [--family resnet18-50] [--rate 8] [--policies restnet ...] [--json FILE] [--page FILE] [--picture FILE]
+    python benchmarks/squeeze.py [--family resnet18-50-96px] [--rate 25] [--json FILE] [--page FILE] [--picture FILE]
 
 A real `restnet-serve` in a group of its own (CPU and memory; version 1 or 2) answers a client outside of it, who sends JPEG images at even
 times whatever became of those before, so that lateness counts. Peace; CPU quota 2 -> 0.5 -> 1 -> 2; a neighbour that burns both cores; the
@@ -28,7 +28,7 @@ from statistics import median
 from typing import Any
 
 from common import CACHE, REPOSITORY, ROOT, Floor, Result, arguments, compile_all, in_child, publish
-from families import FAMILIES, family
+from families import family
 from memory_group import NoGroupError
 from replay import read_table
 from small_memory import SERVE, forget
@@ -40,6 +40,8 @@ from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.manifest import MANIFEST_FILE
 
 BURN = "import time\nwhile True: sum(range(10000))"
+TABLES = {"resnet18-50": "resnet18-50.csv", "resnet18-50-96px": "resnet18-50.csv", "deit-ti-s-b": "deit-ti-s-b.csv"}
+"""Of published accuracies, by family. Those of ResNet are of images of 224 pixels, whatever is served here."""
 STEPS = 8
 """Of the memory limit on its way down."""
 READY_S = 120
@@ -242,8 +244,8 @@ def picture_to_send(side: int = 224) -> bytes:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--family", choices=sorted(set(FAMILIES) & {"resnet18-50", "deit-ti-s-b"}), default="resnet18-50")
-    parser.add_argument("--rate", type=float, default=8, help="requests per second (%(default)s)")
+    parser.add_argument("--family", choices=sorted(TABLES), default="resnet18-50-96px")
+    parser.add_argument("--rate", type=float, default=25, help="requests per second (%(default)s)")
     parser.add_argument(
         "--slack", type=float, default=1.4, help="budget over what the large anchor takes in peace, by the median (%(default)s)"
     )
@@ -279,7 +281,7 @@ def measure(args: argparse.Namespace) -> tuple[list[Course], float, str]:
     made = family(args.family)
     ROOT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="squeeze-", dir=ROOT) as folder:
-        bundle = published(made, Path(folder) / made.path.name, REPOSITORY / "benchmarks" / "profiles" / f"{args.family}.csv")
+        bundle = published(made, Path(folder) / made.path.name, REPOSITORY / "benchmarks" / "profiles" / TABLES[args.family])
         in_child(compile_all, bundle.path, CACHE)
         small, large = bundle.manifest.anchors[0].name, bundle.manifest.anchors[-1].name
         body = picture_to_send(bundle.manifest.input.shape[-1])
@@ -288,10 +290,10 @@ def measure(args: argparse.Namespace) -> tuple[list[Course], float, str]:
         budget_ms = round(args.budget_ms or args.slack * peace.latency_ms, 1)
         plan = Plan(peace.limit_bytes(small, large, args.share), args.seconds)
         said = (
-            f"budget {budget_ms:g} ms, {args.slack:g} times the {peace.latency_ms:.1f} ms that {large} takes in peace (median). With {small} alone "
-            f"the server needs {peace.needs[small] / 1e6:.0f} MB, with {large} {peace.needs[large] / 1e6:.0f} MB, of which "
-            f"{(peace.own_bytes - peace.charged_bytes) / 1e6:.0f} MB are libraries that do not count for the group; the group's limit falls "
-            f"to {plan.limit_bytes / 1e6:.0f} MB"
+            f"budget {budget_ms:g} ms, {args.slack:g} times the {peace.latency_ms:.1f} ms that {large} takes in peace (median). "
+            f"With {small} alone the server needs {peace.needs[small] / 1e6:.0f} MB, with {large} {peace.needs[large] / 1e6:.0f} MB, of which "
+            f"{(peace.own_bytes - peace.charged_bytes) / 1e6:.0f} MB are libraries that do not count for the group; "
+            f"the group's limit falls to {plan.limit_bytes / 1e6:.0f} MB"
         )
         print(said, flush=True)
         given = {"restnet": [], "large": ["--pin", large, "--keep-all"], "small": ["--pin", small, "--keep-all"]}

@@ -199,31 +199,32 @@ def _floors(rows: list[dict[str, Any]]) -> list[Floor]:
     return floors
 
 
-INTRODUCTION = f"""A real `restnet-serve` runs in a control group of its own, and the group is squeezed: its CPU quota, a neighbour that burns both cores, its
-memory limit. A client outside of the group sends JPEG images at even times, whatever became of those before, and counts lateness from those
-times: what a user sees, HTTP, decoding and waiting included. The same is done to what one would have without us: the large anchor, and the
-small one, each pinned (`--pin`). All groups go before whatever else runs on the machine.
+INTRODUCTION = f"""A real `restnet-serve` runs in a control group of its own, and the group is squeezed: its CPU quota, a neighbour that burns
+both cores, its memory limit. A client outside of the group sends JPEG images at even times, whatever became of those before, and counts
+lateness from those times: what a user sees, HTTP, decoding and waiting included. The same is done to what one would have without us: the
+large anchor, and the small one, each pinned (`--pin`). All these groups go before whatever else runs on the machine.
 
 *inside again*: from the beginning of the phase until p95 over a sliding window of {WINDOW_S:g} s is inside the budget and stays there for
-{CALM_S:g} s more; 0 where it never left. *best again*: until the first answer by the most accurate route of the peace. *late*: answers over the
-budget. *accuracy*: mean over the answers of what was published for the route (the weights here are random); *in time*: the same, with nothing for
-an answer that was late or failed. *memory*: the most that the group was charged with. *killed*: by the kernel's own counter."""
+{CALM_S:g} s more; 0 where it never left. *best again*: until the first answer by the most accurate route of the peace. *late*: answers
+over the budget. *accuracy*: mean over the answers of what was published for the route (the weights here are random); *in time*: the same,
+with nothing for an answer that was late or failed. *memory*: the most that the group was charged with. *killed*: by the kernel's own
+counter."""
 
 SURPRISE = """## What the measurement taught
 
-**The server was its own worst neighbour.** The first squeeze looked hopeless: in perfect peace 5 of 100 requests of ResNet-50 took 190 ms
-instead of 60. Nothing outside did that. What did was care for good predictions: a device that is never quite quiet has its routes
-run in turns again and again, to learn how quick each is beside the others; each turn takes both cores for a third of a second, and whatever
-request came meanwhile was late. And as the CPU quota fell, the number of threads did, so every route was loaded anew, and each was measured
-anew, with half a core, taking away most of what the quota had left; what was found was wrong by six times (224 ms for a ResNet-18 that takes
-36), and the controller then believed it. Measuring is work like any other. Now it takes two percent of the time beside requests, none while
-they are late or the quota is used up, and another number of threads is *estimated* until a quiet moment comes: an estimate that is
-off alike for all routes is told apart from nothing, because the slowdown takes it in.
+**The server was its own worst neighbour.** The first squeeze looked hopeless: in perfect peace 5 of 100 requests of ResNet-50 took three
+times as long as the others. Nothing outside did that. What did was care for good predictions: a device that is never quite quiet
+has its routes run in turns again and again, to learn how quick each is beside the others; a turn takes both cores for a third of a second,
+and whatever request came meanwhile was late. And as the CPU quota fell, so did the number of threads, every route was loaded anew, and
+each was measured anew, on half a core, which took most of what the quota had left; what was found was wrong by six times (224 ms
+for a ResNet-18 that takes 36), and the controller believed it. Measuring is work like any other. Now it takes two percent of the time
+beside requests, and none while they are late or the quota is used up, and after a change of threads routes are *estimated* until a quiet
+moment comes: what is off alike for all of them, the slowdown takes in.
 
 **A quota is not a slower processor.** Whoever has used up his share of 100 ms stands still until the next begins, so the latency of
-*all* routes jumps at once, and no slowdown measured on one says anything of another: by it even the smallest looked hopeless, and the controller
-went up and down between the ends. What a quota bears is arithmetic (requests x time x threads), so it is now reckoned before a request is
-late (`restnet_runtime/quota.py`), and the quota is looked at four times a second."""
+*all* routes jumps at once, and no slowdown measured on one says anything of another: by it even the smallest looked hopeless, and the
+controller went up and down between the ends. What a quota bears is arithmetic (requests x time x threads), so it is reckoned before a
+request is late (`restnet_runtime/quota.py`), and the quota is looked at four times a second."""
 
 
 def write_page(page: Path, result: Result, courses: Sequence[Course], picture: Path | None) -> None:

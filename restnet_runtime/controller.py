@@ -164,9 +164,10 @@ class Controller:
         """Report a request when it comes. For the request path: one append."""
         self._traffic.arrive(self._clock())
 
-    def observe(self, route: str, latency_ms: float) -> bool:
-        """Report one answered request of batch 1. For the request path: no lock, two appends. Routes without profile are left out.
+    def observe(self, route: str, latency_ms: float, around_ms: float = 0.0) -> bool:
+        """Report one answered request of batch 1. For the request path: no lock, a few appends. Routes without profile are left out.
 
+        latency_ms: of its run; around_ms: what it took beside that and its wait, as decoding
         Returns whether the thread was woken, because requests have become late: then `react` is what it does.
         """
         profile = self._executor.profile(route)
@@ -178,7 +179,9 @@ class Controller:
         self._slowdown.observe(ratio, profile.threads)
         self._served.observe(route, latency_ms, profile)
         now_s, decision, limit_ms = self._clock(), self._standing.decision, self._standing.budget.latency_ms
-        over = limit_ms is not None and latency_ms + self._traffic.waited_ms > limit_ms
+        if around_ms > 0:
+            self._traffic.surround(around_ms)
+        over = limit_ms is not None and latency_ms + self._traffic.waited_ms + around_ms > limit_ms
         self._allowance.observe(now_s, ratio, over and (decision is None or decision.feasible))
         longer = self._watch.observe(ratio, now_s)
         if longer:
@@ -262,6 +265,7 @@ class Controller:
             requests_per_s=rate,
             gap_variation=variation,
             waiting_ms=waiting_ms,
+            around_ms=self._traffic.around_ms(),
         )
         return self._served.complete(seen, now_s)
 

@@ -19,6 +19,8 @@ CAUGHT = 0.004
 """Of the requests, those that may come so early in a run of another that no route makes up for it."""
 CAUTION = {4: 0.04, 15: 0.03, 60: 0.01}
 """What is added to a ceiling, by the seconds over which it was seen: the fewer, the less sure."""
+_MOST_AROUND = 0.5
+"""Of a latency limit, what decoding and the like may take of it: beyond, no route could make up for it."""
 LOOK_AHEAD_S = 1.0
 """How far ahead a queue that grows is looked at."""
 
@@ -113,6 +115,8 @@ class Limits:
         sensed = math.inf if self.sensed_bytes is None else self.sensed_bytes
         unprofiled = math.inf if budget.memory_bytes is not None or own is None else own
         limit = math.inf if budget.latency_ms is None else budget.latency_ms
+        self.around_ms = min(reading.around_ms or 0.0, _MOST_AROUND * limit) if limit < math.inf else 0.0
+        limit -= self.around_ms
         self.quota = reading.cpu_quota_cores
         self.threads = reading.request_threads or 1
         # Of a profile: by the quota, not by the slowdown, which tells nothing of others once a quota is used up.
@@ -128,16 +132,16 @@ class Limits:
     @cached_property
     def stay(self) -> Bounds:
         """For the route that serves: with credit, less of the tail."""
-        credit, limit_ms = self._credit or 0.0, self.budget.latency_ms
-        if credit <= 0.0 or self.tail <= 1.0 or limit_ms is None:
+        credit, limit_ms = self._credit or 0.0, self._limit_ms
+        if credit <= 0.0 or self.tail <= 1.0 or limit_ms == math.inf:
             return self.bounds
         return self.bounds._replace(latency_ms=self._profiled(limit_ms, tail=1.0 + (self.tail - 1.0) * (1.0 - credit)))
 
     @cached_property
     def near(self) -> dict[int, float] | None:
         """By seconds of observation, the longest profiled latency of a route that would have kept the limit over so many."""
-        limit_ms = self.budget.latency_ms
-        if not self._ceilings or limit_ms is None:
+        limit_ms = self._limit_ms
+        if not self._ceilings or limit_ms == math.inf:
             return None
         most_ms = self.bounds.latency_ms
         return {
@@ -193,13 +197,14 @@ class Limits:
             yield from self._over("latency", None, limit_ms)
             return
         run_ms = rung.latency_ms * self.slowdown
-        taken = run_ms * self.tail
+        taken = run_ms * self.tail + self.around_ms
         factors = [format_ms(rung.latency_ms)]
         if self.slowdown != 1.0:
             factors.append(f"slowdown {self.slowdown:.3g}")
         if self.tail != 1.0:
             factors.append(f"tail {self.tail:.3g}")
-        note = f" ({' x '.join(factors)})" if len(factors) > 1 else ""
+        beside = f" + {format_ms(self.around_ms)} of decoding and the like" if self.around_ms else ""
+        note = f" ({' x '.join(factors)}{beside})" if len(factors) > 1 or beside else ""
         if self.quota is not None and rung.latency_ms > self._quota_ms and taken <= limit_ms:
             yield "latency", self._by_quota(rung.latency_ms, self.quota)
             return

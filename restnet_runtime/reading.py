@@ -61,6 +61,7 @@ class Reading:
     requests_per_s:          requests that arrived lately, per second
     gap_variation:           local variation of the gaps between them: 0 = a metronome, 1 = at random
     waiting_ms:              how long the latest requests waited before they ran
+    around_ms:               what they take beside that and the run of the network: decoding, and making the answer
     """
 
     memory_available_bytes: int | None = None
@@ -101,3 +102,4 @@ class Reading:
     requests_per_s: float | None = None
     gap_variation: float | None = None
     waiting_ms: float | None = None
+    around_ms: float | None = None

@@ -302,6 +302,7 @@ class ReadingAnswer(_Answer):
     requests_per_s: Annotated[float | None, Field(description="requests that arrived lately")] = None
     gap_variation: Annotated[float | None, Field(description="of the gaps between them: 0 = a metronome, 1 = at random")] = None
     waiting_ms: Annotated[float | None, Field(description="how long the latest requests waited before they ran")] = None
+    around_ms: Annotated[float | None, Field(description="what they take beside waiting and the network: decoding and the like")] = None
 
 
 class StatusAnswer(_Answer):
