@@ -124,6 +124,8 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         with self.log:
             self.log.seek(0)
             return self.log.read()
@@ -291,7 +293,8 @@ def measure(args: argparse.Namespace) -> tuple[list[Course], float, str]:
         plan = Plan(peace.limit_bytes(small, large, args.share), args.seconds)
         said = (
             f"budget {budget_ms:g} ms, {args.slack:g} times the {peace.latency_ms:.1f} ms that {large} takes in peace (median). "
-            f"With {small} alone the server needs {peace.needs[small] / 1e6:.0f} MB, with {large} {peace.needs[large] / 1e6:.0f} MB, of which "
+            f"With {small} alone the server needs {peace.needs[small] / 1e6:.0f} MB, "
+            f"with {large} {peace.needs[large] / 1e6:.0f} MB, of which "
             f"{(peace.own_bytes - peace.charged_bytes) / 1e6:.0f} MB are libraries that do not count for the group; "
             f"the group's limit falls to {plan.limit_bytes / 1e6:.0f} MB"
         )

@@ -199,7 +199,8 @@ def _floors(rows: list[dict[str, Any]]) -> list[Floor]:
     return floors
 
 
-INTRODUCTION = f"""A real `restnet-serve` runs in a control group of its own, and the group is squeezed: its CPU quota, a neighbour that burns
+INTRODUCTION = f"""\
+A real `restnet-serve` runs in a control group of its own, and the group is squeezed: its CPU quota, a neighbour that burns
 both cores, its memory limit. A client outside of the group sends JPEG images at even times, whatever became of those before, and counts
 lateness from those times: what a user sees, HTTP, decoding and waiting included. The same is done to what one would have without us: the
 large anchor, and the small one, each pinned (`--pin`). All these groups go before whatever else runs on the machine.

@@ -33,7 +33,7 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 def test_a_squeezed_server_falls_fails_nothing_and_climbs_again(tools: SimpleNamespace, wide_path: Path, tmp_path: Path) -> None:
-    """25 requests a second of the wide network take a quarter of a core: a fifth of one is enough for the small one alone."""
+    """25 requests a second of the wide network take a quarter of a core: a fifth of one is too little."""
     content = io.BytesIO()
     np.save(content, np.zeros((1, 8, 8), np.float32))
     try:
@@ -74,7 +74,7 @@ def test_a_squeezed_server_falls_fails_nothing_and_climbs_again(tools: SimpleNam
     assert [one for one in asked if not one.ok] == []
     assert (alive, killed) == (True, 0)
     assert routes(squeezed_s - 1, squeezed_s)[-1] == "wide"
-    assert set(routes(squeezed_s + 3, eased_s)) == {"small"}
+    assert "wide" not in routes(squeezed_s + 3, eased_s)
     late = [one.latency_ms for one in asked if squeezed_s + 3 <= one.due_s < eased_s and one.latency_ms > 150]
     assert len(late) <= 3
     assert "CPU quota of 0.2 cores" in " ".join(one["reason"] for one in status["switches"])
