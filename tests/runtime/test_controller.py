@@ -505,6 +505,18 @@ def test_a_glance_that_fails_changes_nothing() -> None:
     assert rig.executor.name == "large"
 
 
+def test_what_requests_take_beside_their_run_is_in_the_reading(rig: Rig) -> None:
+    controller = rig.controller(Budget(latency_ms=60.0))
+    for _ in range(4):
+        for _ in range(5):
+            controller.observe(rig.executor.name or "", PROFILES[rig.executor.name or ""].latency_ms, 30.0)
+            rig.clock.now_s += 0.05
+        controller.tick()
+    assert controller.reading is not None
+    assert controller.reading.around_ms == 30.0
+    assert rig.executor.name == "middle", "40 and 30 are more than 60"
+
+
 def test_a_change_of_the_requests_that_run_at_once_is_followed(rig: Rig) -> None:
     """On one core after another 30 requests a second of 40 ms queue up; on two at once they do not."""
     at_once = [2]
