@@ -397,6 +397,8 @@ class Controller:
     def _decide(self, budget: Budget, reading: Reading | None) -> Decision | None:
         """Decide, switch, and let this budget, reading and decision stand. Needs `_deciding`."""
         problem, self._problem = self._problem, None
+        if _given_back(self._standing.reading, reading):  # what was learnt to be patient about was learnt in other weather
+            self._history = replace(self._history, patience_ticks=0, near_ticks=0)
         served = self._standing.decision is not None or problem == _NONE_LOADED
         known, now_s, loaded = reading or Reading(), self._clock(), self._executor.loaded
         fresh = self._ladders is None or self._ladders[0] != loaded or budget != self._standing.budget
@@ -442,3 +444,10 @@ def _in_time(decision: Decision, limits: Budget, waited_ms: float) -> bool:
     if waited_ms <= 0 or limits.latency_ms is None or decision.predicted_ms is None:
         return True
     return waited_ms + decision.predicted_ms <= limits.latency_ms
+
+
+def _given_back(before: Reading | None, now: Reading | None) -> bool:
+    """Has a CPU quota been raised or lifted?"""
+    if before is None or now is None or before.cpu_quota_cores is None:
+        return False
+    return now.cpu_quota_cores is None or now.cpu_quota_cores > before.cpu_quota_cores

@@ -535,3 +535,22 @@ def test_a_change_of_the_requests_that_run_at_once_is_followed(rig: Rig) -> None
     at_once[0] = 1
     second()
     assert rig.executor.name == "middle"
+
+
+def test_a_quota_that_is_lifted_is_climbed_after_without_the_patience_learnt_under_it(rig: Rig) -> None:
+    """Up and down again in a squeeze, each soon after the other: patience grows long, until the squeeze is over."""
+
+    def controlled(quota: float | None) -> int:
+        """Ticks until the large route serves once the device is quick again; quota: while it was squeezed."""
+        rig = Rig()
+        rig.device.sample = replace(FINE, cpu_quota_cores=quota)
+        controller = rig.controller(Budget(latency_ms=60.0))
+        for _ in range(12):
+            rig.run(controller, 6, lambda name: PROFILES[name].latency_ms)
+            rig.run(controller, 1, lambda name: 3 * PROFILES[name].latency_ms)
+        rig.run(controller, 3, lambda name: 4 * PROFILES[name].latency_ms)
+        assert rig.executor.name == "small"
+        rig.device.sample = FINE
+        return rig.run(controller, 200, lambda name: PROFILES[name].latency_ms).index("large")
+
+    assert controlled(2.0) < controlled(None)
