@@ -218,9 +218,9 @@ times as long as the others. Nothing outside did that. What did was care for goo
 has its routes run in turns again and again, to learn how quick each is beside the others; a turn takes both cores for a third of a second,
 and whatever request came meanwhile was late. And as the CPU quota fell, so did the number of threads, every route was loaded anew, and
 each was measured anew, on half a core, which took most of what the quota had left; what was found was wrong by six times (224 ms
-for a ResNet-18 that takes 36), and the controller believed it. Measuring is work like any other. Now it takes two percent of the time
-beside requests, and none while they are late or the quota is used up, and after a change of threads routes are *estimated* until a quiet
-moment comes: what is off alike for all of them, the slowdown takes in.
+for a ResNet-18 that takes 36), and the controller believed it. Measuring is work like any other. Now it takes half a percent of the
+time beside requests, one round at a time, and none while they are late or there is a quota; and after a change of
+threads routes are *estimated* until a quiet moment comes: what is off alike for all of them, the slowdown takes in.
 
 **A quota is not a slower processor.** Whoever has used up his share of 100 ms stands still until the next begins, so the latency of
 *all* routes jumps at once, and no slowdown measured on one says anything of another: by it even the smallest looked hopeless, and the

@@ -17,11 +17,10 @@ from restnet_runtime.reading import Reading
 from restnet_runtime.slowdown import stretch
 
 _QUIET = 1.05
-_SHARE = 0.02
+_SHARE = 0.005
+"""Of the time, what timing takes beside requests."""
 _LATE = 0.5
 """With less of the credit (`Reading.credit`) requests have been late."""
-_USED_UP = 0.1
-"""Of the periods of a quota."""
 _ENOUGH = 24
 """Turns after which a quotient is known well enough: on a device that is busy all the time a single one is off by a third."""
 _TRUSTED = 9
@@ -40,8 +39,8 @@ class Refiner:
     busy_s:   seconds that requests have run so far, all together
     clock:    seconds that never step back
 
-    Requests come first: what is timed beside them makes them late. While they run, it takes `_SHARE` of the time at most, and none
-    while they are late or the CPU quota is used up.
+    Requests come first: what is timed beside them makes them late. While they run, it takes `_SHARE` of the time at most, round by
+    round, and none while they are late or there is a CPU quota.
     """
 
     def __init__(
@@ -77,28 +76,27 @@ class Refiner:
         """What is to be done once an interval: at most one route is timed."""
         reading, began_s, busy_s = self._reading(), self._clock(), self._busy_s()
         before, self._seen = self._seen, (began_s, busy_s)
-        if busy_s > before[1]:
-            if began_s < self._due_s or is_pressed(reading):
-                return
+        if busy_s <= before[1]:
             self._step(reading)
+        elif began_s >= self._due_s and not is_pressed(reading, self._cores):
+            self._step(reading, beside=True)
             self._due_s = self._clock() + (self._clock() - began_s) / _SHARE
-        else:
-            self._step(reading)
 
-    def _step(self, reading: Reading | None) -> None:
+    def _step(self, reading: Reading | None, beside: bool = False) -> None:
+        """beside: requests run."""
         loaded = self._executor.loaded
         quiet = reading is not None and is_quiet(reading, self._cores)
         waiting = [name for name in loaded if name not in (self._quietly if quiet else self._timed)]
-        if waiting:
+        if waiting and (quiet or not beside):
             self._timed.add(waiting[0])
             if quiet:
                 self._quietly.add(waiting[0])
             self._executor.refine(waiting[0], quiet=quiet)
         elif not quiet:
-            self._compare(loaded)
+            self._compare(loaded, 1 if beside else None)
 
-    def _compare(self, loaded: tuple[str, ...]) -> None:
-        """Let the route that was compared least take turns with its reference."""
+    def _compare(self, loaded: tuple[str, ...], rounds: int | None) -> None:
+        """Let the route that was compared least take turns with its reference, in so many rounds at the most."""
         references = self._references(loaded)
         known = {name: self._found(name, reference) for name, reference in references.items() if name not in self._quietly}
         name = min(known, key=lambda name: len(known[name]), default=None)
@@ -107,7 +105,8 @@ class Refiner:
         if name is None or len(known[name]) >= _ENOUGH or (known[name] and self._looks % _EVERY):
             return
         reference = references[name]
-        found = [*known[name], *self._executor.compare(name, reference)]
+        taken = self._executor.compare(name, reference) if rounds is None else self._executor.compare(name, reference, rounds)
+        found = [*known[name], *taken]
         self._quotients[name] = reference, found
         profile, other = self._executor.profile(name), self._executor.profile(reference)
         if found and profile is not None and other is not None and profile.threads == other.threads:
@@ -132,12 +131,12 @@ class Refiner:
         return {name: first[profile.threads] for name, profile in profiles.items() if first[profile.threads] != name}
 
 
-def is_pressed(reading: Reading | None) -> bool:
-    """Are requests late, or is a quota used up?"""
+def is_pressed(reading: Reading | None, cores: int) -> bool:
+    """Are requests late, or is there a CPU quota, which timing would use up?"""
     if reading is None:
         return False
     late = reading.credit is not None and reading.credit < _LATE
-    return late or (reading.quota_throttled_share or 0.0) > _USED_UP
+    return late or (reading.cpu_quota_cores is not None and reading.cpu_quota_cores < cores)
 
 
 def is_quiet(reading: Reading, cores: int) -> bool:

@@ -537,7 +537,7 @@ def test_a_change_of_the_requests_that_run_at_once_is_followed(rig: Rig) -> None
     assert rig.executor.name == "middle"
 
 
-def test_a_quota_that_is_lifted_is_climbed_after_without_the_patience_learnt_under_it(rig: Rig) -> None:
+def test_a_quota_that_is_lifted_is_climbed_after_without_the_patience_learnt_under_it() -> None:
     """Up and down again in a squeeze, each soon after the other: patience grows long, until the squeeze is over."""
 
     def controlled(quota: float | None) -> int:
