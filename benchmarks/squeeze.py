@@ -1,6 +1,6 @@
 """Claim: squeezed in its own control group, a server is back inside its budget within seconds, climbs again, fails nothing, and lives.
 
-    python benchmarks/squeeze.py [--family resnet18-50-96px] [--rate 25] [--json FILE] [--page FILE] [--picture FILE]
+    python benchmarks/squeeze.py [--family resnet18-50-96px] [--rate 20] [--json FILE] [--page FILE] [--picture FILE]
 
 A real `restnet-serve` in a group of its own (CPU and memory; version 1 or 2) answers a client outside of it, who sends JPEG images at even
 times whatever became of those before, so that lateness counts. Peace; CPU quota 2 -> 0.5 -> 1 -> 2; a neighbour that burns both cores; the
@@ -247,7 +247,7 @@ def picture_to_send(side: int = 224) -> bytes:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--family", choices=sorted(TABLES), default="resnet18-50-96px")
-    parser.add_argument("--rate", type=float, default=25, help="requests per second (%(default)s)")
+    parser.add_argument("--rate", type=float, default=20, help="requests per second (%(default)s)")
     parser.add_argument("--slack", type=float, default=1.2, help="budget over p95 of the large anchor in peace (%(default)s)")
     parser.add_argument("--budget-ms", type=float, help="instead of --slack")
     parser.add_argument(

@@ -229,8 +229,6 @@ class Executor:
         One that was weighed while requests ran is weighed again.
         """
         resident = self._residents.get(name)
-        if resident is not None and self._ledger.estimated(name) and not quiet:
-            return  # what is beside it now would be in it
         if resident is not None and self._ledger.provisional(name):
             with self._loading:
                 self._weigh_route(resident)

@@ -25,7 +25,6 @@ class Ledger:
         self._needs: dict[str, Need] = {}
         self._timings: dict[str, tuple[int, Timing]] = {}  # with the number of threads
         self._provisional: set[str] = set()
-        self._estimated: set[str] = set()
         idle = footprint()
         self._overhead_bytes = idle.pss_bytes
         self._shared_bytes = idle.pss_bytes - idle.anonymous_bytes
@@ -81,7 +80,6 @@ class Ledger:
         known = self._store.get(resident.route.name, resident.how)
         if known is not None:
             self._enter(resident, known)
-            self._estimated.discard(resident.route.name)
         return known is not None
 
     def estimate(self, resident: Resident) -> bool:
@@ -98,17 +96,11 @@ class Ledger:
         estimated = Timing(timing.latency_ms * factor, timing.p95_ms * factor)
         self._enter(resident, Measured(estimated, need.session_bytes, need.activation_bytes))
         self._provisional.add(name)
-        self._estimated.add(name)
         return True
-
-    def estimated(self, name: str) -> bool:
-        """Whether it was not measured with its number of threads."""
-        return name in self._estimated
 
     def enter(self, resident: Resident, measured: Measured, *, quiet: bool) -> None:
         """Enter what was measured now. quiet: no requests ran meanwhile; what they took would be in it, and it is not kept on disk then."""
         self._enter(resident, measured)
-        self._estimated.discard(resident.route.name)
         if quiet:
             self._provisional.discard(resident.route.name)
             self._store.put(resident.route.name, resident.how, measured)

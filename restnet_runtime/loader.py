@@ -100,6 +100,7 @@ class Loader:
         self._refiner = Refiner(executor, reading, affinity_cores(), lambda: executor.busy_s)
         self._pressed_for: Route | None = None
         self._gauge = Gauge()
+        self._lean: str | None = None
         self._looks = 0
         self._roomless: set[str] = set()
         self._stuck: dict[str, SessionSettings] = {}
@@ -174,6 +175,13 @@ class Loader:
         staying = self._fitting([name for name in order if name in loaded], limit)
         missing = sorted((name for name in self._names if name in fitting and name not in loaded), key=lambda name: name != wanted)
         coming, staying = self._next(missing, order, staying, room)
+        down = self._way_down(order, loaded, staying, limit)
+        if down is not None and coming is None:
+            staying = [*staying, down]
+            if down != self._lean:
+                log.info("%s stays as the way down, its weights handed back", down)
+                self._executor.hand_back()
+        self._lean = down
         later = [] if coming is None else fitting
         self._left_out = tuple(name for name in able if name not in later and name not in staying and name not in self._failed)
         gone = [name for name in loaded if name in self._names and name not in staying]
@@ -202,6 +210,18 @@ class Loader:
                     return name, staying
                 among = staying  # once more: what goes may have weights that `name` was taken to share
         return None, list(loaded)
+
+    def _way_down(self, order: Sequence[str], loaded: Sequence[str], staying: Sequence[str], limit: int | None) -> str | None:
+        """The cheapest loaded route, where it does not fit beside the current one with its weights in memory, but does without.
+
+        Weights come back when it is switched to; without it a limit that goes on falling would find no other route to fall to.
+        """
+        down = next((route.name for route in sorted(self._executor.bundle.routes, key=lambda one: one.macs) if route.name in order), None)
+        if limit is None or down is None or down not in loaded or down in staying:
+            return None
+        needs = {name: self._executor.need(name, order) for name in (*staying, down)}
+        needs[down] = replace(needs[down], touched=frozenset())
+        return down if len(keep([*staying, down], needs, self._executor.overhead_bytes, limit)) > len(staying) else None
 
     def _loop(self) -> None:
         self._guarded(self.run)

@@ -100,7 +100,7 @@ def test_another_number_of_threads_is_estimated_until_it_is_measured(family_bund
     assert profile is not None
     assert 1.0 < profile.latency_ms < 2.0
     assert (profile.threads, known.need("small")) == (2, Need(frozenset(), 1000, 200))
-    assert (known.estimated("small"), known.provisional("small")) == (True, True)
+    assert known.provisional("small")
     assert not ledger(family_bundle, tmp_path).recall(two), "an estimate is not kept"
     known.enter(two, MEASURED, quiet=True)
-    assert (known.estimated("small"), known.provisional("small")) == (False, False)
+    assert not known.provisional("small")
