@@ -93,7 +93,7 @@ bench-controller: $(DEV_ENV) ## The controller on made traces, beside what one w
 	$(BIN)/python benchmarks/replay.py --page docs/controller.md --picture docs/replay.png --json build/benchmarks/replay.json
 
 bench-squeeze: $(DEV_ENV) ## A served process really squeezed in its own control group, and docs/squeeze.md; six minutes, as root
-	$(BIN)/python benchmarks/squeeze.py --page docs/squeeze.md --picture docs/squeeze.png --json $(RESULTS)/squeeze.json
+	$(BIN)/python benchmarks/squeeze.py --threads 2 --page docs/squeeze.md --picture docs/squeeze.png --json $(RESULTS)/squeeze.json
 
 bundle: $(DEMO_ENV) ## Make the digits bundle that ships anew
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/bundle.sh

@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import CACHE, REPOSITORY, ROOT, Floor, Result, arguments, compile_all, in_child, publish
+from common import REPOSITORY, ROOT, Floor, Result, arguments, compile_all, in_child, publish
 from families import family
 from memory_group import NoGroupError
 from replay import read_table
@@ -72,7 +72,7 @@ class Plan:
             begin = server.used_bytes()
             for step in range(1, STEPS + 1):
                 server.limit(int(begin + (self.limit_bytes - begin) * step / STEPS))
-                time.sleep(0.5 * self.seconds)
+                time.sleep(0.25 * self.seconds)
             for _ in range(100):  # what version 1 could not reclaim at once
                 if server.limit(self.limit_bytes):
                     break
@@ -137,8 +137,7 @@ def squeeze(name: str, bundle: Bundle, plan: Plan, body: bytes, rate: float, *ar
         box = made["server"]
         made["client"].weight(8)
         made["client"].take(os.getpid())
-        forget(bundle.path)
-        forget(CACHE)
+        forget(bundle.path.parent)
         server = Server(box, bundle, *args)
         phases: list[Phase] = []
         samples: list[Sample] = []
@@ -195,12 +194,11 @@ class Peace:
 
 
 def in_peace(bundle: Bundle, route: str, body: bytes, rate: float, *options: str) -> Peace:
-    forget(bundle.path)
-    forget(CACHE)
+    forget(bundle.path.parent)
     with boxes("server", "client") as made:
         made["client"].weight(8)
         made["client"].take(os.getpid())
-        server = Server(made["server"], bundle, "--cache", str(CACHE), "--pin", route, "--keep-all", *options)
+        server = Server(made["server"], bundle, "--pin", route, "--keep-all", *options)
         try:
             server.wait()
             client = Client(server.url, body, "image/jpeg", rate)
@@ -282,11 +280,12 @@ def measure(args: argparse.Namespace) -> tuple[list[Course], float, str]:
     ROOT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="squeeze-", dir=ROOT) as folder:
         bundle = published(made, Path(folder) / made.path.name, REPOSITORY / "benchmarks" / "profiles" / TABLES[args.family])
-        in_child(compile_all, bundle.path, CACHE)
+        cache = Path(folder) / "cache"  # of its own: what is measured in other runs is not known here
+        in_child(compile_all, bundle.path, cache)
         small, large = bundle.manifest.anchors[0].name, bundle.manifest.anchors[-1].name
         body = picture_to_send(bundle.manifest.input.shape[-1])
         threads = () if args.threads is None else ("--threads", str(args.threads))
-        peace = in_peace(bundle, large, body, args.rate, *threads)
+        peace = in_peace(bundle, large, body, args.rate, "--cache", str(cache), *threads)
         budget_ms = round(args.budget_ms or args.slack * peace.latency_ms, 1)
         plan = Plan(peace.limit_bytes(small, large, args.share), args.seconds)
         said = (
@@ -302,7 +301,7 @@ def measure(args: argparse.Namespace) -> tuple[list[Course], float, str]:
         accuracies = {route.name: route.accuracy for route in bundle.routes}
         courses = []
         for policy in args.policies:
-            options = ("--cache", str(CACHE), "--budget", f"{budget_ms}ms", *threads, *given[policy])
+            options = ("--cache", str(cache), "--budget", f"{budget_ms}ms", *threads, *given[policy])
             course = squeeze(names[policy], bundle, plan, body, args.rate, *options)
             course.accuracies.update(accuracies)
             courses.append(course)

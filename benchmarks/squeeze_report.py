@@ -93,8 +93,10 @@ def inside_again_s(course: Course, phase: Phase, budget_ms: float) -> float | No
 
 
 def up_again_s(course: Course, phase: Phase, best: str) -> float | None:
-    """Seconds from a phase's beginning until a request was answered by the best route; `None`: none was."""
-    return next((one.due_s - phase.begin_s for one in course.within(phase.begin_s, phase.end_s) if one.route == best), None)
+    """Seconds from a phase's beginning until a request was answered by the best route or a better one; `None`: none was."""
+    least = course.accuracies.get(best) or 0.0
+    asked = course.within(phase.begin_s, phase.end_s)
+    return next((one.due_s - phase.begin_s for one in asked if one.ok and (course.accuracies.get(one.route or "") or 0.0) >= least), None)
 
 
 def row_of(course: Course, phase: Phase, budget_ms: float, best: str) -> dict[str, Any]:
@@ -206,7 +208,7 @@ lateness from those times: what a user sees, HTTP, decoding and waiting included
 large anchor, and the small one, each pinned (`--pin`). All these groups go before whatever else runs on the machine.
 
 *inside again*: from the beginning of the phase until p95 over a sliding window of {WINDOW_S:g} s is inside the budget and stays there for
-{CALM_S:g} s more; 0 where it never left. *best again*: until the first answer by the most accurate route of the peace. *late*: answers
+{CALM_S:g} s more; 0 where it never left. *best again*: until the first answer as accurate as the best of the peace. *late*: answers
 over the budget. *accuracy*: mean over the answers of what was published for the route (the weights here are random); *in time*: the same,
 with nothing for an answer that was late or failed. *memory*: the most that the group was charged with. *killed*: by the kernel's own
 counter."""

@@ -23,6 +23,8 @@ _LATE = 0.5
 """With less of the credit (`Reading.credit`) requests have been late."""
 _ENOUGH = 24
 """Turns after which a quotient is known well enough: on a device that is busy all the time a single one is off by a third."""
+_FEW = 5
+"""Turns before a profile is put right by them: a single one may meet anything."""
 _TRUSTED = 9
 """Turns after which it is known well enough which of two routes is the quicker one."""
 _EVERY = 3
@@ -109,7 +111,7 @@ class Refiner:
         found = [*known[name], *taken]
         self._quotients[name] = reference, found
         profile, other = self._executor.profile(name), self._executor.profile(reference)
-        if found and profile is not None and other is not None and profile.threads == other.threads:
+        if len(found) >= _FEW and profile is not None and other is not None and profile.threads == other.threads:
             latency_ms = median(found) * other.latency_ms
             if abs(math.log(latency_ms / profile.latency_ms)) > math.log(_OFF):
                 self._executor.correct(name, latency_ms)

@@ -200,3 +200,22 @@ def test_no_timing_while_requests_are_late_or_there_is_a_quota(pressed: Reading)
     traffic.pass_(1.0)
     refiner.step()
     assert table.asked, "without requests nobody is disturbed"
+
+
+def test_a_single_turn_puts_no_profile_right() -> None:
+    """Beside requests there is one turn at a time: one that met a busy moment must not be believed."""
+
+    class Disturbed(Table):
+        def compare(self, name: str, reference: str, rounds: int = 6) -> list[float]:
+            first = not self.compared
+            return [0.1] * rounds if super().compare(name, reference, rounds) and first else [2.0] * rounds
+
+    table = Disturbed({"a": 10, "b": 20}, profiles(a=10, b=20))
+    traffic, seen = Traffic(table, share=0.5, takes_s=0.01), []
+    refiner = Refiner(table, lambda: BUSY, 2, lambda: traffic.busy_s, lambda: traffic.now_s)
+    for _ in range(200):
+        traffic.pass_(1.0)
+        refiner.step()
+        seen.append(table.profiles["b"].latency_ms)
+    assert len(table.compared) > 5
+    assert set(seen) == {20}
