@@ -291,9 +291,7 @@ def measure(args: argparse.Namespace) -> tuple[list[Course], float, str]:
         said = (
             f"budget {budget_ms:g} ms, {args.slack:g} times the {peace.latency_ms:.1f} ms that {large} takes in peace (p95). "
             f"With {small} alone the server needs {peace.needs[small] / 1e6:.0f} MB, "
-            f"with {large} {peace.needs[large] / 1e6:.0f} MB, of which "
-            f"{(peace.own_bytes - peace.charged_bytes) / 1e6:.0f} MB are libraries that do not count for the group; "
-            f"the group's limit falls to {plan.limit_bytes / 1e6:.0f} MB"
+            f"with {large} {peace.needs[large] / 1e6:.0f} MB; the limit of the group falls to {plan.limit_bytes / 1e6:.0f} MB"
         )
         print(said, flush=True)
         given = {"restnet": [], "large": ["--pin", large, "--keep-all"], "small": ["--pin", small, "--keep-all"]}

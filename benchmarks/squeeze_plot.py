@@ -37,9 +37,9 @@ def plot(courses: Sequence[Course], budget_ms: float, file: Path) -> None:
         )
     latency.axhline(budget_ms, color=LIMIT, linestyle="--", linewidth=1, label=f"budget {budget_ms:g} ms")
     latency.set_yscale("log")
-    latency.set_ylim(10, 2e4)
+    latency.set_ylim(5, 1e5)
     latency.set_ylabel("latency, ms")
-    latency.legend(loc="upper left", fontsize=8, ncols=2)
+    latency.legend(loc="upper center", fontsize=8, ncols=4)
     accuracy.set_ylabel("accuracy of\nthe route, %")
     limits = [(one.at_s, one.limit_bytes / 1e6) for one in courses[0].samples if one.limit_bytes is not None]
     if limits:
@@ -52,7 +52,7 @@ def plot(courses: Sequence[Course], budget_ms: float, file: Path) -> None:
             axes.axvline(phase.begin_s, color="#cccccc", linewidth=0.8)
             if number and not phase.name.endswith("again"):
                 axes.axvspan(phase.begin_s, phase.end_s, color="#f3e3c8", alpha=0.5, linewidth=0)
-        latency.text(phase.begin_s + 0.3, 1.3e4 if number % 2 else 9e3, phase.name, fontsize=8, va="top")
+        latency.text(phase.begin_s + 0.3, 7.5 if number % 2 else 6, phase.name, fontsize=8, va="center")
     figure.tight_layout()
     figure.savefig(file, dpi=80)
     plt.close(figure)

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _SETTLE_S = 1.0
 """After a batch the memory that it took is kept for the next one for so long."""
 
+_GLANCES = 4
+"""In an interval: so often memory is looked at."""
 _FORGIVE_LOOKS = 60
 _MOST_AT_ONCE = 4
 """Sessions that are opened at the same time."""
@@ -226,8 +228,19 @@ class Loader:
     def _loop(self) -> None:
         self._guarded(self.run)
         self._settled.set()
-        while not self._stop.wait(self._interval_s):
-            self._guarded(self._look)
+        turn = 0
+        while not self._stop.wait(self._interval_s / _GLANCES):
+            turn += 1
+            if turn % _GLANCES == 0:
+                self._guarded(self._look)
+            else:
+                self._guarded(self._glance)
+
+    def _glance(self) -> None:
+        """Memory can be taken away at any moment, and the kernel takes the pages of what serves along with those of what is idle."""
+        limit = self._memory_limit() if self._memory_limit is not None else None
+        if limit is not None and self._gauge.exceeds(limit):
+            self.step()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Whatever goes wrong, memory is to be watched further."""

@@ -359,3 +359,16 @@ def test_the_way_down_stays_where_it_fits_without_its_weights(watched) -> None:
     while loader.step():
         pass
     assert watched.loaded == ("large",)
+
+
+def test_memory_that_is_taken_away_is_answered_well_within_an_interval(family_bundle, make) -> None:
+    executor, limit = make(family_bundle), [10**12]
+    loader = Loader(executor, preparation_order(family_bundle), memory_limit=lambda: limit[0], interval_s=20.0)
+    loader.start()
+    loader.join(60)
+    until(lambda: len(executor.loaded) == 4)
+    began = time.monotonic()
+    limit[0] = 1
+    until(lambda: len(executor.loaded) == 1)
+    assert time.monotonic() - began < 10.0
+    loader.stop()
