@@ -26,6 +26,8 @@ _SETTLE_S = 1.0
 
 _GLANCES = 4
 """In an interval: so often memory is looked at."""
+_FALLEN = 0.98
+"""Of the last limit: what is less has fallen, and is not waited with."""
 _FORGIVE_LOOKS = 60
 _MOST_AT_ONCE = 4
 """Sessions that are opened at the same time."""
@@ -103,6 +105,7 @@ class Loader:
         self._pressed_for: Route | None = None
         self._gauge = Gauge()
         self._lean: str | None = None
+        self._limit: int | None = None  # as it was at the last step
         self._looks = 0
         self._roomless: set[str] = set()
         self._stuck: dict[str, SessionSettings] = {}
@@ -154,7 +157,7 @@ class Loader:
     def step(self) -> bool:
         """Release what does not fit, else load the next that does. Returns whether there was anything to do."""
         limit = self._memory_limit() if self._memory_limit is not None else None
-        current = self._executor.current
+        self._limit, current = limit, self._executor.current
         if limit is not None and self._gauge.exceeds(limit):
             self._executor.weigh()  # more than was predicted: the plan below must know
             if current != self._pressed_for:  # at once; what is released below takes longer
@@ -239,7 +242,8 @@ class Loader:
     def _glance(self) -> None:
         """Memory can be taken away at any moment, and the kernel takes the pages of what serves along with those of what is idle."""
         limit = self._memory_limit() if self._memory_limit is not None else None
-        if limit is not None and self._gauge.exceeds(limit):
+        before = self._limit
+        if limit is not None and (before is None or limit < _FALLEN * before) and self._gauge.exceeds(limit):
             self.step()
 
     def _guarded(self, work: Callable[[], None]) -> None:
