@@ -13,7 +13,7 @@ from restnet_runtime.precision import lacking
 from restnet_runtime.pruning import Pruner
 from restnet_runtime.reading import Reading
 from restnet_runtime.refinement import Refiner
-from restnet_runtime.residency import by_value, keep
+from restnet_runtime.residency import by_value, keep, stays_lean
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.threads import affinity_cores, usable_cores
@@ -217,16 +217,12 @@ class Loader:
         return None, list(loaded)
 
     def _way_down(self, order: Sequence[str], loaded: Sequence[str], staying: Sequence[str], limit: int | None) -> str | None:
-        """The cheapest loaded route, where it does not fit beside the current one with its weights in memory, but does without.
-
-        Weights come back when it is switched to; without it a limit that goes on falling would find no other route to fall to.
-        """
-        down = next((route.name for route in sorted(self._executor.bundle.routes, key=lambda one: one.macs) if route.name in order), None)
+        """The cheapest route, where it is loaded and stays only without its weights in memory (`residency.stays_lean`)."""
+        down = min(order, key=lambda name: self._executor.bundle.route(name).macs, default=None)
         if limit is None or down is None or down not in loaded or down in staying:
             return None
         needs = {name: self._executor.need(name, order) for name in (*staying, down)}
-        needs[down] = replace(needs[down], touched=frozenset())
-        return down if len(keep([*staying, down], needs, self._executor.overhead_bytes, limit)) > len(staying) else None
+        return down if stays_lean(down, staying, needs, self._executor.overhead_bytes, limit) else None
 
     def _loop(self) -> None:
         self._guarded(self.run)
