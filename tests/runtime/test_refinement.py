@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from restnet_runtime.profile import RouteProfile, compare_runs
-from restnet_runtime.reading import Reading
+from restnet_runtime.reading import Reading, RouteLatency
 from restnet_runtime.refinement import Refiner, is_quiet
 
 QUIET = Reading(others_cpu_cores=0.0, waiting_share=0.0)
@@ -219,3 +219,24 @@ def test_a_single_turn_puts_no_profile_right() -> None:
         seen.append(table.profiles["b"].latency_ms)
     assert len(table.compared) > 5
     assert set(seen) == {20}
+
+
+@pytest.mark.parametrize(
+    ("live", "profiled_ms"),
+    [
+        (RouteLatency(5.0, 9.0, 20, 2), 5.0),
+        (RouteLatency(30.0, 40.0, 20, 2), 12.0),  # slower: that is what the slowdown is for
+        (RouteLatency(11.5, 12.0, 20, 2), 12.0),
+        (RouteLatency(5.0, 9.0, 3, 2), 12.0),
+        (RouteLatency(5.0, 9.0, 20, 1), 12.0),
+    ],
+)
+def test_requests_that_are_quicker_than_the_profile_put_it_right_even_under_a_quota(live: RouteLatency, profiled_ms: float) -> None:
+    table = Table({"a": 5}, profiles(a=12.0))
+    traffic = Traffic(table, share=0.5, takes_s=0.3)
+    reading = replace(BUSY, cpu_quota_cores=0.5, latencies={"a": live, "gone": live})
+    refiner = Refiner(table, lambda: reading, 2, lambda: traffic.busy_s, lambda: traffic.now_s)
+    traffic.pass_(1.0)
+    refiner.step()
+    assert table.profiles["a"].latency_ms == profiled_ms
+    assert not table.asked
