@@ -355,7 +355,11 @@ def test_the_way_down_stays_where_it_fits_without_its_weights(watched) -> None:
         pass
     assert set(watched.loaded) == {"large", "small"}
     assert set(loader.progress().left_out) == {LARGER, MIDDLE}
-    limit[0] -= 1
+    limit[0] = together([watched.need("large")]) - 1
+    while loader.step():
+        pass
+    assert set(watched.loaded) == {"large", "small"}, "what serves does not fit at all: the cheapest is about to"
+    limit[0] = together([watched.need("large"), lean]) - 1
     while loader.step():
         pass
     assert watched.loaded == ("large",)
