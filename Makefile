@@ -14,7 +14,7 @@ DEV_ENV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format serve bench bench-exporter bench-precision bench-controller bundle clean
+.PHONY: help demo test test-slow lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze bundle clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
@@ -97,6 +97,9 @@ bench-precision: $(DEV_ENV) ## Int8: latency, accuracy, size and the joint front
 bench-controller: $(DEV_ENV) ## The controller on made traces, beside what one would do without it, and docs/controller.md; minutes
 	$(BIN)/python benchmarks/decision.py --json $(RESULTS)/decision.json
 	$(BIN)/python benchmarks/replay.py --page docs/controller.md --picture docs/replay.png --json build/benchmarks/replay.json
+
+bench-squeeze: $(DEV_ENV) ## A served process really squeezed in its own control group, and docs/squeeze.md; six minutes, as root
+	$(BIN)/python benchmarks/squeeze.py --threads 2 --page docs/squeeze.md --picture docs/squeeze.png --json $(RESULTS)/squeeze.json
 
 bundle: $(DEMO_ENV) ## Make the digits bundle that ships anew
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/bundle.sh

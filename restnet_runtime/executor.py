@@ -240,8 +240,8 @@ class Executor:
             with self._loading:
                 self._ledger.refine(resident, Timing.of(times), instead=quiet)
 
-    def compare(self, name: str, reference: str) -> list[float]:
-        """Run two loaded routes in turns on noise, for about 0.3 s: what the first takes over what the second takes, in each round.
+    def compare(self, name: str, reference: str, rounds: int = 6) -> list[float]:
+        """Run two loaded routes in turns on noise, for about 0.3 s or so many rounds: of each round, the first over the second.
 
         None where one of them is not loaded any more.
         """
@@ -249,7 +249,7 @@ class Executor:
         if one is None or other is None:
             return []
         x = noise(self.bundle)
-        return compare_runs(lambda: infer(one.session, x), lambda: infer(other.session, x), time.perf_counter)
+        return compare_runs(lambda: infer(one.session, x), lambda: infer(other.session, x), time.perf_counter, rounds)
 
     def correct(self, name: str, latency_ms: float) -> None:
         """Let a loaded route's timing be this median, its 95th percentile in proportion."""
@@ -359,7 +359,7 @@ class Executor:
         settings = self._settings.of(route)
         compiled, session = self._ahead.open(route, settings, on_compile)
         resident = Resident(route, session, compiled, settings)
-        if not self._ledger.recall(resident):
+        if not self._ledger.recall(resident) and not (route.name in self._residents and self._ledger.estimate(resident)):
             self._weigh_route(resident)
         elif warm or not self._residents:
             self._run_once(resident)

@@ -50,7 +50,8 @@ class PredictService:
         Raises `RequestError` and its kin for what cannot be used, `UnitError` for a budget that cannot be read, and in
         strict mode or under a floor of accuracy `InfeasibleError` when no route fits; in any mode while no route is loaded.
         """
-        waited_ms = 0.0 if arrived_s is None else (time.perf_counter() - arrived_s) * 1e3
+        begun_s = time.perf_counter()
+        waited_ms = 0.0 if arrived_s is None else (begun_s - arrived_s) * 1e3
         waited_ms = waited_ms if waited_ms >= _HAND_OVER_MS else 0.0
         if self._executor.current is None:
             raise InfeasibleError("no route is loaded yet")
@@ -66,7 +67,8 @@ class PredictService:
             decision, batched = self._controller.run_decided(limits, answered, waited_ms)
         answer = batched.answer
         if len(payload.inputs) == batched.size == 1:  # what profiles are of
-            self._controller.observe(answer.route.name, answer.latency_ms)
+            around_ms = (time.perf_counter() - begun_s) * 1e3 - answer.latency_ms - batched.queued_ms
+            self._controller.observe(answer.route.name, answer.latency_ms, around_ms)
         served = {
             "route": answer.route.name,
             "macs": answer.route.macs,

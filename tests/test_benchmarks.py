@@ -112,3 +112,64 @@ def test_answers_of_two_machines_are_compared_image_by_image(int8_elsewhere: Mod
     del there["routes"][0]
     with pytest.raises(ValueError, match="not of the same routes"):
         int8_elsewhere.compared(here, there)
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import squeeze_report
+
+    yield squeeze_report
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+def course_of(report: ModuleType, late: list[tuple[float, float]], failed: tuple[float, ...] = ()) -> object:
+    """Ten requests a second for 20 s that take 10 ms on `best`, and from 4 s on 100 ms on `small` where it is said: in [begin, end)."""
+
+    def asked(place: int) -> object:
+        at_s = place / 10
+        slow = any(begin <= at_s < end for begin, end in late)
+        status = 503 if at_s in failed else 200
+        return report.Asked(at_s, 100.0 if slow else 10.0, status, "small" if slow else "best")
+
+    phases = [
+        report.Phase("peace", 0, 4, True, 0),
+        report.Phase("0.5 cores", 4, 12, True, 0),
+        report.Phase("2 cores again", 12, 20, True, 0),
+    ]
+    samples = [report.Sample(at_s / 2, 100 + at_s, None, 50, 0.0) for at_s in range(40)]
+    return report.Course("restnet", [asked(place) for place in range(200)], phases, samples, {}, "", {"best": 0.9, "small": 0.7})
+
+
+@pytest.mark.parametrize(
+    ("late", "seconds"),
+    [
+        ([], 0.0),
+        ([(4.0, 5.0)], 1.8),  # the window of a second is free of them a second after the last, at 4.9
+        ([(4.0, 4.5), (5.5, 6.0)], 2.8),  # calm for less than a second between
+        ([(4.0, 4.5), (9.0, 9.5)], 1.3),  # another squeeze of its own
+        ([(4.0, 12.0)], None),
+    ],
+)
+def test_inside_again_is_when_a_window_is_calm_and_stays_so(
+    report: ModuleType, late: list[tuple[float, float]], seconds: float | None
+) -> None:
+    course = course_of(report, late)
+    found = report.inside_again_s(course, course.phases[1], 50.0)
+    assert found == (None if seconds is None else pytest.approx(seconds, abs=0.05))
+
+
+def test_a_phase_in_figures(report: ModuleType) -> None:
+    course = course_of(report, [(4.0, 5.0), (12.0, 13.0)], failed=(6.0,))
+    assert report.best_route(course) == "best"
+    squeezed, again = (report.row_of(course, phase, 50.0, "best") for phase in course.phases[1:])
+    assert (squeezed["requests"], squeezed["failed"], squeezed["late"], squeezed["switches"]) == (80, 1, 10, 1)
+    assert squeezed["accuracy_mean"] == pytest.approx((10 * 0.7 + 69 * 0.9) / 79)
+    assert squeezed["accuracy_in_time"] == pytest.approx(69 * 0.9 / 80)
+    assert squeezed["used_bytes"] == 123
+    assert again["up_again_s"] == pytest.approx(1.0)
+    course.accuracies["better"] = 0.95
+    assert report.row_of(course, course.phases[1], 50.0, "better")["up_again_s"] is None
