@@ -2,9 +2,7 @@
 
 import asyncio
 import inspect
-import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -13,6 +11,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import Route
 
 from restnet_runtime import __version__
 from restnet_runtime.api_docs import BUDGET_BODY, PIN_BODY, PREDICT_BODY, PREDICT_PARAMETERS
@@ -22,11 +21,11 @@ from restnet_runtime.controller import Controller
 from restnet_runtime.errors import InfeasibleError, InputError, RequestError, RestnetError, UnitError
 from restnet_runtime.events import Events
 from restnet_runtime.executor import Executor
+from restnet_runtime.intake import TRY_AGAIN, Intake
 from restnet_runtime.loader import Progress
 from restnet_runtime.npy import MAGIC
 from restnet_runtime.payload import BodyKind, parse_top_k
 from restnet_runtime.preprocess import looks_like_image
-from restnet_runtime.receiving import Receiver
 from restnet_runtime.schemas import (
     BatchAnswer,
     BudgetAnswer,
@@ -36,16 +35,16 @@ from restnet_runtime.schemas import (
     PinAnswer,
     PinRequest,
     PredictAnswer,
-    QueueAnswer,
     RoutesAnswer,
     StatusAnswer,
     read_json,
 )
 from restnet_runtime.service import PredictService
-from restnet_runtime.settings import ServeSettings
+from restnet_runtime.settings import BUDGET_HEADER, ServeSettings
 from restnet_runtime.status import describe_budget, describe_pin, describe_routes, describe_server
+from restnet_runtime.v2 import add_v2
+from restnet_runtime.v2_model import Model
 
-BUDGET_HEADER = "X-Restnet-Budget"
 STATUS_OF: dict[type[Exception], int] = {
     RequestError: 400,  # ImageError too: bytes that cannot be read
     InputError: 422,  # read, but not what this bundle takes
@@ -57,7 +56,6 @@ _MEDIA_KINDS: dict[str, BodyKind] = {"multipart/form-data": "form", "application
 _UNTOLD_MEDIA = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _ALLOWED_MEDIA = "multipart/form-data, image/*, application/json, application/x-npy, or application/octet-stream with an image or .npy file"
 _ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 408, 413, 415, 422, 500, 503)}
-_TRY_AGAIN = {"Retry-After": "1"}
 
 T = TypeVar("T")
 
@@ -76,25 +74,14 @@ def create_app(
     """
     batcher = batcher or Batcher(executor)
     service = PredictService(executor, controller, settings, batcher)
-    pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
-    receiver = Receiver(settings)
+    intake = Intake(executor, controller, settings)
     events = Events(controller)
-    in_flight = 0
-    controller.watch_queue(lambda: in_flight)
-
-    def refuse_unready() -> None:
-        if not executor.loaded:
-            raise HTTPException(503, "no route is loaded yet", _TRY_AGAIN)
-
-    def refuse_overload() -> None:
-        if in_flight >= settings.max_in_flight:
-            raise HTTPException(503, f"{in_flight} requests are in flight, which is the limit: try again", _TRY_AGAIN)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         events.close()
-        pool.shutdown()
+        intake.close()
 
     app = FastAPI(
         title="ReStNet Runtime",
@@ -117,22 +104,17 @@ def create_app(
     )
     async def predict(request: Request) -> Response:
         """Classify an image, or a batch of inputs."""
-        nonlocal in_flight
-        refuse_unready()
-        refuse_overload()
+        intake.refuse_unready()
+        intake.refuse_overload()
         top_k, budget = _wishes(request)
         content_type = request.headers.get("content-type", "")
-        body = await receiver.read(request)
+        body = await intake.receive(request)
         kind = body_kind(content_type, body)
-        controller.arrive()
-        work = partial(service.predict, kind, content_type, body, top_k=top_k, budget=budget, arrived_s=time.perf_counter())
-        refuse_overload()  # others may have come while the body did
-        in_flight += 1
-        try:
-            answer = await asyncio.get_running_loop().run_in_executor(pool, work)
-        finally:
-            in_flight -= 1
-        return _json(answer, exclude_none=True)
+
+        def answer(arrived_s: float) -> PredictAnswer | BatchAnswer:
+            return service.predict(kind, content_type, body, top_k=top_k, budget=budget, arrived_s=arrived_s)
+
+        return _json(await intake.run(answer), exclude_none=True)
 
     @app.get("/budget", responses={200: {"model": BudgetAnswer}})
     def get_budget() -> Response:
@@ -142,7 +124,7 @@ def create_app(
     @app.put("/budget", responses={200: {"model": BudgetAnswer}, **_ERRORS}, openapi_extra={"requestBody": BUDGET_BODY})
     async def put_budget(request: Request) -> Response:
         """Replace the standing budget; the next requests are served under it."""
-        limits = read_json(BudgetRequest, await receiver.read(request)).limits()
+        limits = read_json(BudgetRequest, await intake.receive(request)).limits()
 
         def replace() -> BudgetAnswer:
             controller.budget = limits
@@ -158,7 +140,7 @@ def create_app(
     @app.put("/pin", responses={200: {"model": PinAnswer}, **_ERRORS}, openapi_extra={"requestBody": PIN_BODY})
     async def put_pin(request: Request) -> Response:
         """Keep to one route, whatever it costs. Where it is not loaded yet, the budget decides until it is."""
-        route = read_json(PinRequest, await receiver.read(request)).route
+        route = read_json(PinRequest, await intake.receive(request)).route
         known = [one.name for one in executor.bundle.routes]
         if route not in known:
             raise InputError(f"there is no route {route[:60]!r} in this bundle: /routes lists what there is")
@@ -177,7 +159,7 @@ def create_app(
     async def get_events() -> Response:
         """Server-sent events: `decision` at first, then each `switch` with its reason, and each `reading` of the device."""
         if events.full:
-            raise HTTPException(503, "as many listeners as are allowed are here already: try again", _TRY_AGAIN)
+            raise HTTPException(503, "as many listeners as are allowed are here already: try again", TRY_AGAIN)
         return StreamingResponse(events.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @app.get("/routes", responses={200: {"model": RoutesAnswer}})
@@ -188,10 +170,7 @@ def create_app(
     @app.get("/status", responses={200: {"model": StatusAnswer}})
     def get_status() -> Response:
         """What is served, under which budget, and how the device is doing."""
-        queue = QueueAnswer(
-            in_flight=in_flight, max_in_flight=settings.max_in_flight, workers=settings.workers, receiving_bytes=receiver.held_bytes
-        )
-        return _json(describe_server(executor, controller, queue, batcher, progress() if progress else None))
+        return _json(describe_server(executor, controller, intake.queue(), batcher, progress() if progress else None))
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", responses={200: {"model": HealthAnswer}})
@@ -203,9 +182,10 @@ def create_app(
     @app.get("/readyz", responses={200: {"model": HealthAnswer}, 503: {"model": ErrorAnswer}})
     async def readyz() -> Response:
         """A route is loaded, so that predictions can be answered."""
-        refuse_unready()
+        intake.refuse_unready()
         return _json(HealthAnswer(status="ready"))
 
+    add_v2(app, [Model(executor, controller, settings, batcher)], intake)
     return app
 
 
@@ -261,7 +241,7 @@ def _answer_errors(app: FastAPI) -> None:
         assert isinstance(error, StarletteHTTPException)
         headers, path = dict(error.headers or {}), request.url.path[:100]
         message = error.detail
-        if error.status_code == 404:
+        if error.status_code == 404 and message == "Not Found":
             message = f"there is no {path!r} here: /openapi.json lists what there is"
         elif error.status_code == 405:
             headers["Allow"] = _methods(app, request.url.path)
@@ -285,7 +265,8 @@ def _answer_errors(app: FastAPI) -> None:
 
 def _methods(app: FastAPI, path: str) -> str:
     """All methods of a path. Starlette's own 405 names those of one route, and a path may have several."""
-    methods = {method for route in app.routes if getattr(route, "path", None) == path for method in getattr(route, "methods", ())}
+    same = [route for route in app.routes if isinstance(route, Route) and route.path_regex.fullmatch(path)]
+    methods = {method for route in same for method in route.methods or ()}
     return ", ".join(sorted(methods))
 
 

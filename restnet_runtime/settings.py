@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from restnet_runtime.threads import usable_cores
 
+BUDGET_HEADER = "X-Restnet-Budget"
+"""The header by which a request of any kind narrows the standing budget for itself."""
 MAX_PIXELS = 50_000_000
 """The largest image that is decoded unless somebody says otherwise, width times height."""
 

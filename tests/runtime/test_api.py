@@ -812,7 +812,17 @@ def test_a_bug_is_answered_and_the_server_stays_up(make, monkeypatch):
 def test_openapi_documents_every_body_with_examples_that_work(served):
     client = served.client
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/predict", "/budget", "/pin", "/events", "/routes", "/status", "/healthz", "/readyz"}
+    ours = {path for path in paths if not path.startswith("/v2")}  # these are in test_v2_contract.py
+    assert ours == {
+        "/predict",
+        "/budget",
+        "/pin",
+        "/events",
+        "/routes",
+        "/status",
+        "/healthz",
+        "/readyz",
+    }
     content = paths["/predict"]["post"]["requestBody"]["content"]
     assert set(content) == {"multipart/form-data", "image/*", "application/json", "application/x-npy", "application/octet-stream"}
     assert all(entry["examples"] for entry in content.values())
