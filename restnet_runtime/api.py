@@ -23,7 +23,9 @@ from restnet_runtime.errors import InfeasibleError, InputError, RequestError, Re
 from restnet_runtime.events import Events
 from restnet_runtime.executor import Executor
 from restnet_runtime.loader import Progress
+from restnet_runtime.metrics import Metrics, add_metrics
 from restnet_runtime.npy import MAGIC
+from restnet_runtime.observing import REQUEST_ID, Observing, Unready, note_error, request_id
 from restnet_runtime.payload import BodyKind, parse_top_k
 from restnet_runtime.preprocess import looks_like_image
 from restnet_runtime.receiving import Receiver
@@ -43,6 +45,7 @@ from restnet_runtime.schemas import (
 )
 from restnet_runtime.service import PredictService
 from restnet_runtime.settings import ServeSettings
+from restnet_runtime.state_metrics import Device, Serving
 from restnet_runtime.status import describe_budget, describe_pin, describe_routes, describe_server
 
 BUDGET_HEADER = "X-Restnet-Budget"
@@ -84,7 +87,7 @@ def create_app(
 
     def refuse_unready() -> None:
         if not executor.loaded:
-            raise HTTPException(503, "no route is loaded yet", _TRY_AGAIN)
+            raise Unready(503, "no route is loaded yet", _TRY_AGAIN)
 
     def refuse_overload() -> None:
         if in_flight >= settings.max_in_flight:
@@ -110,6 +113,29 @@ def create_app(
     _answer_errors(app)
     app.state.events = events
 
+    def serving() -> Serving:
+        profiles = {route.name: executor.profile(route.name) for route in executor.bundle.routes}
+        return Serving(
+            model=model,
+            digest=executor.bundle.digest,
+            routes=executor.bundle.routes,
+            profiles={name: profile for name, profile in profiles.items() if profile is not None},
+            loaded=executor.loaded,
+            current=executor.current.name if executor.current else None,
+            status=controller.status(),
+            progress=progress() if progress else None,
+            batches=batcher.counts(),
+            requests=in_flight,
+            most_requests=settings.max_in_flight,
+            receiving_bytes=receiver.held_bytes,
+        )
+
+    model = executor.bundle.manifest.name
+    app.state.metrics = metrics = Metrics(lambda: Device(controller.reading, events.listeners))
+    metrics.watch(serving)
+    add_metrics(app, metrics)
+    app.add_middleware(Observing, failed=partial(metrics.failed, model))
+
     @app.post(
         "/predict",
         responses={200: {"model": PredictAnswer | BatchAnswer}, **_ERRORS},
@@ -125,13 +151,22 @@ def create_app(
         body = await receiver.read(request)
         kind = body_kind(content_type, body)
         controller.arrive()
-        work = partial(service.predict, kind, content_type, body, top_k=top_k, budget=budget, arrived_s=time.perf_counter())
+        arrived_s = time.perf_counter()
+        work = partial(service.predict, kind, content_type, body, top_k=top_k, budget=budget, arrived_s=arrived_s)
         refuse_overload()  # others may have come while the body did
         in_flight += 1
         try:
             answer = await asyncio.get_running_loop().run_in_executor(pool, work)
         finally:
             in_flight -= 1
+        metrics.answered(
+            model,
+            answer.route,
+            met=answer.budget_met,
+            inputs=len(answer.predictions) if isinstance(answer, BatchAnswer) else 1,
+            run_s=answer.latency_ms / 1e3,
+            total_s=time.perf_counter() - arrived_s,
+        )
         return _json(answer, exclude_none=True)
 
     @app.get("/budget", responses={200: {"model": BudgetAnswer}})
@@ -259,6 +294,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
+        note_error(request.scope, error)
         headers, path = dict(error.headers or {}), request.url.path[:100]
         message = error.detail
         if error.status_code == 404:
@@ -269,13 +305,15 @@ def _answer_errors(app: FastAPI) -> None:
         return _error(error.status_code, message, headers)
 
     def on_kind(status: int) -> Callable[[Request, Exception], Any]:
-        async def answer(_: Request, error: Exception) -> Response:
+        async def answer(request: Request, error: Exception) -> Response:
+            note_error(request.scope, error)
             return _error(status, str(error))
 
         return answer
 
-    async def on_bug(_: Request, error: Exception) -> Response:
-        return _error(500, f"internal error ({type(error).__name__}): the server's log has the details")
+    async def on_bug(request: Request, error: Exception) -> Response:
+        name, known = type(error).__name__, request_id(request.scope)
+        return _error(500, f"internal error ({name}): the server's log has the details", {REQUEST_ID: known} if known else None)
 
     app.add_exception_handler(StarletteHTTPException, on_http)
     for kind, status in STATUS_OF.items():

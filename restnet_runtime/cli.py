@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.errors import CompileError, RestnetError, TraceError
+from restnet_runtime.logs import FORMATS, configure_logs
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.signals import TerminatedError, terminable, unwind_if_told
 from restnet_runtime.tables import routes_table
@@ -85,6 +85,9 @@ def serve(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch-max", type=positive(int), default=batches.max_batch, metavar="N", help="requests in a batch (%(default)s)")
     parser.add_argument("--max-in-flight", type=positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
+    parser.add_argument(
+        "--log-format", choices=FORMATS, default=FORMATS[0], help="lines of the log on standard error, json: an object each (%(default)s)"
+    )
     args = parser.parse_args(argv)
     return _run("restnet-serve", lambda: _serve(args))
 
@@ -95,7 +98,7 @@ def _serve(args: argparse.Namespace) -> int:
     from restnet_runtime.settings import ServeSettings
     from restnet_runtime.threads import affinity_cores, usable_cores
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    configure_logs(args.log_format)
     batching = BatchSettings(args.batching, args.batch_wait, args.batch_max)
     settings = ServeSettings(
         max_body_bytes=args.max_body,
@@ -123,7 +126,7 @@ def _serve(args: argparse.Namespace) -> int:
 
                 stack.enter_context(Recorder(args.record, engine.controller, affinity_cores(), args.interval))
             app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher)
-            run_server(app, listener, ready=unwind_if_told, stopping=app.state.events.close)
+            run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=app.state.events.close)
     return 0
 
 
