@@ -19,6 +19,7 @@ from restnet_runtime.api_docs import BUDGET_BODY, PIN_BODY, PREDICT_BODY, PREDIC
 from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
+from restnet_runtime.dashboard import add_pages
 from restnet_runtime.errors import InfeasibleError, InputError, RequestError, RestnetError, UnitError
 from restnet_runtime.events import Events
 from restnet_runtime.executor import Executor
@@ -134,6 +135,7 @@ def create_app(
     app.state.metrics = metrics = Metrics(lambda: Device(controller.reading, events.listeners))
     metrics.watch(serving)
     add_metrics(app, metrics)
+    add_pages(app)
     app.add_middleware(Observing, failed=partial(metrics.failed, model))
 
     @app.post(
