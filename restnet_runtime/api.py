@@ -60,7 +60,7 @@ STATUS_OF: dict[type[Exception], int] = {
 _MEDIA_KINDS: dict[str, BodyKind] = {"multipart/form-data": "form", "application/json": "json", "application/x-npy": "npy"}
 _UNTOLD_MEDIA = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _ALLOWED_MEDIA = "multipart/form-data, image/*, application/json, application/x-npy, or application/octet-stream with an image or .npy file"
-_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 408, 413, 415, 422, 500, 503)}
+_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 403, 408, 413, 415, 422, 500, 503)}
 _TRY_AGAIN = {"Retry-After": "1"}
 
 T = TypeVar("T")
@@ -93,6 +93,10 @@ def create_app(
     def refuse_overload() -> None:
         if in_flight >= settings.max_in_flight:
             raise HTTPException(503, f"{in_flight} requests are in flight, which is the limit: try again", _TRY_AGAIN)
+
+    def refuse_changes() -> None:
+        if settings.read_only:
+            raise HTTPException(403, "this server is read-only: budget and pin are changed where it was started")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -134,8 +138,6 @@ def create_app(
     model = executor.bundle.manifest.name
     app.state.metrics = metrics = Metrics(lambda: Device(controller.reading, events.listeners))
     metrics.watch(serving)
-    add_metrics(app, metrics)
-    add_pages(app)
     app.add_middleware(Observing, failed=partial(metrics.failed, model))
 
     @app.post(
@@ -179,6 +181,7 @@ def create_app(
     @app.put("/budget", responses={200: {"model": BudgetAnswer}, **_ERRORS}, openapi_extra={"requestBody": BUDGET_BODY})
     async def put_budget(request: Request) -> Response:
         """Replace the standing budget; the next requests are served under it."""
+        refuse_changes()
         limits = read_json(BudgetRequest, await receiver.read(request)).limits()
 
         def replace() -> BudgetAnswer:
@@ -195,15 +198,17 @@ def create_app(
     @app.put("/pin", responses={200: {"model": PinAnswer}, **_ERRORS}, openapi_extra={"requestBody": PIN_BODY})
     async def put_pin(request: Request) -> Response:
         """Keep to one route, whatever it costs. Where it is not loaded yet, the budget decides until it is."""
+        refuse_changes()
         route = read_json(PinRequest, await receiver.read(request)).route
         known = [one.name for one in executor.bundle.routes]
         if route not in known:
             raise InputError(f"there is no route {route[:60]!r} in this bundle: /routes lists what there is")
         return _json(await _off_loop(partial(_pin, route)))
 
-    @app.delete("/pin", responses={200: {"model": PinAnswer}})
+    @app.delete("/pin", responses={200: {"model": PinAnswer}, 403: {"model": ErrorAnswer}})
     async def delete_pin() -> Response:
         """Let the budget decide again."""
+        refuse_changes()
         return _json(await _off_loop(partial(_pin, None)))
 
     def _pin(route: str | None) -> PinAnswer:
@@ -228,7 +233,7 @@ def create_app(
         queue = QueueAnswer(
             in_flight=in_flight, max_in_flight=settings.max_in_flight, workers=settings.workers, receiving_bytes=receiver.held_bytes
         )
-        return _json(describe_server(executor, controller, queue, batcher, progress() if progress else None))
+        return _json(describe_server(executor, controller, queue, batcher, progress() if progress else None, read_only=settings.read_only))
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", responses={200: {"model": HealthAnswer}})
@@ -243,6 +248,8 @@ def create_app(
         refuse_unready()
         return _json(HealthAnswer(status="ready"))
 
+    add_metrics(app, metrics)
+    add_pages(app)
     return app
 
 

@@ -85,6 +85,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch-max", type=positive(int), default=batches.max_batch, metavar="N", help="requests in a batch (%(default)s)")
     parser.add_argument("--max-in-flight", type=positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
+    parser.add_argument("--read-only", action="store_true", help="take no changes of budget and pin over HTTP")
     parser.add_argument(
         "--log-format", choices=FORMATS, default=FORMATS[0], help="lines of the log on standard error, json: an object each (%(default)s)"
     )
@@ -106,6 +107,7 @@ def _serve(args: argparse.Namespace) -> int:
         strict=args.strict,
         workers=args.workers or max(usable_cores(), 1 if batching.mode == "off" else batching.max_batch),
         max_in_flight=args.max_in_flight,
+        read_only=args.read_only,
     )
     if args.min_accuracy is not None:
         args.budget = args.budget.narrowed(Budget(min_accuracy=args.min_accuracy))

@@ -79,7 +79,7 @@ function drawCurve(box, routes, current, limits) {
   }
   if (lit) {
     const at = x(lit.macs), late = at > width * 0.45, most = Math.floor((late ? at - left : width - right - at) / 7.2);
-    const name = `${lit.name} (${lit.precision})`, shown = name.length > most ? `${name.slice(0, Math.max(4, most - 1))}…` : name;
+    const whole = `${lit.name} (${lit.precision})`, name = whole.length > most ? lit.name : whole, shown = name.length > most ? `${name.slice(0, Math.max(4, most - 1))}…` : name;
     // A front rises: above it there is room to the left, below it to the right.
     chart.append(svg("text", { class: "name", x: at + (late ? -12 : 12), y: y(lit.accuracy) + (late ? -14 : 24), "text-anchor": late ? "end" : "start" }, shown));
   }

@@ -2,13 +2,18 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import uvicorn
 from onnx import TensorProto, helper, numpy_helper
 
 from restnet_export.writer import BundleSource, RouteSource, SegmentSource, write_bundle
@@ -287,3 +292,28 @@ def executor(family_bundle: Bundle, cache_root: Path):
 def none_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The family's routes are so small that one thread is all that they get; here they are taken for larger ones."""
     monkeypatch.setattr("restnet_runtime.sessions.SMALL_MACS", 0)
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[httpx.Client]]:
+    """A client of an application that a thread serves on 127.0.0.1; port 0 takes a free one."""
+
+    @contextmanager
+    def serve(app: object, port: int = 0) -> Iterator[httpx.Client]:
+        config = uvicorn.Config(app, port=port, log_level="critical", lifespan="on", ws="none", timeout_graceful_shutdown=2)  # type: ignore[arg-type]
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.005)
+            port = server.servers[0].sockets[0].getsockname()[1]
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+                yield client
+        finally:
+            app.state.events.close()  # type: ignore[attr-defined]
+            server.should_exit = True
+            thread.join()
+
+    return serve

@@ -458,9 +458,8 @@ def test_budgets_that_cannot_be_read(client, body, status, message):
 @pytest.mark.parametrize(
     ("method", "path", "status", "message"),
     [
-        ("GET", "/", 404, "there is no '/' here: /openapi.json lists"),
+        ("GET", "/web/", 404, "there is no '/web/' here: /openapi.json lists"),
         ("POST", "/predict/", 404, "there is no '/predict/' here"),
-        ("GET", "/docs", 404, "there is no"),
         ("GET", "/predict", 405, "GET is not allowed on '/predict': allowed is POST"),
         ("DELETE", "/budget", 405, "DELETE is not allowed on '/budget': allowed is GET, PUT"),
         ("POST", "/healthz", 405, "POST is not allowed on '/healthz': allowed is GET, HEAD"),
@@ -810,7 +809,7 @@ def test_a_bug_is_answered_and_the_server_stays_up(make, monkeypatch):
 def test_openapi_documents_every_body_with_examples_that_work(served):
     client = served.client
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/predict", "/budget", "/pin", "/events", "/routes", "/status", "/healthz", "/readyz"}
+    assert set(paths) == {"/predict", "/budget", "/pin", "/events", "/routes", "/status", "/metrics", "/healthz", "/readyz"}
     content = paths["/predict"]["post"]["requestBody"]["content"]
     assert set(content) == {"multipart/form-data", "image/*", "application/json", "application/x-npy", "application/octet-stream"}
     assert all(entry["examples"] for entry in content.values())
@@ -879,3 +878,13 @@ def test_listeners_are_bounded(served):
         assert served.client.get("/events").status_code == 503
     finally:
         served.app.state.events._most = 16
+
+
+def test_a_read_only_server_takes_no_changes(make):
+    with make(read_only=True) as served:
+        client = served.client
+        assert client.get("/status").json()["read_only"] is True
+        for method, path, body in (("PUT", "/budget", b'{"macs": 1}'), ("PUT", "/pin", b'{"route": "small"}'), ("DELETE", "/pin", b"")):
+            assert_error(client.request(method, path, content=body), 403, "this server is read-only")
+        assert client.get("/budget").json()["budget"]["text"] == "none"
+        assert client.post("/predict", content=png(), params={"budget": "1MACs"}).status_code == 200  # a wish of its own stays possible
