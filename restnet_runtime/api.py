@@ -18,12 +18,16 @@ from restnet_runtime.api_docs import BUDGET_BODY, PIN_BODY, PREDICT_BODY, PREDIC
 from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
+from restnet_runtime.dashboard import add_pages
 from restnet_runtime.errors import InfeasibleError, InputError, RequestError, RestnetError, UnitError
 from restnet_runtime.events import Events
 from restnet_runtime.executor import Executor
+from restnet_runtime.inference import Verdict
 from restnet_runtime.intake import TRY_AGAIN, Intake
 from restnet_runtime.loader import Progress
+from restnet_runtime.metrics import Metrics, add_metrics
 from restnet_runtime.npy import MAGIC
+from restnet_runtime.observing import REQUEST_ID, Observing, note_error, request_id
 from restnet_runtime.payload import BodyKind, parse_top_k
 from restnet_runtime.preprocess import looks_like_image
 from restnet_runtime.schemas import (
@@ -41,6 +45,7 @@ from restnet_runtime.schemas import (
 )
 from restnet_runtime.service import PredictService
 from restnet_runtime.settings import BUDGET_HEADER, ServeSettings
+from restnet_runtime.state_metrics import Device, Serving
 from restnet_runtime.status import describe_budget, describe_pin, describe_routes, describe_server
 from restnet_runtime.v2 import add_v2
 from restnet_runtime.v2_model import Model
@@ -55,7 +60,7 @@ STATUS_OF: dict[type[Exception], int] = {
 _MEDIA_KINDS: dict[str, BodyKind] = {"multipart/form-data": "form", "application/json": "json", "application/x-npy": "npy"}
 _UNTOLD_MEDIA = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _ALLOWED_MEDIA = "multipart/form-data, image/*, application/json, application/x-npy, or application/octet-stream with an image or .npy file"
-_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 408, 413, 415, 422, 500, 503)}
+_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 403, 408, 413, 415, 422, 500, 503)}
 
 T = TypeVar("T")
 
@@ -73,9 +78,16 @@ def create_app(
     batcher:  what runs requests together; by default each runs by itself
     """
     batcher = batcher or Batcher(executor)
-    service = PredictService(executor, controller, settings, batcher)
     intake = Intake(executor, controller, settings)
     events = Events(controller)
+    model = executor.bundle.manifest.name
+    metrics = Metrics(lambda: Device(controller.reading, events.listeners))
+    counted = partial(_count, metrics, model)
+    service = PredictService(executor, controller, settings, batcher, counted)
+
+    def refuse_changes() -> None:
+        if settings.read_only:
+            raise HTTPException(403, "this server is read-only: budget and pin are changed where it was started")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -96,6 +108,28 @@ def create_app(
     )
     _answer_errors(app)
     app.state.events = events
+
+    def serving() -> Serving:
+        queue = intake.queue()
+        profiles = {route.name: executor.profile(route.name) for route in executor.bundle.routes}
+        return Serving(
+            model=model,
+            digest=executor.bundle.digest,
+            routes=executor.bundle.routes,
+            profiles={name: profile for name, profile in profiles.items() if profile is not None},
+            loaded=executor.loaded,
+            current=executor.current.name if executor.current else None,
+            status=controller.status(),
+            progress=progress() if progress else None,
+            batches=batcher.counts(),
+            requests=queue.in_flight,
+            most_requests=queue.max_in_flight,
+            receiving_bytes=queue.receiving_bytes,
+        )
+
+    app.state.metrics = metrics
+    metrics.watch(serving)
+    app.add_middleware(Observing, failed=partial(metrics.failed, model))
 
     @app.post(
         "/predict",
@@ -124,6 +158,7 @@ def create_app(
     @app.put("/budget", responses={200: {"model": BudgetAnswer}, **_ERRORS}, openapi_extra={"requestBody": BUDGET_BODY})
     async def put_budget(request: Request) -> Response:
         """Replace the standing budget; the next requests are served under it."""
+        refuse_changes()
         limits = read_json(BudgetRequest, await intake.receive(request)).limits()
 
         def replace() -> BudgetAnswer:
@@ -140,15 +175,17 @@ def create_app(
     @app.put("/pin", responses={200: {"model": PinAnswer}, **_ERRORS}, openapi_extra={"requestBody": PIN_BODY})
     async def put_pin(request: Request) -> Response:
         """Keep to one route, whatever it costs. Where it is not loaded yet, the budget decides until it is."""
+        refuse_changes()
         route = read_json(PinRequest, await intake.receive(request)).route
         known = [one.name for one in executor.bundle.routes]
         if route not in known:
             raise InputError(f"there is no route {route[:60]!r} in this bundle: /routes lists what there is")
         return _json(await _off_loop(partial(_pin, route)))
 
-    @app.delete("/pin", responses={200: {"model": PinAnswer}})
+    @app.delete("/pin", responses={200: {"model": PinAnswer}, 403: {"model": ErrorAnswer}})
     async def delete_pin() -> Response:
         """Let the budget decide again."""
+        refuse_changes()
         return _json(await _off_loop(partial(_pin, None)))
 
     def _pin(route: str | None) -> PinAnswer:
@@ -170,7 +207,8 @@ def create_app(
     @app.get("/status", responses={200: {"model": StatusAnswer}})
     def get_status() -> Response:
         """What is served, under which budget, and how the device is doing."""
-        return _json(describe_server(executor, controller, intake.queue(), batcher, progress() if progress else None))
+        loading = progress() if progress else None
+        return _json(describe_server(executor, controller, intake.queue(), batcher, loading, read_only=settings.read_only))
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", responses={200: {"model": HealthAnswer}})
@@ -185,8 +223,14 @@ def create_app(
         intake.refuse_unready()
         return _json(HealthAnswer(status="ready"))
 
-    add_v2(app, [Model(executor, controller, settings, batcher)], intake)
+    add_v2(app, [Model(executor, controller, settings, batcher, counted)], intake)
+    add_metrics(app, metrics)
+    add_pages(app)
     return app
+
+
+def _count(metrics: Metrics, model: str, verdict: Verdict, inputs: int, total_s: float) -> None:
+    metrics.answered(model, verdict.route, met=verdict.budget_met, inputs=inputs, run_s=verdict.latency_ms / 1e3, total_s=total_s)
 
 
 def body_kind(content_type: str, body: bytes) -> BodyKind:
@@ -239,6 +283,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
+        note_error(request.scope, error)
         headers, path = dict(error.headers or {}), request.url.path[:100]
         message = error.detail
         if error.status_code == 404 and message == "Not Found":
@@ -249,13 +294,15 @@ def _answer_errors(app: FastAPI) -> None:
         return _error(error.status_code, message, headers)
 
     def on_kind(status: int) -> Callable[[Request, Exception], Any]:
-        async def answer(_: Request, error: Exception) -> Response:
+        async def answer(request: Request, error: Exception) -> Response:
+            note_error(request.scope, error)
             return _error(status, str(error))
 
         return answer
 
-    async def on_bug(_: Request, error: Exception) -> Response:
-        return _error(500, f"internal error ({type(error).__name__}): the server's log has the details")
+    async def on_bug(request: Request, error: Exception) -> Response:
+        name, known = type(error).__name__, request_id(request.scope)
+        return _error(500, f"internal error ({name}): the server's log has the details", {REQUEST_ID: known} if known else None)
 
     app.add_exception_handler(StarletteHTTPException, on_http)
     for kind, status in STATUS_OF.items():

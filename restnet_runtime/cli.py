@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.errors import CompileError, RestnetError, TraceError
+from restnet_runtime.logs import FORMATS, configure_logs
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.signals import TerminatedError, terminable, unwind_if_told
 from restnet_runtime.tables import routes_table
@@ -85,6 +85,10 @@ def serve(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch-max", type=positive(int), default=batches.max_batch, metavar="N", help="requests in a batch (%(default)s)")
     parser.add_argument("--max-in-flight", type=positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
+    parser.add_argument("--read-only", action="store_true", help="take no changes of budget and pin over HTTP")
+    parser.add_argument(
+        "--log-format", choices=FORMATS, default=FORMATS[0], help="lines of the log on standard error, json: an object each (%(default)s)"
+    )
     args = parser.parse_args(argv)
     return _run("restnet-serve", lambda: _serve(args))
 
@@ -95,7 +99,7 @@ def _serve(args: argparse.Namespace) -> int:
     from restnet_runtime.settings import ServeSettings
     from restnet_runtime.threads import affinity_cores, usable_cores
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    configure_logs(args.log_format)
     batching = BatchSettings(args.batching, args.batch_wait, args.batch_max)
     settings = ServeSettings(
         max_body_bytes=args.max_body,
@@ -103,6 +107,7 @@ def _serve(args: argparse.Namespace) -> int:
         strict=args.strict,
         workers=args.workers or max(usable_cores(), 1 if batching.mode == "off" else batching.max_batch),
         max_in_flight=args.max_in_flight,
+        read_only=args.read_only,
     )
     if args.min_accuracy is not None:
         args.budget = args.budget.narrowed(Budget(min_accuracy=args.min_accuracy))
@@ -123,7 +128,7 @@ def _serve(args: argparse.Namespace) -> int:
 
                 stack.enter_context(Recorder(args.record, engine.controller, affinity_cores(), args.interval))
             app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher)
-            run_server(app, listener, ready=unwind_if_told, stopping=app.state.events.close)
+            run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=app.state.events.close)
     return 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
+from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
 from restnet_runtime.decision_log import Status
 
@@ -26,6 +27,11 @@ class Events:
     def full(self) -> bool:
         """Are there as many listeners as may be?"""
         return self._listeners >= self._most
+
+    @property
+    def listeners(self) -> int:
+        """How many there are."""
+        return self._listeners
 
     def close(self) -> None:
         """End every stream soon; from any thread, also from a signal handler."""
@@ -72,7 +78,13 @@ def _decision(status: Status) -> dict[str, Any]:
         "route": None if decision is None else decision.route,
         "feasible": None if decision is None else decision.feasible,
         "reason": None if decision is None else decision.reason,
+        "limits": None if decision is None else _limits(decision.limits),
     }
+
+
+def _limits(limits: Budget) -> dict[str, Any]:
+    """The limits in force, null where there is none."""
+    return {"macs": limits.macs, "latency_ms": limits.latency_ms, "memory_bytes": limits.memory_bytes, "min_accuracy": limits.min_accuracy}
 
 
 def _event(name: str, data: dict[str, Any]) -> str:

@@ -52,11 +52,20 @@ class Verdict:
     reason: str | None = None
 
 
+Answered = Callable[[Verdict, int, float], object]
+
+
 class Inference:
     """Runs requests of one engine. Thread safe; every call blocks, so call it off an event loop."""
 
-    def __init__(self, executor: Executor, controller: Controller, batcher: Batcher, *, strict: bool = False) -> None:
-        """strict: refuse a request when no route fits the budget, rather than overrun it."""
+    def __init__(
+        self, executor: Executor, controller: Controller, batcher: Batcher, *, strict: bool = False, answered: Answered | None = None
+    ) -> None:
+        """strict: refuse a request when no route fits the budget, rather than overrun it.
+
+        answered: told of each request that was answered: its verdict, how many inputs it had, and seconds since it came
+        """
+        self._answered = answered
         self._executor = executor
         self._controller = controller
         self._batcher = batcher
@@ -72,7 +81,9 @@ class Inference:
         Raises what `prepare` does, and in strict mode or under a floor of accuracy `InfeasibleError` when no route fits; in any mode
         while no route is loaded.
         """
-        waited_ms = 0.0 if arrived_s is None else (time.perf_counter() - arrived_s) * 1e3
+        called_s = time.perf_counter()
+        arrived_s = called_s if arrived_s is None else arrived_s
+        waited_ms = (called_s - arrived_s) * 1e3
         waited_ms = waited_ms if waited_ms >= _HAND_OVER_MS else 0.0
         if self._executor.current is None:
             raise InfeasibleError("no route is loaded yet")
@@ -98,6 +109,8 @@ class Inference:
             None if met else str(decision.limits),
             reason,
         )
+        if self._answered is not None:
+            self._answered(verdict, count, time.perf_counter() - arrived_s)
         return prepared, answer.logits, verdict
 
 

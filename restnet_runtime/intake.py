@@ -11,6 +11,7 @@ from fastapi import HTTPException, Request
 
 from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
+from restnet_runtime.observing import Unready
 from restnet_runtime.receiving import Receiver
 from restnet_runtime.schemas import QueueAnswer
 from restnet_runtime.settings import ServeSettings
@@ -33,7 +34,7 @@ class Intake:
     def refuse_unready(self) -> None:
         """Raise HTTP 503 while no route is loaded."""
         if not self._executor.loaded:
-            raise HTTPException(503, "no route is loaded yet", TRY_AGAIN)
+            raise Unready(503, "no route is loaded yet", TRY_AGAIN)
 
     def refuse_overload(self) -> None:
         """Raise HTTP 503 while as many requests wait or run as may."""

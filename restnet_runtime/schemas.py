@@ -319,6 +319,7 @@ class StatusAnswer(_Answer):
     switched: Annotated[int, Field(description="switches since the start")]
     switches: Annotated[list[SwitchAnswer], Field(description="the latest, oldest first")]
     problem: Annotated[str | None, Field(description="what went wrong when the device was read or a route switched last")]
+    read_only: Annotated[bool, Field(description="budget and pin cannot be changed over HTTP")] = False
     controlling: Annotated[bool, Field(description="the budget is being watched")]
     queue: QueueAnswer
     batching: BatchingAnswer

@@ -7,6 +7,7 @@ from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.config import LOGGING_CONFIG
 
 from restnet_runtime.errors import AddressError
 
@@ -57,11 +58,13 @@ def run_server(
     *,
     log_level: str = "info",
     graceful_s: int = 30,
+    own_logs: bool = True,
     ready: Callable[[], object] = lambda: None,
     stopping: Callable[[], object] = lambda: None,
 ) -> None:
     """Serve `app` until SIGTERM or SIGINT; then take no new requests, finish those in flight, close `listener`, and return.
 
+    own_logs:    uvicorn writes its lines itself, in its own format; otherwise whoever configured logging does
     graceful_s:  how long requests in flight may take to finish
     stopping:    called when a signal ends it, before requests in flight are waited for: what would never finish by itself is to end
     ready:       called once signals are handled here, before anything is served
@@ -70,6 +73,7 @@ def run_server(
     config = uvicorn.Config(
         app,
         log_level=log_level,
+        log_config=LOGGING_CONFIG if own_logs else None,
         access_log=False,
         lifespan="on",
         server_header=False,

@@ -6,7 +6,7 @@ from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
-from restnet_runtime.inference import Inference
+from restnet_runtime.inference import Answered, Inference
 from restnet_runtime.payload import BodyKind, PayloadReader
 from restnet_runtime.predictions import Scored, best_classes
 from restnet_runtime.preprocess import Preprocessor
@@ -17,10 +17,17 @@ from restnet_runtime.settings import ServeSettings
 class PredictService:
     """Answers prediction requests. Thread safe; every call blocks, so call it off the event loop."""
 
-    def __init__(self, executor: Executor, controller: Controller, settings: ServeSettings, batcher: Batcher | None = None) -> None:
-        """batcher: what runs requests together; by default each runs by itself."""
+    def __init__(
+        self,
+        executor: Executor,
+        controller: Controller,
+        settings: ServeSettings,
+        batcher: Batcher | None = None,
+        answered: Answered | None = None,
+    ) -> None:
+        """batcher: what runs requests together; by default each runs by itself. answered: as `Inference` has it."""
         manifest = executor.bundle.manifest
-        self._inference = Inference(executor, controller, batcher or Batcher(executor), strict=settings.strict)
+        self._inference = Inference(executor, controller, batcher or Batcher(executor), strict=settings.strict, answered=answered)
         self._settings = settings
         self._classes = manifest.classes
         preprocessor = Preprocessor(manifest.preprocessing, manifest.input.shape, max_pixels=settings.max_pixels)

@@ -23,6 +23,7 @@ class ServeSettings:
     top_k:                how many classes an answer lists unless the request says otherwise
     strict:               refuse a request when no route fits the budget, rather than overrun it
     workers:              how many requests are decoded and run at once
+    read_only:            budget and pin cannot be changed over HTTP
     max_in_flight:        how many requests whose body is there may wait or run before further ones are refused
     """
 
@@ -35,6 +36,7 @@ class ServeSettings:
     strict: bool = False
     workers: int = field(default_factory=usable_cores)
     max_in_flight: int = 256
+    read_only: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_pixels", "max_batch", "top_k", "workers", "max_in_flight"):

@@ -25,7 +25,7 @@ from restnet_runtime.controller import Controller
 from restnet_runtime.encodings import choose_encoding, compress, decompress
 from restnet_runtime.errors import InputError, UnitError
 from restnet_runtime.executor import Executor
-from restnet_runtime.inference import Inference, Verdict
+from restnet_runtime.inference import Answered, Inference, Verdict
 from restnet_runtime.predictions import best_classes, softmax
 from restnet_runtime.preprocess import Preprocessor
 from restnet_runtime.settings import ServeSettings
@@ -72,13 +72,21 @@ class _Prepared:
 class Model:
     """One bundle, as clients of the protocol see it. Thread safe; `infer` blocks, so call it off the event loop."""
 
-    def __init__(self, executor: Executor, controller: Controller, settings: ServeSettings, batcher: Batcher) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        controller: Controller,
+        settings: ServeSettings,
+        batcher: Batcher,
+        answered: Answered | None = None,
+    ) -> None:
+        """answered: as `Inference` has it."""
         manifest = executor.bundle.manifest
         self.name = manifest.name
         self._executor = executor
         self._settings = settings
         self._classes, self._shape = manifest.classes, manifest.input.shape
-        self._inference = Inference(executor, controller, batcher, strict=settings.strict)
+        self._inference = Inference(executor, controller, batcher, strict=settings.strict, answered=answered)
         self._preprocessor = Preprocessor(manifest.preprocessing, manifest.input.shape, max_pixels=settings.max_pixels)
 
     @property

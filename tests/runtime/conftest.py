@@ -299,6 +299,32 @@ def none_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("restnet_runtime.sessions.SMALL_MACS", 0)
 
 
+@contextmanager
+def running(app: Any, port: int = 0) -> Iterator[httpx.Client]:
+    """A client of an application that a thread serves on 127.0.0.1; port 0 takes a free one."""
+    config = uvicorn.Config(app, port=port, log_level="critical", lifespan="on", ws="none", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+            yield client
+    finally:
+        app.state.events.close()
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def serve_app() -> Callable[..., AbstractContextManager[httpx.Client]]:
+    """`running`, for tests."""
+    return running
+
+
 class SteadyDevice:
     """Sensors of a device that can read nothing about itself."""
 
@@ -325,20 +351,11 @@ def serve() -> Callable[..., AbstractContextManager[Server]]:
     @contextmanager
     def serve(bundle: Bundle, cache_root: Path, **options: Any) -> Iterator[Server]:
         server = Server(bundle, cache_root, **options)
-        runner = uvicorn.Server(uvicorn.Config(server.app, port=0, log_level="critical", lifespan="on", ws="none"))
-        thread = threading.Thread(target=runner.run)
-        thread.start()
         try:
-            while not runner.started:
-                assert thread.is_alive()
-                time.sleep(0.005)
-            server.url = f"127.0.0.1:{runner.servers[0].sockets[0].getsockname()[1]}"
-            with httpx.Client(base_url=f"http://{server.url}", timeout=30, trust_env=False) as client:
-                server.client = client
+            with running(server.app) as server.client:
+                server.url = server.client.base_url.netloc.decode()
                 yield server
         finally:
-            runner.should_exit = True
-            thread.join()
             server.executor.close()
 
     return serve

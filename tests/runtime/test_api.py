@@ -458,9 +458,8 @@ def test_budgets_that_cannot_be_read(client, body, status, message):
 @pytest.mark.parametrize(
     ("method", "path", "status", "message"),
     [
-        ("GET", "/", 404, "there is no '/' here: /openapi.json lists"),
+        ("GET", "/web/", 404, "there is no '/web/' here: /openapi.json lists"),
         ("POST", "/predict/", 404, "there is no '/predict/' here"),
-        ("GET", "/docs", 404, "there is no"),
         ("GET", "/predict", 405, "GET is not allowed on '/predict': allowed is POST"),
         ("DELETE", "/budget", 405, "DELETE is not allowed on '/budget': allowed is GET, PUT"),
         ("POST", "/healthz", 405, "POST is not allowed on '/healthz': allowed is GET, HEAD"),
@@ -754,7 +753,7 @@ def test_status(served):
     status = served.client.get("/status").json()
     assert set(status) == {
         *("version", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted", "pin", "switched"),
-        *("reading", "switches", "problem", "controlling", "queue", "batching", "versions"),
+        *("reading", "switches", "problem", "controlling", "queue", "batching", "versions", "read_only"),
     }
     assert status["sessions"]["threads"] == 1
     assert status["sessions"]["route_threads"] == dict.fromkeys(status["routes"]["loaded"], 1)
@@ -820,6 +819,7 @@ def test_openapi_documents_every_body_with_examples_that_work(served):
         "/events",
         "/routes",
         "/status",
+        "/metrics",
         "/healthz",
         "/readyz",
     }
@@ -891,3 +891,13 @@ def test_listeners_are_bounded(served):
         assert served.client.get("/events").status_code == 503
     finally:
         served.app.state.events._most = 16
+
+
+def test_a_read_only_server_takes_no_changes(make):
+    with make(read_only=True) as served:
+        client = served.client
+        assert client.get("/status").json()["read_only"] is True
+        for method, path, body in (("PUT", "/budget", b'{"macs": 1}'), ("PUT", "/pin", b'{"route": "small"}'), ("DELETE", "/pin", b"")):
+            assert_error(client.request(method, path, content=body), 403, "this server is read-only")
+        assert client.get("/budget").json()["budget"]["text"] == "none"
+        assert client.post("/predict", content=png(), params={"budget": "1MACs"}).status_code == 200  # a wish of its own stays possible
