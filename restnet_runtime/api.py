@@ -22,6 +22,7 @@ from restnet_runtime.dashboard import add_pages
 from restnet_runtime.errors import InfeasibleError, InputError, RequestError, RestnetError, UnitError
 from restnet_runtime.events import Events
 from restnet_runtime.executor import Executor
+from restnet_runtime.guard import Guard
 from restnet_runtime.inference import Verdict
 from restnet_runtime.intake import TRY_AGAIN, Intake
 from restnet_runtime.loader import Progress
@@ -60,7 +61,7 @@ STATUS_OF: dict[type[Exception], int] = {
 _MEDIA_KINDS: dict[str, BodyKind] = {"multipart/form-data": "form", "application/json": "json", "application/x-npy": "npy"}
 _UNTOLD_MEDIA = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _ALLOWED_MEDIA = "multipart/form-data, image/*, application/json, application/x-npy, or application/octet-stream with an image or .npy file"
-_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 403, 408, 413, 415, 422, 500, 503)}
+_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 401, 403, 408, 413, 415, 422, 500, 503)}
 
 T = TypeVar("T")
 
@@ -84,10 +85,6 @@ def create_app(
     metrics = Metrics(lambda: Device(controller.reading, events.listeners))
     counted = partial(_count, metrics, model)
     service = PredictService(executor, controller, settings, batcher, counted)
-
-    def refuse_changes() -> None:
-        if settings.read_only:
-            raise HTTPException(403, "this server is read-only: budget and pin are changed where it was started")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -129,6 +126,7 @@ def create_app(
 
     app.state.metrics = metrics
     metrics.watch(serving)
+    app.add_middleware(Guard, access=settings.access, read_only=settings.read_only)
     app.add_middleware(Observing, failed=partial(metrics.failed, model))
 
     @app.post(
@@ -158,7 +156,6 @@ def create_app(
     @app.put("/budget", responses={200: {"model": BudgetAnswer}, **_ERRORS}, openapi_extra={"requestBody": BUDGET_BODY})
     async def put_budget(request: Request) -> Response:
         """Replace the standing budget; the next requests are served under it."""
-        refuse_changes()
         limits = read_json(BudgetRequest, await intake.receive(request)).limits()
 
         def replace() -> BudgetAnswer:
@@ -175,17 +172,15 @@ def create_app(
     @app.put("/pin", responses={200: {"model": PinAnswer}, **_ERRORS}, openapi_extra={"requestBody": PIN_BODY})
     async def put_pin(request: Request) -> Response:
         """Keep to one route, whatever it costs. Where it is not loaded yet, the budget decides until it is."""
-        refuse_changes()
         route = read_json(PinRequest, await intake.receive(request)).route
         known = [one.name for one in executor.bundle.routes]
         if route not in known:
             raise InputError(f"there is no route {route[:60]!r} in this bundle: /routes lists what there is")
         return _json(await _off_loop(partial(_pin, route)))
 
-    @app.delete("/pin", responses={200: {"model": PinAnswer}, 403: {"model": ErrorAnswer}})
+    @app.delete("/pin", responses={200: {"model": PinAnswer}, 401: {"model": ErrorAnswer}, 403: {"model": ErrorAnswer}})
     async def delete_pin() -> Response:
         """Let the budget decide again."""
-        refuse_changes()
         return _json(await _off_loop(partial(_pin, None)))
 
     def _pin(route: str | None) -> PinAnswer:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restnet_runtime.arguments import accuracy, add_engine_options, common_parser, port, positive, share, wait
+from restnet_runtime.arguments import accuracy, add_access_options, add_engine_options, common_parser, port, positive, share, wait
 from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
@@ -43,7 +43,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     """`restnet-serve`: serve a bundle over HTTP until SIGTERM. Returns the exit status: 0, or 2 with one line on standard error."""
     parser = common_parser("restnet-serve", "Serve a bundle over HTTP and keep to a budget.")
     add_engine_options(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; 0.0.0.0 for all)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; others need --allow-remote)")
     parser.add_argument("--port", type=port, default=8080, help="port (default: %(default)s; 0 takes a free one)")
     parser.add_argument("--interval", type=positive(float), default=1.0, metavar="S", help="seconds between looks at the device (1)")
     parser.add_argument("--strict", action="store_true", help="refuse requests (503) when no route fits, instead of serving the cheapest")
@@ -85,7 +85,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch-max", type=positive(int), default=batches.max_batch, metavar="N", help="requests in a batch (%(default)s)")
     parser.add_argument("--max-in-flight", type=positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
-    parser.add_argument("--read-only", action="store_true", help="take no changes of budget and pin over HTTP")
+    add_access_options(parser)
     parser.add_argument(
         "--log-format", choices=FORMATS, default=FORMATS[0], help="lines of the log on standard error, json: an object each (%(default)s)"
     )
@@ -95,6 +95,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     # Here and not above: the other commands need no HTTP.
+    from restnet_runtime.access_options import read_access
     from restnet_runtime.server import listen, run_server, url_of
     from restnet_runtime.settings import ServeSettings
     from restnet_runtime.threads import affinity_cores, usable_cores
@@ -108,14 +109,18 @@ def _serve(args: argparse.Namespace) -> int:
         workers=args.workers or max(usable_cores(), 1 if batching.mode == "off" else batching.max_batch),
         max_in_flight=args.max_in_flight,
         read_only=args.read_only,
+        access=read_access(args),
     )
     if args.min_accuracy is not None:
         args.budget = args.budget.narrowed(Budget(min_accuracy=args.min_accuracy))
-    with ExitStack() as stack, listen(args.host, args.port) as listener:  # first, so that a taken port costs no loading
+    # Listening comes first, so that a taken port costs no loading.
+    with ExitStack() as stack, listen(args.host, args.port, remote=args.allow_remote) as listener:
         engine = _open(args, batching)
         bundle = engine.executor.bundle
         print(f"serving {bundle.manifest.name} ({len(bundle.routes)} routes) from {bundle.path}, budget {args.budget}")
         print(f"listening on {url_of(listener)}", flush=True)
+        if args.allow_remote and settings.access.token is None and not args.read_only:
+            print("whoever reaches this may change budget and pin: --token-file or --read-only keeps others from it", file=sys.stderr)
         with engine:
             if engine.short_of_memory():
                 # What HTTP takes would be missing where the first route is compiled; connections wait at the listener.

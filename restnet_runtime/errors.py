@@ -11,6 +11,7 @@
       InfeasibleError      no route fits the budget, and the operator chose to refuse rather than overrun
       TraceError           a trace that cannot be read or made
       AddressError         the address to serve on cannot be had
+      AccessError          a token, host name or origin that the server cannot be set to
       ClosedError          a runtime was used after it was closed
       RequestError         what a client sent cannot be used
         ImageError           an image that cannot be decoded
@@ -77,6 +78,10 @@ class AddressError(RestnetError):
 
 class ClosedError(RestnetError):
     """A runtime that was used before it was open, or after it was closed."""
+
+
+class AccessError(RestnetError):
+    """A token, a host name or an origin that access cannot be ruled by."""
 
 
 class RequestError(RestnetError):

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from restnet_runtime.access import Access
 from restnet_runtime.threads import usable_cores
 
 BUDGET_HEADER = "X-Restnet-Budget"
@@ -24,6 +25,7 @@ class ServeSettings:
     strict:               refuse a request when no route fits the budget, rather than overrun it
     workers:              how many requests are decoded and run at once
     read_only:            budget and pin cannot be changed over HTTP
+    access:               who may ask for what
     max_in_flight:        how many requests whose body is there may wait or run before further ones are refused
     """
 
@@ -37,6 +39,7 @@ class ServeSettings:
     workers: int = field(default_factory=usable_cores)
     max_in_flight: int = 256
     read_only: bool = False
+    access: Access = field(default_factory=Access)
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_pixels", "max_batch", "top_k", "workers", "max_in_flight"):

@@ -14,8 +14,14 @@ const say = (id, text, state = "") => {
 
 // Talking to the server
 
+// The token stays in this tab, and leaves it for this server alone.
+const tokenKey = "restnet-token";
+let token = sessionStorage.getItem(tokenKey) || "";
+const authorized = (headers = {}) => (token ? { ...headers, Authorization: `Bearer ${token}` } : headers);
+
 async function ask(path, options = {}) {
-  const answer = await fetch(path, { cache: "no-store", ...options });
+  const answer = await fetch(path, { cache: "no-store", ...options, headers: authorized(options.headers) });
+  if (answer.status === 401) askForToken();
   const body = await answer.json().catch(() => ({}));
   if (answer.ok) return { body, date: answer.headers.get("date") };
   const error = new Error(body.error || `the server answers ${answer.status}`);
@@ -37,7 +43,7 @@ async function refresh() {
     view.reading = view.reading || reading;
     drawAll();
   } catch {
-    // The stream says when the server is back.
+    // The stream says when the server is back, and a token that is missing is asked for.
   }
   if (!document.hidden) refreshing = setTimeout(refresh, settled() ? REFRESH_MS : LOADING_MS);
 }
@@ -48,10 +54,47 @@ function settled() {
   return loaded.length + left.length + Object.keys(outdone).length + Object.keys(failed).length >= all;
 }
 
+function askForToken() {
+  byId("token-line").hidden = false;
+  say("token-message", token ? "The token is wrong." : "This server asks for a token.", "bad");
+}
+
+// What EventSource does, with a header that it cannot send.
+class TokenStream {
+  constructor(path) {
+    this.listeners = {};
+    this.ended = new AbortController();
+    this.run(path).catch(() => {}).then(() => this.ended.signal.aborted || this.onerror());
+  }
+  addEventListener(name, listener) {
+    this.listeners[name] = listener;
+  }
+  close() {
+    this.ended.abort();
+  }
+  async run(path) {
+    const answer = await fetch(path, { cache: "no-store", headers: authorized(), signal: this.ended.signal });
+    if (answer.status === 401) askForToken();
+    if (!answer.ok) return;
+    this.onopen();
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let text = ""; ; ) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const events = (text + value).split("\n\n");
+      text = events.pop();
+      for (const event of events) {
+        const fields = Object.fromEntries(event.split("\n").map((line) => [line.slice(0, line.indexOf(": ")), line.slice(line.indexOf(": ") + 2)]));
+        if (this.listeners[fields.event]) this.listeners[fields.event]({ data: fields.data });
+      }
+    }
+  }
+}
+
 function connect() {
   clearTimeout(retrying);
   if (stream) stream.close();
-  stream = new EventSource("/events");
+  stream = token ? new TokenStream("/events") : new EventSource("/events");
   stream.onopen = () => {
     retryMs = 1000;
     connection("live", "live");
@@ -253,7 +296,6 @@ function drawSlider(limit = null) {
 
 async function change(path, method, body, done) {
   const headers = { "Content-Type": "application/json" };
-  if (byId("token").value) headers.Authorization = `Bearer ${byId("token").value}`;
   try {
     const answer = await ask(path, { method, headers, body: body === null ? undefined : JSON.stringify(body) });
     view.dirty = false;
@@ -261,7 +303,6 @@ async function change(path, method, body, done) {
     say("control-message", `${done}${decision ? `: ${decision.reason}` : ""}`);
     await refresh();
   } catch (error) {
-    if (error.status === 401) byId("token-line").hidden = false;
     if (error.status === 403) {
       view.readOnly = true;
       drawControls();
@@ -310,7 +351,14 @@ byId("pin").addEventListener("submit", (event) => {
   event.preventDefault();
   change("/pin", "PUT", { route: byId("pin-route").value }, "Pinned");
 });
-byId("token-line").addEventListener("submit", (event) => event.preventDefault());
+byId("token-line").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = byId("token").value.trim();
+  sessionStorage.setItem(tokenKey, token);
+  byId("token").value = "";
+  say("token-message", token ? "Sent with everything from now on." : "Forgotten.");
+  connect();
+});
 byId("unpin").addEventListener("click", () => change("/pin", "DELETE", null, "The budget decides"));
 
 // An image

@@ -508,7 +508,7 @@ def receive_all(connection):
 
 
 def test_a_large_declared_length_is_refused_before_the_body_is_sent(client):
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
     for length in (200_001, 10**17):
         received = exchange(client, head % length)
         assert received.startswith(b"HTTP/1.1 413 ")
@@ -516,13 +516,13 @@ def test_a_large_declared_length_is_refused_before_the_body_is_sent(client):
 
 
 def test_a_client_that_waits_for_100_continue_is_spared_the_body(client):
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 200001\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 200001\r\n\r\n"
     assert exchange(client, head).startswith(b"HTTP/1.1 413 ")
 
 
 def test_more_bytes_than_declared_are_not_read_as_body(client):
     data = png()
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(data)
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(data)
     received = exchange(client, head, data, b"garbage \x01\x02 beyond\r\n\r\n")
     assert received.startswith(b"HTTP/1.1 200 ")
     assert b"HTTP/1.1 400 " in received
@@ -548,7 +548,7 @@ def wait_for(client, **expected):
 # Bodies that do not come
 
 
-HALF = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+HALF = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
 
 
 @contextmanager
@@ -570,7 +570,7 @@ def test_stalled_bodies_take_no_place_from_others(make):
 
 def test_places_that_were_taken_while_the_body_came(make):
     data = png()
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(data)
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(data)
     with make(max_in_flight=1) as served, ThreadPoolExecutor() as clients, stalled(served.client, head + data[:-1]) as (late,):
         wait_for(served.client, receiving_bytes=len(data) - 1)
         served.executor.gate.clear()
