@@ -36,7 +36,7 @@ _DAMAGE = (DamagedCacheError, OSError, KeyError, TypeError, ValueError, Attribut
 
 
 class Cache:
-    """The cache of one key under `root`. Several processes may use it at once; until `release`, or while this object lives, none removes it.
+    """The cache of one key under `root`. Several processes may use it at once; none removes it while this object lives, or until `release`.
 
     cap_bytes: what all caches under `root` may take together, by default as `Shelf` has it
     """
