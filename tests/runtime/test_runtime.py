@@ -344,3 +344,19 @@ print(sorted({'uvicorn', 'fastapi', 'starlette', 'pydantic', 'onnx', 'torch'} & 
 """
     done = python(code, RESTNET_CACHE=str(cache_root))
     assert (done.returncode, done.stdout) == (0, "True\n[]\n"), done.stderr
+
+
+def test_the_program_in_the_readme_works(cache_root: Path, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    program = readme.partition("from restnet_runtime import Runtime\n")[2].partition("```")[0]
+    (tmp_path / "seven.png").write_bytes(png(7))
+    image = repr(str(tmp_path / "seven.png"))
+    for shown, here in (('"mine"', "SHIPPED_BUNDLE"), ('"seven.png"', image), ("timeout_s=10", "timeout_s=0.1")):
+        assert shown in program
+        program = program.replace(shown, here)
+    code = f"from restnet_runtime.bundle import SHIPPED_BUNDLE\nfrom restnet_runtime import Runtime\n{program}"
+    done = python(code, RESTNET_CACHE=str(cache_root))
+    assert done.returncode == 0, done.stderr
+    answer, first = done.stdout.splitlines()[:2]
+    assert answer.endswith("True")
+    assert first.startswith("decision cnn-"), "whichever is loaded by then"
