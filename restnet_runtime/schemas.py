@@ -225,8 +225,8 @@ class QueueAnswer(_Answer):
     """Requests being decoded, waiting or running, and what has arrived of bodies that are not complete."""
 
     in_flight: int
-    max_in_flight: int
-    workers: int
+    max_in_flight: Annotated[int | None, Field(description="null: no limit")]
+    workers: Annotated[int | None, Field(description="requests decoded and run at once; null: no limit")]
     receiving_bytes: int
 
 

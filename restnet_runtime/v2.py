@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -26,7 +27,11 @@ SERVER = {
 }
 _NOT_READY = "no route is loaded yet"
 _FIXED = "models are given when the server starts: they are neither loaded nor unloaded while it runs"
-_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 404, 408, 413, 415, 500, 503)}
+# By name and not as a model: FastAPI would take a millisecond for each, on each path, and a device starts slowly enough.
+_ERROR = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"description": HTTPStatus(code).phrase, "content": _ERROR} for code in (400, 404, 408, 413, 415, 500, 503)
+}
 
 
 def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
@@ -41,15 +46,15 @@ def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
             raise HTTPException(404, f"the model {model_name} has no version {model_version[:60]!r}: it has {VERSION}")
         return model
 
-    async def server() -> Response:
+    async def server(_: Request) -> Response:
         """What this server is, and which extensions of the protocol it has."""
         return JSONResponse(SERVER)
 
-    async def live() -> Response:
+    async def live(_: Request) -> Response:
         """The process answers."""
         return JSONResponse({"live": True})
 
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         """Every model can answer; 400 where one cannot."""
         if not all(model.ready for model in models):
             raise HTTPException(400, _NOT_READY)
@@ -114,11 +119,10 @@ def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
         raise HTTPException(400, _FIXED)
 
     def add(path: str, endpoint: Any, method: str = "GET", **documented: Any) -> None:
-        methods = ["GET", "HEAD"] if method == "GET" else [method]
         documented.setdefault("responses", _ERRORS)
-        app.add_api_route(path, endpoint, methods=methods[:1], tags=["Open Inference Protocol"], **documented)
-        if methods[1:]:
-            app.add_api_route(path, endpoint, methods=methods[1:], include_in_schema=False)
+        app.add_api_route(path, endpoint, methods=[method], tags=["Open Inference Protocol"], **documented)
+        if method == "GET":
+            app.add_route(path, endpoint, ["HEAD"], include_in_schema=False)
 
     add("/v2", server)
     add("/v2/", server, include_in_schema=False)

@@ -133,7 +133,7 @@ class Model:
         request = parse_request(body, parse_header_length(posted.header_length, len(body)))
         budget = request.parameters.get("budget", "")
         if not isinstance(budget, str):
-            raise UnitError(f"the parameter budget is {str(budget)[:60]}: give a string, as 30ms,200MFLOPs")
+            raise UnitError("the parameter budget is no string: give limits, as 30ms,200MFLOPs")
         wanted = request.outputs or tuple(WantedOutput(name, request.binary) for name in _OUTPUTS)
         self._check_outputs(wanted)
         return _Prepared(request, wanted, self._inputs(request.inputs), Budget.parse(budget))

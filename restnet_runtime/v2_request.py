@@ -179,4 +179,7 @@ def _flag(parameters: dict[str, Any], name: str, where: str) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return reprlib.repr(value)[:60]
+    try:
+        return reprlib.repr(value)[:60]
+    except ValueError:  # a number of more digits than Python writes
+        return "a huge number"

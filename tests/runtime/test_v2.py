@@ -352,7 +352,7 @@ def refused(x: np.ndarray) -> dict[str, tuple[dict, int, str]]:
         "class of class": (js(outputs=[{"name": "class", "parameters": {"classification": 1}}]), 400, "has names already"),
         "shared memory": (js(inputs=[entry(x, parameters={"shared_memory_region": "a"})]), 400, "shared memory"),
         "budget": (js(parameters={"budget": "fast"}), 400, "fast"),
-        "budget number": (js(parameters={"budget": 30}), 400, "the parameter budget is 30: give a string"),
+        "budget number": (js(parameters={"budget": 30}), 400, "the parameter budget is no string"),
         "budget header": ({**js(), "headers": {"X-Restnet-Budget": "x"}}, 400, "x"),
         "no image": (raw(b"\x03\0\0\0abc", image), 400, "no image that is decoded here"),
         "no base64": ({"json": {"inputs": [{**image, "data": ["*"]}]}}, 400, "image 0 is not base64"),
