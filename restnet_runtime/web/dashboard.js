@@ -91,9 +91,10 @@ function told(decision) {
 }
 
 function switched(entry) {
+  byId("announce").textContent = `${entry.after} serves now. ${entry.reason}`;
+  if (view.switches.some((one) => one.at_s === entry.at_s && one.after === entry.after)) return; // /status was quicker
   view.switches.unshift(entry);
   view.switches.length = Math.min(view.switches.length, MOST_SWITCHES);
-  byId("announce").textContent = `${entry.after} serves now. ${entry.reason}`;
   drawLog();
 }
 
