@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import psutil
 from starlette.types import ASGIApp, Message
@@ -79,6 +80,7 @@ def watch_page(seconds: float, rounds: int) -> dict[str, Any] | None:
             page.wait_for_selector('#connection[data-state="live"]')
             page.wait_for_timeout(1000)
             watched.append(cores_used(process, seconds / rounds))
+            assert "restnet_event_listeners 1.0" in urlopen(f"{url}/metrics").read().decode(), "the page has stopped listening"
             page.close()
             time.sleep(1)
         chromium.close()
@@ -139,7 +141,7 @@ def request_cost(rounds: int = 200, requests: int = 200) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="with the page open, and as long without it (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4, help="turns that this time is shared among (default: %(default)s)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     cost = request_cost()

@@ -48,6 +48,7 @@ from restnet_runtime.service import PredictService
 from restnet_runtime.settings import ServeSettings
 from restnet_runtime.state_metrics import Device, Serving
 from restnet_runtime.status import describe_budget, describe_pin, describe_routes, describe_server
+from restnet_runtime.tracing import FACTS, Tracing
 
 BUDGET_HEADER = "X-Restnet-Budget"
 STATUS_OF: dict[type[Exception], int] = {
@@ -72,11 +73,13 @@ def create_app(
     settings: ServeSettings,
     progress: Callable[[], Progress] | None = None,
     batcher: Batcher | None = None,
+    tracer_provider: Any = None,
 ) -> FastAPI:
     """The application. It neither starts nor stops `executor` and `controller`: whoever wires them does.
 
     progress: how far the loader is, for `/status`
     batcher:  what runs requests together; by default each runs by itself
+    tracer_provider: of OpenTelemetry, where requests are to be traced
     """
     batcher = batcher or Batcher(executor)
     service = PredictService(executor, controller, settings, batcher)
@@ -138,6 +141,8 @@ def create_app(
     model = executor.bundle.manifest.name
     app.state.metrics = metrics = Metrics(lambda: Device(controller.reading, events.listeners))
     metrics.watch(serving)
+    if tracer_provider is not None:
+        app.add_middleware(Tracing, provider=tracer_provider)
     app.add_middleware(Observing, failed=partial(metrics.failed, model))
 
     @app.post(
@@ -163,6 +168,9 @@ def create_app(
             answer = await asyncio.get_running_loop().run_in_executor(pool, work)
         finally:
             in_flight -= 1
+        traced = request.scope.get(FACTS)
+        if traced is not None:
+            traced.update(route=answer.route, run_ms=answer.latency_ms, budget_met=answer.budget_met)
         metrics.answered(
             model,
             answer.route,

@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from restnet_runtime import __version__
 from restnet_runtime.arguments import accuracy, add_engine_options, common_parser, port, positive, share, wait
 from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
@@ -85,6 +86,9 @@ def serve(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch-max", type=positive(int), default=batches.max_batch, metavar="N", help="requests in a batch (%(default)s)")
     parser.add_argument("--max-in-flight", type=positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
+    parser.add_argument(
+        "--otel", action="store_true", help="send a span for each request as OTLP (OTEL_EXPORTER_OTLP_ENDPOINT; extra otel)"
+    )
     parser.add_argument("--read-only", action="store_true", help="take no changes of budget and pin over HTTP")
     parser.add_argument(
         "--log-format", choices=FORMATS, default=FORMATS[0], help="lines of the log on standard error, json: an object each (%(default)s)"
@@ -111,7 +115,14 @@ def _serve(args: argparse.Namespace) -> int:
     )
     if args.min_accuracy is not None:
         args.budget = args.budget.narrowed(Budget(min_accuracy=args.min_accuracy))
+    tracer_provider = None
+    if args.otel:
+        from restnet_runtime.tracing import open_provider
+
+        tracer_provider = open_provider(__version__)
     with ExitStack() as stack, listen(args.host, args.port) as listener:  # first, so that a taken port costs no loading
+        if tracer_provider is not None:
+            stack.callback(tracer_provider.shutdown)
         engine = _open(args, batching)
         bundle = engine.executor.bundle
         print(f"serving {bundle.manifest.name} ({len(bundle.routes)} routes) from {bundle.path}, budget {args.budget}")
@@ -127,7 +138,7 @@ def _serve(args: argparse.Namespace) -> int:
                 from restnet_runtime.recorder import Recorder
 
                 stack.enter_context(Recorder(args.record, engine.controller, affinity_cores(), args.interval))
-            app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher)
+            app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher, tracer_provider)
             run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=app.state.events.close)
     return 0
 
