@@ -295,11 +295,11 @@ def none_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def serve() -> Callable[..., AbstractContextManager[httpx.Client]]:
+def serve_app() -> Callable[..., AbstractContextManager[httpx.Client]]:
     """A client of an application that a thread serves on 127.0.0.1; port 0 takes a free one."""
 
     @contextmanager
-    def serve(app: object, port: int = 0) -> Iterator[httpx.Client]:
+    def serve_app(app: object, port: int = 0) -> Iterator[httpx.Client]:
         config = uvicorn.Config(app, port=port, log_level="critical", lifespan="on", ws="none", timeout_graceful_shutdown=2)  # type: ignore[arg-type]
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
@@ -316,4 +316,4 @@ def serve() -> Callable[..., AbstractContextManager[httpx.Client]]:
             server.should_exit = True
             thread.join()
 
-    return serve
+    return serve_app

@@ -79,9 +79,9 @@ def hostile(family_source, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shared(hostile, cache_root, serve):
+def shared(hostile, cache_root, serve_app):
     served = Served(hostile, cache_root)
-    with serve(served.app()) as client:
+    with serve_app(served.app()) as client:
         served.client = client
         yield served
     served.close()
@@ -267,17 +267,17 @@ def test_an_image_can_be_dropped(visit):
     page.until("#answer-text", f"says {LONG} in ")
 
 
-def test_it_comes_back_with_the_server(browser, hostile, cache_root, serve):
+def test_it_comes_back_with_the_server(browser, hostile, cache_root, serve_app):
     served = Served(hostile, cache_root)
     try:
-        with serve(served.app()) as client:
+        with serve_app(served.app()) as client:
             port = client.base_url.port
             page = Visit(browser, str(client.base_url))
             page.live()
         page.page.wait_for_selector('#connection[data-state="lost"]')
         assert "no connection" in page.text("#connection")
         served.controller.pin = "small"
-        with serve(served.app(), port):
+        with serve_app(served.app(), port):
             page.live()
             page.until("#route", "small")
             page.page.wait_for_selector("#pinned:not([hidden])")
@@ -286,10 +286,10 @@ def test_it_comes_back_with_the_server(browser, hostile, cache_root, serve):
         served.close()
 
 
-def test_a_read_only_server_shows_no_controls_that_work(visit, hostile, cache_root, serve):
+def test_a_read_only_server_shows_no_controls_that_work(visit, hostile, cache_root, serve_app):
     served = Served(hostile, cache_root, read_only=True)
     try:
-        with serve(served.app()) as client:
+        with serve_app(served.app()) as client:
             page = visit(base=str(client.base_url).rstrip("/"))
             page.live()
             page.page.wait_for_selector("#read-only:not([hidden])")

@@ -44,7 +44,7 @@ class Device:
 
 
 @pytest.fixture
-def served(family_bundle, cache_root, serve):
+def served(family_bundle, cache_root, serve_app):
     executor = Executor(family_bundle, Compiler.for_bundle(family_bundle, cache_root), SessionSettings(threads=1))
     for route in family_bundle.routes:
         executor.load(route.name)
@@ -52,7 +52,7 @@ def served(family_bundle, cache_root, serve):
     controller.tick()
     progress = Progress(5, 4, None, 3, (), {"broken": "no kernel"}, failed_compiles=1)
     app = create_app(executor, controller, ServeSettings(workers=2, max_batch=4), lambda: progress)
-    with serve(app) as client:
+    with serve_app(app) as client:
         client.controller = controller
         yield client
     executor.close()
@@ -218,10 +218,10 @@ def test_clients_cannot_make_series(served):
     assert set(values(served)) == before
 
 
-def test_a_full_server_says_so(family_bundle, cache_root, serve):
+def test_a_full_server_says_so(family_bundle, cache_root, serve_app):
     executor = Executor(family_bundle, Compiler.for_bundle(family_bundle, cache_root), SessionSettings(threads=1))
     controller = Controller(executor, Device())
-    with serve(create_app(executor, controller, ServeSettings())) as client:
+    with serve_app(create_app(executor, controller, ServeSettings())) as client:
         assert client.post("/predict", content=png()).status_code == 503
         read = values(client)
         assert read["restnet_requests_total", "refused"] == read["restnet_request_errors_total", "not_ready"] == 1

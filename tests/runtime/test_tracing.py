@@ -40,12 +40,12 @@ def spans():
 
 
 @pytest.fixture
-def client(executor, spans, serve):
+def client(executor, spans, serve_app):
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     controller = Controller(executor, Device())
     controller.tick()
-    with serve(create_app(executor, controller, ServeSettings(), tracer_provider=provider)) as client:
+    with serve_app(create_app(executor, controller, ServeSettings(), tracer_provider=provider)) as client:
         yield client
     provider.shutdown()
 
