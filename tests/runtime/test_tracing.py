@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import httpx
 import numpy as np
@@ -50,10 +51,19 @@ def client(executor, spans, serve_app):
     provider.shutdown()
 
 
+def finished(spans, count):
+    """A span ends once its answer has been sent, which its client may see first."""
+    deadline = time.monotonic() + 20
+    while len(found := spans.get_finished_spans()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
+
+
 def test_a_request_is_a_span_of_its_callers_trace(client, spans):
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-ID": "mine"}
     answer = client.post("/predict", json={"inputs": np.zeros((1, 8, 8)).tolist()}, headers=headers).raise_for_status()
-    (span,) = spans.get_finished_spans()
+    (span,) = finished(spans, 1)
     assert (span.name, span.kind.name) == ("POST /predict", "SERVER")
     assert f"{span.context.trace_id:032x}" == TRACE
     assert f"{span.parent.span_id:016x}" == PARENT
@@ -68,7 +78,7 @@ def test_what_fails_is_marked_and_paths_of_clients_are_no_names(client, spans):
     assert client.post("/predict", content=b"").status_code == 400
     refused = client.post("/predict", json={"inputs": np.zeros((1, 8, 8)).tolist(), "budget": "1MACs,99%"})
     assert refused.status_code == 503
-    found = {span.attributes["http.response.status_code"]: span for span in spans.get_finished_spans()}
+    found = {span.attributes["http.response.status_code"]: span for span in finished(spans, 3)}
     assert {status: span.name for status, span in found.items()} == {404: "GET", 400: "POST /predict", 503: "POST /predict"}
     assert {status: span.status.status_code.name for status, span in found.items()} == {404: "UNSET", 400: "UNSET", 503: "ERROR"}
 
