@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.responses import JSONResponse
 
 from restnet_export.writer import RouteSource, write_bundle
 from restnet_runtime.api import create_app
@@ -297,6 +298,38 @@ def test_a_read_only_server_shows_no_controls_that_work(visit, hostile, cache_ro
             assert page.page.is_disabled("#cost-slider")
             assert page.page.is_disabled("text=Pin it")
             assert page.page.is_enabled("#file")
+            page.context.close()
+    finally:
+        served.close()
+
+
+def test_a_server_that_wants_a_token_for_changes_is_given_it(visit, hostile, cache_root, serve_app):
+    class Guarded:
+        """What a proxy in front of the server may do."""
+
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            if scope.get("method") == "PUT" and (b"authorization", b"Bearer open") not in scope["headers"]:
+                await JSONResponse({"error": "a token is wanted"}, 401)(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+
+    served = Served(hostile, cache_root)
+    app = served.app()
+    app.add_middleware(Guarded)
+    try:
+        with serve_app(app) as client:
+            page = visit(base=str(client.base_url).rstrip("/"))
+            page.live()
+            page.page.fill("#limit-latency", "40")
+            page.page.click("text=Set budget")
+            page.until("#control-message", "a token is wanted")
+            page.page.fill("#token", "open")
+            page.page.click("text=Set budget")
+            page.until("#control-message", "New budget")
+            assert client.get("/budget").json()["budget"]["latency_ms"] == 40
             page.context.close()
     finally:
         served.close()
