@@ -48,6 +48,7 @@ from restnet_runtime.service import PredictService
 from restnet_runtime.settings import BUDGET_HEADER, ServeSettings
 from restnet_runtime.state_metrics import Device, Serving
 from restnet_runtime.status import describe_budget, describe_pin, describe_routes, describe_server
+from restnet_runtime.tracing import FACTS, Tracing
 from restnet_runtime.v2 import add_v2
 from restnet_runtime.v2_model import Model
 
@@ -72,11 +73,13 @@ def create_app(
     settings: ServeSettings,
     progress: Callable[[], Progress] | None = None,
     batcher: Batcher | None = None,
+    tracer_provider: Any = None,
 ) -> FastAPI:
     """The application. It neither starts nor stops `executor` and `controller`: whoever wires them does.
 
     progress: how far the loader is, for `/status`
     batcher:  what runs requests together; by default each runs by itself
+    tracer_provider: of OpenTelemetry, where requests are to be traced
     """
     batcher = batcher or Batcher(executor)
     intake = Intake(executor, controller, settings)
@@ -120,13 +123,15 @@ def create_app(
             progress=progress() if progress else None,
             batches=batcher.counts(),
             requests=queue.in_flight,
-            most_requests=queue.max_in_flight,
+            most_requests=settings.max_in_flight,
             receiving_bytes=queue.receiving_bytes,
         )
 
     app.state.metrics = metrics
     metrics.watch(serving)
     app.add_middleware(Guard, access=settings.access, read_only=settings.read_only)
+    if tracer_provider is not None:
+        app.add_middleware(Tracing, provider=tracer_provider)
     app.add_middleware(Observing, failed=partial(metrics.failed, model))
 
     @app.post(
@@ -146,7 +151,11 @@ def create_app(
         def answer(arrived_s: float) -> PredictAnswer | BatchAnswer:
             return service.predict(kind, content_type, body, top_k=top_k, budget=budget, arrived_s=arrived_s)
 
-        return _json(await intake.run(answer), exclude_none=True)
+        answered = await intake.run(answer)
+        traced = request.scope.get(FACTS)
+        if traced is not None:
+            traced.update(route=answered.route, run_ms=answered.latency_ms, budget_met=answered.budget_met)
+        return _json(answered, exclude_none=True)
 
     @app.get("/budget", responses={200: {"model": BudgetAnswer}})
     def get_budget() -> Response:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from restnet_runtime import __version__
 from restnet_runtime.arguments import accuracy, add_access_options, add_engine_options, common_parser, port, positive, share, wait
 from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
@@ -87,6 +88,9 @@ def serve(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-in-flight", type=positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
     add_access_options(parser)
     parser.add_argument(
+        "--otel", action="store_true", help="send a span for each request as OTLP (OTEL_EXPORTER_OTLP_ENDPOINT; extra otel)"
+    )
+    parser.add_argument(
         "--log-format", choices=FORMATS, default=FORMATS[0], help="lines of the log on standard error, json: an object each (%(default)s)"
     )
     args = parser.parse_args(argv)
@@ -113,8 +117,15 @@ def _serve(args: argparse.Namespace) -> int:
     )
     if args.min_accuracy is not None:
         args.budget = args.budget.narrowed(Budget(min_accuracy=args.min_accuracy))
+    tracer_provider = None
+    if args.otel:
+        from restnet_runtime.tracing import open_provider
+
+        tracer_provider = open_provider(__version__)
     # Listening comes first, so that a taken port costs no loading.
     with ExitStack() as stack, listen(args.host, args.port, remote=args.allow_remote) as listener:
+        if tracer_provider is not None:
+            stack.callback(tracer_provider.shutdown)
         engine = _open(args, batching)
         bundle = engine.executor.bundle
         print(f"serving {bundle.manifest.name} ({len(bundle.routes)} routes) from {bundle.path}, budget {args.budget}")
@@ -132,7 +143,7 @@ def _serve(args: argparse.Namespace) -> int:
                 from restnet_runtime.recorder import Recorder
 
                 stack.enter_context(Recorder(args.record, engine.controller, affinity_cores(), args.interval))
-            app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher)
+            app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher, tracer_provider)
             run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=app.state.events.close)
     return 0
 

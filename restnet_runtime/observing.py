@@ -6,13 +6,13 @@ import re
 import time
 from collections.abc import Callable
 
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from restnet_runtime.errors import ImageError, InfeasibleError, InputError, RequestError, UnitError
 
 REQUEST_ID = "X-Request-ID"
+_HEADER = REQUEST_ID.lower().encode()
 _ID, _ERROR = "restnet.request_id", "restnet.error"
 _ASKED = re.compile(rb"[\w.:/+=@-]{1,128}")
 _LINES_PER_S = 20
@@ -81,7 +81,7 @@ class Observing:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID] = own
+                message["headers"] = [*message.get("headers", ()), (_HEADER, own.encode())]
                 if message["status"] >= 400:
                     self._note(scope, message["status"], time.perf_counter() - started_s)
             await send(message)
@@ -125,6 +125,6 @@ class Observing:
 def _asked_id(scope: Scope) -> str | None:
     """The id that came with the request, where it is one that may stand in a log."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id":
+        if name == _HEADER:
             return value.decode() if _ASKED.fullmatch(value) else None
     return None

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-BUDGETS = ("none", "800kMACs", "300kMACs", "600kMACs", "none", "1.2MMACs")
+BUDGETS = ("none", "800kMACs", "300kMACs", "600kMACs", "none", "1.1MMACs", "200kMACs", "800kMACs", "none", "1.2MMACs")
 
 
 def digit() -> bytes:
@@ -39,14 +39,21 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=900)
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--page", default="/")
-    parser.add_argument("--seconds", type=float, default=45, help="how long it is asked (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=150, help="how long it is asked (default: %(default)s)")
     parser.add_argument("--colors", type=int, default=64, help="of the picture, which keeps it small (default: %(default)s)")
-    parser.add_argument("--bundle", nargs="*", default=[], help="bundle and options for restnet-serve")
+    parser.add_argument("--bundle", default="", help="instead of the digits, also with options of restnet-serve")
     args = parser.parse_args()
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         sys.exit("screenshot.py: there is no chromium here")
-    command = [sys.executable, "-c", "import sys; from restnet_runtime.cli import serve; sys.exit(serve())", *args.bundle, "--port", "0"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from restnet_runtime.cli import serve; sys.exit(serve())",
+        *args.bundle.split(),
+        "--port",
+        "0",
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

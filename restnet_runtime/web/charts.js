@@ -9,6 +9,17 @@ function ticksOf(low, high, most) {
   return ticks;
 }
 
+function logTicks(low, high) {
+  let ticks = [];
+  for (const factors of [[1, 2, 5], [1, 1.5, 2, 3, 4, 5, 6, 8]]) {
+    ticks = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) ticks.push(...factors.map((factor) => factor * 10 ** power));
+    ticks = ticks.filter((value) => value >= low && value <= high);
+    if (ticks.length > 2) break;
+  }
+  return ticks;
+}
+
 const kindOf = (precision) => (precision === "fp32" ? "fp32" : precision === "int8" ? "int8" : "mixed");
 const onFront = (route) => (route.on_front_here === null ? route.on_front : route.on_front_here);
 
@@ -44,15 +55,12 @@ function drawCurve(box, routes, current, limits) {
     chart.append(svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, `${Number((value * 100).toFixed(1))} %`));
   }
   let last = -Infinity;
-  for (let power = Math.floor(Math.log10(Math.exp(fromX))); power <= Math.log10(Math.exp(toX)); power += 1) {
-    for (const factor of [1, 2, 5]) {
-      const value = factor * 10 ** power, at = x(value);
-      if (Math.log(value) < fromX || Math.log(value) > toX) continue;
-      chart.append(svg("line", { class: "grid", x1: at, x2: at, y1: top, y2: height - bottom }));
-      if (at - last < 74 || at > width - 30) continue;
-      chart.append(svg("text", { x: at, y: height - bottom + 17, "text-anchor": "middle" }, macsText(value)));
-      last = at;
-    }
+  for (const value of logTicks(Math.exp(fromX), Math.exp(toX))) {
+    const at = x(value);
+    chart.append(svg("line", { class: "grid", x1: at, x2: at, y1: top, y2: height - bottom }));
+    if (at - last < 74 || at > width - 30) continue;
+    chart.append(svg("text", { x: at, y: height - bottom + 17, "text-anchor": "middle" }, macsText(value)));
+    last = at;
   }
   chart.append(svg("text", { x: width - right, y: height - 4, "text-anchor": "end" }, "cost of one input (log)"));
   for (const kind of ["fp32", "int8"]) {
@@ -112,7 +120,10 @@ function timeline(title, parent) {
 // series: lists of [seconds, value or null] with a class; limit: such a list; ceiling, floor: of the axis, where fixed
 function drawTimeline(line, { series, limit = [], text, now, spanS, steps = false, floor = 0, ceiling = null, height = 46 }) {
   line.value.textContent = text;
-  const width = Math.max(200, line.box.clientWidth), values = series.flatMap(({ points }) => points.map((point) => point[1])).filter(known);
+  const width = Math.max(200, line.box.clientWidth), main = series[0].points.map((point) => point[1]).filter(known);
+  // The second line may leave the picture: one slow request would press the first one flat.
+  const others = series.slice(1).flatMap(({ points }) => points.map((point) => point[1])).filter(known).sort((a, b) => a - b);
+  const values = [...main, ...others.slice(0, Math.ceil(others.length * 0.9))];
   let top = ceiling ?? Math.max(1e-9, ...values) * 1.1;
   const limits = limit.map((point) => point[1]).filter(known);
   if (ceiling === null && limits.length && Math.max(...limits) < top * 4) top = Math.max(top, Math.max(...limits) * 1.1);

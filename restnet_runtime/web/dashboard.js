@@ -6,6 +6,7 @@ const view = { routes: [], status: null, told: null, reading: null, samples: [],
 let stream = null, retryMs = 1000, retrying = null, refreshing = null, hiding = null, image = null, repeating = null, asking = false;
 
 const nowS = () => Date.now() / 1000;
+const OPENED_S = nowS();
 const routeOf = (name) => view.routes.find((route) => route.name === name);
 const say = (id, text, state = "") => {
   byId(id).textContent = text;
@@ -17,7 +18,10 @@ const say = (id, text, state = "") => {
 // The token stays in this tab, and leaves it for this server alone.
 const tokenKey = "restnet-token";
 let token = sessionStorage.getItem(tokenKey) || "";
-const authorized = (headers = {}) => (token ? { ...headers, Authorization: `Bearer ${token}` } : headers);
+function authorized(headers = {}) {
+  const known = byId("token").value.trim() || token;
+  return known ? { ...headers, Authorization: `Bearer ${known}` } : headers;
+}
 
 async function ask(path, options = {}) {
   const answer = await fetch(path, { cache: "no-store", ...options, headers: authorized(options.headers) });
@@ -107,6 +111,7 @@ function connect() {
     if (view.live) view.samples.push({ at: nowS() });
     view.live = false;
     connection("lost", "no connection, trying again");
+    if (!token) refresh(); // an EventSource does not say whether it was for want of a token
     retrying = setTimeout(connect, retryMs);
     retryMs = Math.min(5000, retryMs * 1.5);
   };
@@ -134,9 +139,10 @@ function told(decision) {
 }
 
 function switched(entry) {
+  byId("announce").textContent = `${entry.after} serves now. ${entry.reason}`;
+  if (view.switches.some((one) => one.at_s === entry.at_s && one.after === entry.after)) return; // /status was quicker
   view.switches.unshift(entry);
   view.switches.length = Math.min(view.switches.length, MOST_SWITCHES);
-  byId("announce").textContent = `${entry.after} serves now. ${entry.reason}`;
   drawLog();
 }
 
@@ -244,13 +250,15 @@ const lines = {};
 function drawTimes() {
   const box = byId("times");
   if (!lines.route) for (const [key, title] of [["route", "Route, by cost"], ["latency", "Latency of the network"], ["memory", "Memory of the server"], ["cpu", "CPU of the device"], ["heat", "Heat"]]) lines[key] = timeline(title, box);
-  const now = nowS(), frame = { now, spanS: SPAN_S }, last = view.samples[view.samples.length - 1] || {}, reading = view.reading || {};
+  const now = nowS(), spanS = Math.min(SPAN_S, Math.max(60, Math.ceil((now - OPENED_S) / 30) * 30)), frame = { now, spanS };
+  byId("span").textContent = `${spanS < 120 ? `${spanS} seconds` : `${Number((spanS / 60).toFixed(1))} minutes`} ago`;
+  const last = view.samples[view.samples.length - 1] || {}, reading = view.reading || {};
   const points = (key) => view.samples.map((one) => [one.at, one[key] ?? null]);
   const ranks = new Map(view.routes.map((route, index) => [route.name, index + 1]));
   // What was switched before this page was opened is known to the second.
   const first = view.samples.length ? view.samples[0].at : now;
   const older = view.switches.map((entry) => [entry.at_s - view.skewS, ranks.get(entry.after) ?? null]).filter(([at]) => at < first).reverse();
-  const begin = now - SPAN_S, within = older.filter(([at]) => at >= begin), earlier = older.filter(([at]) => at < begin).pop();
+  const begin = now - spanS, within = older.filter(([at]) => at >= begin), earlier = older.filter(([at]) => at < begin).pop();
   const past = earlier ? [[begin, earlier[1]], ...within] : within;
   const route = [...past, ...view.samples.map((one) => [one.at, ranks.get(one.route) ?? null])];
   drawTimeline(lines.route, { ...frame, steps: true, series: [{ points: route, kind: "steps" }], text: (view.told && view.told.route) || "–", floor: 0.5, ceiling: view.routes.length + 0.5, height: 64 });

@@ -753,7 +753,7 @@ def test_status(served):
     status = served.client.get("/status").json()
     assert set(status) == {
         *("version", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted", "pin", "switched"),
-        *("reading", "switches", "problem", "controlling", "queue", "batching", "versions", "read_only"),
+        *("reading", "switches", "problem", "read_only", "controlling", "queue", "batching", "versions"),
     }
     assert status["sessions"]["threads"] == 1
     assert status["sessions"]["route_threads"] == dict.fromkeys(status["routes"]["loaded"], 1)

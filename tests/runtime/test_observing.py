@@ -1,7 +1,6 @@
-"""Request ids and the lines of requests that failed, on a small application; and logs as JSON."""
+"""Request ids and the lines of requests that failed, on a small application."""
 
 import asyncio
-import json
 import logging
 import re
 
@@ -11,7 +10,6 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from restnet_runtime.logs import JsonLines
 from restnet_runtime.observing import Observing
 
 
@@ -103,21 +101,3 @@ def test_paths_cannot_break_a_line(ask, caplog):
     ask("/a%0Ab%1b[31m?status=400")
     assert "\n" not in caplog.messages[0]
     assert "\x1b" not in caplog.messages[0]
-
-
-def test_json_lines():
-    record = logging.LogRecord("restnet", logging.WARNING, "", 0, "%s -> %s\nand more", ("a", 'b"'), None)
-    record.facts = {"event": "switch", "after": 'b"'}
-    line = JsonLines().format(record)
-    assert "\n" not in line
-    found = json.loads(line)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
-    assert found == {"level": "warning", "logger": "restnet", "message": 'a -> b"\nand more', "event": "switch", "after": 'b"'}
-
-
-def test_json_lines_have_the_traceback():
-    try:
-        raise ValueError("here")
-    except ValueError as error:
-        record = logging.LogRecord("restnet", logging.ERROR, "", 0, "failed", (), (ValueError, error, error.__traceback__))
-    assert "ValueError: here" in json.loads(JsonLines().format(record))["traceback"]
