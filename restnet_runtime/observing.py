@@ -9,7 +9,7 @@ from collections.abc import Callable
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from restnet_runtime.errors import ImageError, InfeasibleError, InputError, RequestError, UnitError
+from restnet_runtime.errors import ImageError, InfeasibleError, InputError, RequestError, RestnetError, UnitError
 
 REQUEST_ID = "X-Request-ID"
 _HEADER = REQUEST_ID.lower().encode()
@@ -56,6 +56,9 @@ def note_error(scope: Scope, error: Exception) -> None:
 def _kind(error: Exception) -> str:
     if isinstance(error, Unready):
         return "not_ready"
+    cause = error.__cause__
+    if isinstance(error, StarletteHTTPException) and error.status_code == 400 and isinstance(cause, RestnetError):
+        return _kind(cause)  # the Open Inference Protocol answers 400 for each of them
     if isinstance(error, StarletteHTTPException):
         return _STATUS_KINDS.get(error.status_code, "request" if error.status_code < 500 else "internal")
     return next((kind for base, kind in _KINDS if isinstance(error, base)), "internal")

@@ -16,6 +16,7 @@ from restnet_runtime.errors import RequestError, TooLongError, UnitError
 from restnet_runtime.intake import Intake
 from restnet_runtime.schemas import ErrorAnswer
 from restnet_runtime.settings import BUDGET_HEADER
+from restnet_runtime.tracing import FACTS
 from restnet_runtime.v2_docs import INFER_BODY, INFER_RESPONSE
 from restnet_runtime.v2_model import VERSION, Model, Posted
 from restnet_runtime.v2_response import HEADER_LENGTH
@@ -84,7 +85,7 @@ def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
             body = await intake.receive(request, encodings=ENCODINGS)
             encoding = headers.get("content-encoding", "identity").strip().lower()
             accepted = ",".join(headers.getlist("accept-encoding"))
-            posted = Posted(body, encoding, accepted, headers.get(HEADER_LENGTH), budget)
+            posted = Posted(body, encoding, accepted, headers.get(HEADER_LENGTH), budget, request.scope.get(FACTS))
             content, sent = await intake.run(partial(model.infer, posted))
         except TooLongError as error:
             raise HTTPException(413, str(error)) from error

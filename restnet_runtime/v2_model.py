@@ -52,6 +52,7 @@ class Posted:
     encoding, accepted:  of Content-Encoding and Accept-Encoding
     header_length:       of Inference-Header-Content-Length, if it was there
     budget:              what came in a header
+    facts:               where the route that answered is left for the request's trace, if there is one
     """
 
     body: bytes
@@ -59,6 +60,7 @@ class Posted:
     accepted: str = ""
     header_length: str | None = None
     budget: Budget = field(default_factory=Budget)
+    facts: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class Model:
         Raises `RequestError` and its kin, `UnitError` for a budget that cannot be read, and what `Inference.run` does.
         """
         prepared, logits, verdict = self._inference.run(lambda: self._prepare(posted), posted.budget, arrived_s)
+        if posted.facts is not None:
+            posted.facts.update(route=verdict.route, run_ms=verdict.latency_ms, budget_met=verdict.budget_met)
         response = write_response(
             self.name,
             VERSION,

@@ -146,6 +146,18 @@ def test_requests_are_counted_by_how_they_ended(served):
     assert 0 < after["restnet_run_duration_seconds_sum", "large"] < after["restnet_request_duration_seconds_sum", "large"] < 60
 
 
+def test_requests_of_the_open_inference_protocol_count_too(served):
+    tensor = {"name": "input", "datatype": "FP32", "shape": [2, 1, 8, 8], "data": [0.0] * 128}
+    served.post("/v2/models/shapes/infer", json={"inputs": [tensor]}).raise_for_status()
+    assert served.post("/v2/models/shapes/infer", json={"inputs": []}).status_code == 400
+    assert served.post("/v2/models/nobody/infer", json={"inputs": [tensor]}).status_code == 404
+    after = values(served)
+    assert after["restnet_requests_total", "met"] == after["restnet_run_duration_seconds_count", "large"] == 1
+    assert after["restnet_inferences_total", "large"] == 2
+    assert after["restnet_requests_total", "invalid"] == 2
+    assert sum(value for name, value in after.items() if name[0] == "restnet_request_errors_total") == 2
+
+
 def test_a_fault_of_ours_is_a_failure(served, monkeypatch, caplog):
     def broken(*_):
         raise ZeroDivisionError

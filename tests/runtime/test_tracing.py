@@ -73,6 +73,14 @@ def test_a_request_is_a_span_of_its_callers_trace(client, spans):
     assert found["http.response.status_code"] == 200
 
 
+def test_requests_of_the_open_inference_protocol_have_their_route(client, spans):
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [0.0] * 64}
+    answer = client.post("/v2/models/shapes/infer", json={"inputs": [tensor]}).raise_for_status().json()
+    (span,) = finished(spans, 1)
+    assert span.name == "POST /v2/models/{model_name}/infer"
+    assert span.attributes["restnet.route"] == answer["parameters"]["route"]
+
+
 def test_what_fails_is_marked_and_paths_of_clients_are_no_names(client, spans):
     assert client.get("/nobody/knows").status_code == 404
     assert client.post("/predict", content=b"").status_code == 400
