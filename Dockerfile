@@ -2,7 +2,8 @@
 #   docker build -t restnet-runtime .
 #   docker buildx build --platform linux/amd64,linux/arm64 -t restnet-runtime .
 # Behind a package index of your own, add --secret id=pip,src=pip.conf: it is there for the build and stays out of the image.
-# Another bundle: docker run -v ./bundle:/bundle:ro -p 8080:8080 restnet-runtime restnet-serve /bundle --host 0.0.0.0
+# Another bundle: docker run -v ./bundle:/bundle:ro -p 8080:8080 restnet-runtime restnet-serve /bundle --host 0.0.0.0 --allow-remote
+# Whoever reaches the port may change the budget, unless it has a token: docker run -e RESTNET_TOKEN=$(openssl rand -hex 32) ..., or --read-only.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
@@ -38,4 +39,4 @@ STOPSIGNAL SIGTERM
 # Healthy is who can predict. A first start compiles the routes, so a slow board has two minutes before a failure counts.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/readyz', timeout=4).read()"]
-CMD ["restnet-serve", "--host", "0.0.0.0", "--port", "8080"]
+CMD ["restnet-serve", "--host", "0.0.0.0", "--allow-remote", "--port", "8080"]

@@ -2,9 +2,7 @@
 
 import asyncio
 import inspect
-import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -13,20 +11,26 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import Route
 
 from restnet_runtime import __version__
 from restnet_runtime.api_docs import BUDGET_BODY, PIN_BODY, PREDICT_BODY, PREDICT_PARAMETERS
 from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
+from restnet_runtime.dashboard import add_pages
 from restnet_runtime.errors import InfeasibleError, InputError, RequestError, RestnetError, UnitError
 from restnet_runtime.events import Events
 from restnet_runtime.executor import Executor
+from restnet_runtime.guard import Guard
+from restnet_runtime.inference import Verdict
+from restnet_runtime.intake import TRY_AGAIN, Intake
 from restnet_runtime.loader import Progress
+from restnet_runtime.metrics import Metrics, add_metrics
 from restnet_runtime.npy import MAGIC
+from restnet_runtime.observing import REQUEST_ID, Observing, note_error, request_id
 from restnet_runtime.payload import BodyKind, parse_top_k
 from restnet_runtime.preprocess import looks_like_image
-from restnet_runtime.receiving import Receiver
 from restnet_runtime.schemas import (
     BatchAnswer,
     BudgetAnswer,
@@ -36,16 +40,18 @@ from restnet_runtime.schemas import (
     PinAnswer,
     PinRequest,
     PredictAnswer,
-    QueueAnswer,
     RoutesAnswer,
     StatusAnswer,
     read_json,
 )
 from restnet_runtime.service import PredictService
-from restnet_runtime.settings import ServeSettings
+from restnet_runtime.settings import BUDGET_HEADER, ServeSettings
+from restnet_runtime.state_metrics import Device, Serving
 from restnet_runtime.status import describe_budget, describe_pin, describe_routes, describe_server
+from restnet_runtime.tracing import FACTS, Tracing
+from restnet_runtime.v2 import add_v2
+from restnet_runtime.v2_model import Model
 
-BUDGET_HEADER = "X-Restnet-Budget"
 STATUS_OF: dict[type[Exception], int] = {
     RequestError: 400,  # ImageError too: bytes that cannot be read
     InputError: 422,  # read, but not what this bundle takes
@@ -56,8 +62,7 @@ STATUS_OF: dict[type[Exception], int] = {
 _MEDIA_KINDS: dict[str, BodyKind] = {"multipart/form-data": "form", "application/json": "json", "application/x-npy": "npy"}
 _UNTOLD_MEDIA = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _ALLOWED_MEDIA = "multipart/form-data, image/*, application/json, application/x-npy, or application/octet-stream with an image or .npy file"
-_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 408, 413, 415, 422, 500, 503)}
-_TRY_AGAIN = {"Retry-After": "1"}
+_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 401, 403, 408, 413, 415, 422, 500, 503)}
 
 T = TypeVar("T")
 
@@ -68,33 +73,27 @@ def create_app(
     settings: ServeSettings,
     progress: Callable[[], Progress] | None = None,
     batcher: Batcher | None = None,
+    tracer_provider: Any = None,
 ) -> FastAPI:
     """The application. It neither starts nor stops `executor` and `controller`: whoever wires them does.
 
     progress: how far the loader is, for `/status`
     batcher:  what runs requests together; by default each runs by itself
+    tracer_provider: of OpenTelemetry, where requests are to be traced
     """
     batcher = batcher or Batcher(executor)
-    service = PredictService(executor, controller, settings, batcher)
-    pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
-    receiver = Receiver(settings)
+    intake = Intake(executor, controller, settings)
     events = Events(controller)
-    in_flight = 0
-    controller.watch_queue(lambda: in_flight)
-
-    def refuse_unready() -> None:
-        if not executor.loaded:
-            raise HTTPException(503, "no route is loaded yet", _TRY_AGAIN)
-
-    def refuse_overload() -> None:
-        if in_flight >= settings.max_in_flight:
-            raise HTTPException(503, f"{in_flight} requests are in flight, which is the limit: try again", _TRY_AGAIN)
+    model = executor.bundle.manifest.name
+    metrics = Metrics(lambda: Device(controller.reading, events.listeners))
+    counted = partial(_count, metrics, model)
+    service = PredictService(executor, controller, settings, batcher, counted)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         events.close()
-        pool.shutdown()
+        intake.close()
 
     app = FastAPI(
         title="ReStNet Runtime",
@@ -110,6 +109,31 @@ def create_app(
     _answer_errors(app)
     app.state.events = events
 
+    def serving() -> Serving:
+        queue = intake.queue()
+        profiles = {route.name: executor.profile(route.name) for route in executor.bundle.routes}
+        return Serving(
+            model=model,
+            digest=executor.bundle.digest,
+            routes=executor.bundle.routes,
+            profiles={name: profile for name, profile in profiles.items() if profile is not None},
+            loaded=executor.loaded,
+            current=executor.current.name if executor.current else None,
+            status=controller.status(),
+            progress=progress() if progress else None,
+            batches=batcher.counts(),
+            requests=queue.in_flight,
+            most_requests=settings.max_in_flight,
+            receiving_bytes=queue.receiving_bytes,
+        )
+
+    app.state.metrics = metrics
+    metrics.watch(serving)
+    app.add_middleware(Guard, access=settings.access, read_only=settings.read_only)
+    if tracer_provider is not None:
+        app.add_middleware(Tracing, provider=tracer_provider)
+    app.add_middleware(Observing, failed=partial(metrics.failed, model))
+
     @app.post(
         "/predict",
         responses={200: {"model": PredictAnswer | BatchAnswer}, **_ERRORS},
@@ -117,22 +141,21 @@ def create_app(
     )
     async def predict(request: Request) -> Response:
         """Classify an image, or a batch of inputs."""
-        nonlocal in_flight
-        refuse_unready()
-        refuse_overload()
+        intake.refuse_unready()
+        intake.refuse_overload()
         top_k, budget = _wishes(request)
         content_type = request.headers.get("content-type", "")
-        body = await receiver.read(request)
+        body = await intake.receive(request)
         kind = body_kind(content_type, body)
-        controller.arrive()
-        work = partial(service.predict, kind, content_type, body, top_k=top_k, budget=budget, arrived_s=time.perf_counter())
-        refuse_overload()  # others may have come while the body did
-        in_flight += 1
-        try:
-            answer = await asyncio.get_running_loop().run_in_executor(pool, work)
-        finally:
-            in_flight -= 1
-        return _json(answer, exclude_none=True)
+
+        def answer(arrived_s: float) -> PredictAnswer | BatchAnswer:
+            return service.predict(kind, content_type, body, top_k=top_k, budget=budget, arrived_s=arrived_s)
+
+        answered = await intake.run(answer)
+        traced = request.scope.get(FACTS)
+        if traced is not None:
+            traced.update(route=answered.route, run_ms=answered.latency_ms, budget_met=answered.budget_met)
+        return _json(answered, exclude_none=True)
 
     @app.get("/budget", responses={200: {"model": BudgetAnswer}})
     def get_budget() -> Response:
@@ -142,7 +165,7 @@ def create_app(
     @app.put("/budget", responses={200: {"model": BudgetAnswer}, **_ERRORS}, openapi_extra={"requestBody": BUDGET_BODY})
     async def put_budget(request: Request) -> Response:
         """Replace the standing budget; the next requests are served under it."""
-        limits = read_json(BudgetRequest, await receiver.read(request)).limits()
+        limits = read_json(BudgetRequest, await intake.receive(request)).limits()
 
         def replace() -> BudgetAnswer:
             controller.budget = limits
@@ -158,13 +181,13 @@ def create_app(
     @app.put("/pin", responses={200: {"model": PinAnswer}, **_ERRORS}, openapi_extra={"requestBody": PIN_BODY})
     async def put_pin(request: Request) -> Response:
         """Keep to one route, whatever it costs. Where it is not loaded yet, the budget decides until it is."""
-        route = read_json(PinRequest, await receiver.read(request)).route
+        route = read_json(PinRequest, await intake.receive(request)).route
         known = [one.name for one in executor.bundle.routes]
         if route not in known:
             raise InputError(f"there is no route {route[:60]!r} in this bundle: /routes lists what there is")
         return _json(await _off_loop(partial(_pin, route)))
 
-    @app.delete("/pin", responses={200: {"model": PinAnswer}})
+    @app.delete("/pin", responses={200: {"model": PinAnswer}, 401: {"model": ErrorAnswer}, 403: {"model": ErrorAnswer}})
     async def delete_pin() -> Response:
         """Let the budget decide again."""
         return _json(await _off_loop(partial(_pin, None)))
@@ -177,7 +200,7 @@ def create_app(
     async def get_events() -> Response:
         """Server-sent events: `decision` at first, then each `switch` with its reason, and each `reading` of the device."""
         if events.full:
-            raise HTTPException(503, "as many listeners as are allowed are here already: try again", _TRY_AGAIN)
+            raise HTTPException(503, "as many listeners as are allowed are here already: try again", TRY_AGAIN)
         return StreamingResponse(events.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @app.get("/routes", responses={200: {"model": RoutesAnswer}})
@@ -188,10 +211,8 @@ def create_app(
     @app.get("/status", responses={200: {"model": StatusAnswer}})
     def get_status() -> Response:
         """What is served, under which budget, and how the device is doing."""
-        queue = QueueAnswer(
-            in_flight=in_flight, max_in_flight=settings.max_in_flight, workers=settings.workers, receiving_bytes=receiver.held_bytes
-        )
-        return _json(describe_server(executor, controller, queue, batcher, progress() if progress else None))
+        loading = progress() if progress else None
+        return _json(describe_server(executor, controller, intake.queue(), batcher, loading, read_only=settings.read_only))
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", responses={200: {"model": HealthAnswer}})
@@ -203,10 +224,17 @@ def create_app(
     @app.get("/readyz", responses={200: {"model": HealthAnswer}, 503: {"model": ErrorAnswer}})
     async def readyz() -> Response:
         """A route is loaded, so that predictions can be answered."""
-        refuse_unready()
+        intake.refuse_unready()
         return _json(HealthAnswer(status="ready"))
 
+    add_v2(app, [Model(executor, controller, settings, batcher, counted)], intake)
+    add_metrics(app, metrics)
+    add_pages(app)
     return app
+
+
+def _count(metrics: Metrics, model: str, verdict: Verdict, inputs: int, total_s: float) -> None:
+    metrics.answered(model, verdict.route, met=verdict.budget_met, inputs=inputs, run_s=verdict.latency_ms / 1e3, total_s=total_s)
 
 
 def body_kind(content_type: str, body: bytes) -> BodyKind:
@@ -259,9 +287,10 @@ def _answer_errors(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
+        note_error(request.scope, error)
         headers, path = dict(error.headers or {}), request.url.path[:100]
         message = error.detail
-        if error.status_code == 404:
+        if error.status_code == 404 and message == "Not Found":
             message = f"there is no {path!r} here: /openapi.json lists what there is"
         elif error.status_code == 405:
             headers["Allow"] = _methods(app, request.url.path)
@@ -269,13 +298,15 @@ def _answer_errors(app: FastAPI) -> None:
         return _error(error.status_code, message, headers)
 
     def on_kind(status: int) -> Callable[[Request, Exception], Any]:
-        async def answer(_: Request, error: Exception) -> Response:
+        async def answer(request: Request, error: Exception) -> Response:
+            note_error(request.scope, error)
             return _error(status, str(error))
 
         return answer
 
-    async def on_bug(_: Request, error: Exception) -> Response:
-        return _error(500, f"internal error ({type(error).__name__}): the server's log has the details")
+    async def on_bug(request: Request, error: Exception) -> Response:
+        name, known = type(error).__name__, request_id(request.scope)
+        return _error(500, f"internal error ({name}): the server's log has the details", {REQUEST_ID: known} if known else None)
 
     app.add_exception_handler(StarletteHTTPException, on_http)
     for kind, status in STATUS_OF.items():
@@ -285,7 +316,8 @@ def _answer_errors(app: FastAPI) -> None:
 
 def _methods(app: FastAPI, path: str) -> str:
     """All methods of a path. Starlette's own 405 names those of one route, and a path may have several."""
-    methods = {method for route in app.routes if getattr(route, "path", None) == path for method in getattr(route, "methods", ())}
+    same = [route for route in app.routes if isinstance(route, Route) and route.path_regex.fullmatch(path)]
+    methods = {method for route in same for method in route.methods or ()}
     return ", ".join(sorted(methods))
 
 

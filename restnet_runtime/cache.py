@@ -36,7 +36,7 @@ _DAMAGE = (DamagedCacheError, OSError, KeyError, TypeError, ValueError, Attribut
 
 
 class Cache:
-    """The cache of one key under `root`. Several processes may use it at once; while this object lives, none removes it.
+    """The cache of one key under `root`. Several processes may use it at once; none removes it while this object lives, or until `release`.
 
     cap_bytes: what all caches under `root` may take together, by default as `Shelf` has it
     """
@@ -46,11 +46,15 @@ class Cache:
         self.shelf = Shelf(root, cap_bytes)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         self.path = root / digest
-        weakref.finalize(self, os.close, self.shelf.claim(digest))
+        self._unclaim = weakref.finalize(self, os.close, self.shelf.claim(digest))
         self.shelf.make_room()
         self._intact: set[tuple[str, int]] = set()
         self._checking = threading.Lock()  # or two threads would read what their routes share twice
         self._read_as: tuple[tuple[int, int, int], Catalog] | None = None
+
+    def release(self) -> None:
+        """Let others remove it from now on. Releasing twice is harmless."""
+        self._unclaim()
 
     def get(self, name: str) -> CompiledRoute | None:
         """The compiled route of that name, every byte of it checked; `None` if it has to be compiled.

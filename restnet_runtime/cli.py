@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -10,11 +9,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restnet_runtime.arguments import accuracy, add_engine_options, common_parser, port, positive, share, wait
+from restnet_runtime import __version__
+from restnet_runtime.arguments import accuracy, add_access_options, add_engine_options, common_parser, port, positive, share, wait
 from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.errors import CompileError, RestnetError, TraceError
+from restnet_runtime.logs import FORMATS, configure_logs
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.signals import TerminatedError, terminable, unwind_if_told
 from restnet_runtime.tables import routes_table
@@ -43,7 +44,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     """`restnet-serve`: serve a bundle over HTTP until SIGTERM. Returns the exit status: 0, or 2 with one line on standard error."""
     parser = common_parser("restnet-serve", "Serve a bundle over HTTP and keep to a budget.")
     add_engine_options(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; 0.0.0.0 for all)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; others need --allow-remote)")
     parser.add_argument("--port", type=port, default=8080, help="port (default: %(default)s; 0 takes a free one)")
     parser.add_argument("--interval", type=positive(float), default=1.0, metavar="S", help="seconds between looks at the device (1)")
     parser.add_argument("--strict", action="store_true", help="refuse requests (503) when no route fits, instead of serving the cheapest")
@@ -85,17 +86,25 @@ def serve(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch-max", type=positive(int), default=batches.max_batch, metavar="N", help="requests in a batch (%(default)s)")
     parser.add_argument("--max-in-flight", type=positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
+    add_access_options(parser)
+    parser.add_argument(
+        "--otel", action="store_true", help="send a span for each request as OTLP (OTEL_EXPORTER_OTLP_ENDPOINT; extra otel)"
+    )
+    parser.add_argument(
+        "--log-format", choices=FORMATS, default=FORMATS[0], help="lines of the log on standard error, json: an object each (%(default)s)"
+    )
     args = parser.parse_args(argv)
     return _run("restnet-serve", lambda: _serve(args))
 
 
 def _serve(args: argparse.Namespace) -> int:
     # Here and not above: the other commands need no HTTP.
+    from restnet_runtime.access_options import read_access
     from restnet_runtime.server import listen, run_server, url_of
     from restnet_runtime.settings import ServeSettings
     from restnet_runtime.threads import affinity_cores, usable_cores
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    configure_logs(args.log_format)
     batching = BatchSettings(args.batching, args.batch_wait, args.batch_max)
     settings = ServeSettings(
         max_body_bytes=args.max_body,
@@ -103,14 +112,26 @@ def _serve(args: argparse.Namespace) -> int:
         strict=args.strict,
         workers=args.workers or max(usable_cores(), 1 if batching.mode == "off" else batching.max_batch),
         max_in_flight=args.max_in_flight,
+        read_only=args.read_only,
+        access=read_access(args),
     )
     if args.min_accuracy is not None:
         args.budget = args.budget.narrowed(Budget(min_accuracy=args.min_accuracy))
-    with ExitStack() as stack, listen(args.host, args.port) as listener:  # first, so that a taken port costs no loading
+    tracer_provider = None
+    if args.otel:
+        from restnet_runtime.tracing import open_provider
+
+        tracer_provider = open_provider(__version__)
+    # Listening comes first, so that a taken port costs no loading.
+    with ExitStack() as stack, listen(args.host, args.port, remote=args.allow_remote) as listener:
+        if tracer_provider is not None:
+            stack.callback(tracer_provider.shutdown)
         engine = _open(args, batching)
         bundle = engine.executor.bundle
         print(f"serving {bundle.manifest.name} ({len(bundle.routes)} routes) from {bundle.path}, budget {args.budget}")
         print(f"listening on {url_of(listener)}", flush=True)
+        if args.allow_remote and settings.access.token is None and not args.read_only:
+            print("whoever reaches this may change budget and pin: --token-file or --read-only keeps others from it", file=sys.stderr)
         with engine:
             if engine.short_of_memory():
                 # What HTTP takes would be missing where the first route is compiled; connections wait at the listener.
@@ -122,8 +143,8 @@ def _serve(args: argparse.Namespace) -> int:
                 from restnet_runtime.recorder import Recorder
 
                 stack.enter_context(Recorder(args.record, engine.controller, affinity_cores(), args.interval))
-            app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher)
-            run_server(app, listener, ready=unwind_if_told, stopping=app.state.events.close)
+            app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher, tracer_provider)
+            run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=app.state.events.close)
     return 0
 
 

@@ -191,6 +191,12 @@ class Compiler:
         if self.worker is not None:
             self.worker.close()
 
+    def release(self) -> None:
+        """Let go of the cache: nothing is compiled or loaded any more."""
+        if self._lesser is not None:
+            self._lesser.release()
+        self.cache.release()
+
     def _compile(self, route: Route, on_compile: Callable[[Route], None] | None, level: CompiledLevel, anew: bool) -> CompiledRoute:
         compiled = self.cache.get(route.name)
         if compiled is not None and not (anew and compiled.level != level):

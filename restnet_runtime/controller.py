@@ -449,7 +449,8 @@ class Controller:
             return False
         self._switched += 1
         self._log.append(Switch(self._wall(), before, decision.route, decision.feasible, decision.reason))
-        logger.info("%s -> %s: %s", before, decision.route, decision.reason)
+        facts = {"event": "switch", "before": before, "after": decision.route, "feasible": decision.feasible, "reason": decision.reason}
+        logger.info("%s -> %s: %s", before, decision.route, decision.reason, extra={"facts": facts})
         return True
 
     def _complain(self, problem: str, before: str | None, error: Exception | None) -> None:

@@ -146,6 +146,7 @@ class Engine:
         self.loader.stop()
         self.compiler.close()
         self.executor.close()
+        self.compiler.release()
 
     def run(self, x: npt.NDArray[np.float32], budget: Budget | None = None) -> Answer:
         """Run x (batch, C, H, W) float32 on the route that fits; `budget` narrows the standing one for this request only.

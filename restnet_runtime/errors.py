@@ -11,9 +11,12 @@
       InfeasibleError      no route fits the budget, and the operator chose to refuse rather than overrun
       TraceError           a trace that cannot be read or made
       AddressError         the address to serve on cannot be had
+      AccessError          a token, host name or origin that the server cannot be set to
+      ClosedError          a runtime was used after it was closed
       RequestError         what a client sent cannot be used
         ImageError           an image that cannot be decoded
         InputError           an array of the wrong shape, type or value
+        TooLongError         a body that is longer than is allowed
       ExportError          the exporter cannot go on
         SpecError            an anchor or data specification that cannot be read or loaded
         CutError             an anchor that cannot be cut as asked
@@ -73,6 +76,14 @@ class AddressError(RestnetError):
     """An address that cannot be listened on."""
 
 
+class ClosedError(RestnetError):
+    """A runtime that was used before it was open, or after it was closed."""
+
+
+class AccessError(RestnetError):
+    """A token, a host name or an origin that access cannot be ruled by."""
+
+
 class RequestError(RestnetError):
     """A request that cannot be answered because of what it carries."""
 
@@ -83,6 +94,10 @@ class ImageError(RequestError):
 
 class InputError(RequestError):
     """An input array of the wrong shape, type or value."""
+
+
+class TooLongError(RequestError):
+    """A body that is longer than is allowed, once it is decompressed."""
 
 
 class ExportError(RestnetError):

@@ -1,17 +1,64 @@
-"""Events: what the controller decides, as server-sent events: each switch with its reason, and each new reading."""
+"""Events: what the controller decides, as it happens: each switch with its reason, and each new reading. Also as server-sent events."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
+from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
-from restnet_runtime.decision_log import Status
+from restnet_runtime.decision_log import Status, Switch
+from restnet_runtime.reading import Reading
 
 POLL_S = 0.25
 ALIVE_S = 15.0
 MOST_LISTENERS = 16
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, and what stands since then.
+
+    kind:      `decision` comes first and tells how it stands, then each `switch` and each `reading` of the device
+    budget:    the standing one, in words
+    pin:       the pinned route, if one is
+    route, feasible, reason:  the decision that stands; `None` before the first
+    switch, reading:  what the kind says
+    limits:    those in force, where they are known
+    """
+
+    kind: Literal["decision", "switch", "reading"]
+    budget: str
+    pin: str | None
+    route: str | None
+    feasible: bool | None
+    reason: str | None
+    switch: Switch | None = None
+    reading: Reading | None = None
+    limits: Budget | None = None
+
+
+class Follower:
+    """Tells one listener what is new. It looks at the controller, which does not know it and never waits for it."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._status = controller.status()
+
+    def first(self) -> Event:
+        """How it stands."""
+        return _event("decision", self._status)
+
+    def fresh(self) -> list[Event]:
+        """What has happened since this was asked last, oldest first."""
+        before, status = self._status, self._controller.status()
+        self._status = status
+        fresh = min(status.switched - before.switched, len(status.switches))
+        events = [_event("switch", status, switch=switch) for switch in status.switches[len(status.switches) - fresh :]]
+        if status.reading is not None and _looked(status.reading) != _looked(before.reading):
+            events.append(_event("reading", status, reading=status.reading))
+        return events
 
 
 class Events:
@@ -27,6 +74,11 @@ class Events:
         """Are there as many listeners as may be?"""
         return self._listeners >= self._most
 
+    @property
+    def listeners(self) -> int:
+        """How many there are."""
+        return self._listeners
+
     def close(self) -> None:
         """End every stream soon; from any thread, also from a signal handler."""
         self._closed = True
@@ -35,23 +87,14 @@ class Events:
         """`decision` at once, then `switch` and `reading` as they come, until `close` or until the listener is gone."""
         self._listeners += 1
         try:
-            status = self._controller.status()
-            seen, reading, quiet_s = status.switched, status.reading, 0.0
-            yield _event("decision", _decision(status))
+            follower, quiet_s = Follower(self._controller), 0.0
+            yield _sent(follower.first())
             while not self._closed:
                 await asyncio.sleep(self._poll_s)
-                status = self._controller.status()
-                told = False
-                fresh = min(status.switched - seen, len(status.switches))
-                for switch in status.switches[len(status.switches) - fresh :]:
-                    yield _event("switch", asdict(switch))
-                    told = True
-                seen = status.switched
-                if status.reading is not None and _looked(status.reading) != _looked(reading):
-                    reading = status.reading
-                    yield _event("reading", {**asdict(reading), **_decision(status)})
-                    told = True
-                quiet_s = 0.0 if told else quiet_s + self._poll_s
+                fresh = follower.fresh()
+                for event in fresh:
+                    yield _sent(event)
+                quiet_s = 0.0 if fresh else quiet_s + self._poll_s
                 if quiet_s >= ALIVE_S:
                     quiet_s = 0.0
                     yield ": still here\n\n"
@@ -64,16 +107,27 @@ def _looked(reading: Any) -> object:
     return None if reading is None else (reading.memory_available_bytes, reading.own_memory_bytes, reading.cpu_percent, reading.load_1m)
 
 
-def _decision(status: Status) -> dict[str, Any]:
+def _event(
+    kind: Literal["decision", "switch", "reading"], status: Status, *, switch: Switch | None = None, reading: Reading | None = None
+) -> Event:
     decision = status.decision
-    return {
-        "budget": str(status.budget),
-        "pin": status.pin,
-        "route": None if decision is None else decision.route,
-        "feasible": None if decision is None else decision.feasible,
-        "reason": None if decision is None else decision.reason,
-    }
+    route, feasible, reason = (None, None, None) if decision is None else (decision.route, decision.feasible, decision.reason)
+    limits = None if decision is None else decision.limits
+    return Event(kind, str(status.budget), status.pin, route, feasible, reason, switch, reading, limits)
 
 
-def _event(name: str, data: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+def _limits(limits: Budget) -> dict[str, Any]:
+    """The limits in force, null where there is none."""
+    return {"macs": limits.macs, "latency_ms": limits.latency_ms, "memory_bytes": limits.memory_bytes, "min_accuracy": limits.min_accuracy}
+
+
+def _sent(event: Event) -> str:
+    """As a server-sent event."""
+    standing = {name: getattr(event, name) for name in ("budget", "pin", "route", "feasible", "reason")}
+    standing["limits"] = None if event.limits is None else _limits(event.limits)
+    data: dict[str, Any] = standing
+    if event.switch is not None:
+        data = asdict(event.switch)
+    elif event.reading is not None:
+        data = {**asdict(event.reading), **standing}
+    return f"event: {event.kind}\ndata: {json.dumps(data)}\n\n"

@@ -1,7 +1,5 @@
 """Payload of one prediction request: whatever form the client chose, an input batch and its wishes."""
 
-import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,8 +7,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from restnet_runtime.base64_text import decode_base64
 from restnet_runtime.budget import Budget
-from restnet_runtime.errors import InputError, RequestError
+from restnet_runtime.errors import InputError
 from restnet_runtime.forms import read_form
 from restnet_runtime.npy import read_npy
 from restnet_runtime.preprocess import Preprocessor
@@ -83,7 +82,7 @@ class PayloadReader:
             return Payload(read.inputs, read.single, request.top_k, budget)
         texts = [request.image] if request.image is not None else request.images or []
         self._check_count(len(texts))
-        files = [_from_base64(text, index) for index, text in enumerate(texts)]
+        files = [decode_base64(text, index) for index, text in enumerate(texts)]
         return Payload(self._from_files(files), request.image is not None, request.top_k, budget)
 
     def _from_array(self, values: npt.NDArray[Any]) -> Payload:
@@ -100,16 +99,6 @@ class PayloadReader:
     def _check_count(self, count: int) -> None:
         if not 1 <= count <= self.max_batch:
             raise InputError(f"the batch has {count} inputs: give 1 to {self.max_batch}")
-
-
-def _from_base64(text: str, index: int) -> bytes:
-    """A base64 string, or a data URL with one; line breaks in it are fine."""
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(f"image {index} is not base64: {error}") from error
 
 
 def _as_array(nested: list[Any]) -> npt.NDArray[Any]:

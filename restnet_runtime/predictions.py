@@ -1,12 +1,13 @@
-"""Predictions: from logits to the most probable classes."""
+"""Predictions: from logits to the most probable classes, and the answer to a Python program."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from restnet_runtime.errors import InputError
+from restnet_runtime.inference import Verdict
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,38 @@ class Scored:
     name: str
     index: int
     probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one image.
+
+    name, index, probability:  of the most probable class
+    top:          the most probable classes, best first
+    logits:       (classes,) float32
+    route, macs:  which route answered, and its multiply-accumulates
+    latency_ms:   of the network's run, with all that shared it
+    budget_met:   the route was chosen within the budget, and the time per input was within its latency limit
+    budget, reason:  the limits in force, and why they were not met; `None` where they were
+    """
+
+    name: str
+    index: int
+    probability: float
+    top: tuple[Scored, ...]
+    route: str
+    macs: int
+    latency_ms: float
+    budget_met: bool
+    budget: str | None
+    reason: str | None
+    logits: npt.NDArray[np.float32] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, logits: npt.NDArray[np.float32], scores: Sequence[Scored], verdict: Verdict) -> "Prediction":
+        """logits: (classes,); scores: of the classes to list, best first."""
+        best = scores[0]
+        return cls(best.name, best.index, best.probability, tuple(scores), **vars(verdict), logits=logits)
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

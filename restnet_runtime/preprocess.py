@@ -78,6 +78,15 @@ class Preprocessor:
                 raise ImageError(f"image {index} of {len(files)}: {error}") from error
         return batch
 
+    def from_image(self, image: Image.Image) -> npt.NDArray[np.float32]:
+        """An image of Pillow to (1, C, H, W). Raises `ImageError` where it has too many pixels, or cannot be read after all."""
+        try:
+            return self._normalised(self._loaded(image))[None]
+        except ImageError:
+            raise
+        except Exception as error:  # it may be a file that was only opened
+            raise ImageError(f"the image cannot be decoded: {error}") from error
+
     def from_pixels(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """uint8 pixels of shape (H, W), (H, W, C) or (B, H, W, C), C in 1, 3, 4, to (B, C, H, W). Raises `InputError`."""
         images = pixels[None, :, :, None] if pixels.ndim == 2 else pixels[None] if pixels.ndim == 3 else pixels
@@ -124,11 +133,7 @@ class Preprocessor:
             raise ImageError("the image is empty (0 bytes)")
         try:
             with Image.open(io.BytesIO(data), formats=self.formats) as image:
-                width, height = image.size
-                if width * height > self.max_pixels:
-                    raise ImageError(f"the image has {width} x {height} = {width * height} pixels; the limit is {self.max_pixels}")
-                image.load()
-                return self._in_mode(_upright(_eight_bit(image)))
+                return self._loaded(image)
         except ImageError:
             raise
         except UnidentifiedImageError as error:
@@ -139,6 +144,13 @@ class Preprocessor:
             raise ImageError(f"the image has too many pixels; the limit is {self.max_pixels}") from error
         except Exception as error:  # Pillow's decoders raise whatever they trip over
             raise ImageError(f"the image cannot be decoded: {error}") from error
+
+    def _loaded(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        if width * height > self.max_pixels:
+            raise ImageError(f"the image has {width} x {height} = {width * height} pixels; the limit is {self.max_pixels}")
+        image.load()
+        return self._in_mode(_upright(_eight_bit(image)))
 
     def _in_mode(self, image: Image.Image) -> Image.Image:
         image = _opaque(image)

@@ -16,15 +16,18 @@ class Receiver:
         self.held_bytes = 0
         """What has arrived of bodies that are not complete."""
 
-    async def read(self, request: Request) -> bytes:
-        """The whole body.
+    async def read(self, request: Request, encodings: tuple[str, ...] = ()) -> bytes:
+        """The whole body, as it was sent.
 
-        Raises HTTP 415 when it is compressed, 413 as soon as it is known to be too long, whatever Content-Length says, 408 when it is
+        encodings: those of Content-Encoding that the caller decodes
+
+        Raises HTTP 415 when it is in another one, 413 as soon as it is known to be too long, whatever Content-Length says, 408 when it is
         not complete in time, 503 when too much is being received at once, and 400 when the client leaves.
         """
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
-        if encoding != "identity":
-            raise HTTPException(415, f"Content-Encoding {encoding[:60]!r} is not taken here: send the body as it is")
+        if encoding not in ("identity", *encodings):
+            instead = f"send {' or '.join(encodings)}, or the body as it is" if encodings else "send the body as it is"
+            raise HTTPException(415, f"Content-Encoding {encoding[:60]!r} is not taken here: {instead}")
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and (len(declared) > 18 or int(declared) > self._settings.max_body_bytes):
             raise self._too_long()

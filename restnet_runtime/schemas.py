@@ -227,8 +227,8 @@ class QueueAnswer(_Answer):
     """Requests being decoded, waiting or running, and what has arrived of bodies that are not complete."""
 
     in_flight: int
-    max_in_flight: int
-    workers: int
+    max_in_flight: Annotated[int | None, Field(description="null: no limit")]
+    workers: Annotated[int | None, Field(description="requests decoded and run at once; null: no limit")]
     receiving_bytes: int
 
 
@@ -323,6 +323,7 @@ class StatusAnswer(_Answer):
     switched: Annotated[int, Field(description="switches since the start")]
     switches: Annotated[list[SwitchAnswer], Field(description="the latest, oldest first")]
     problem: Annotated[str | None, Field(description="what went wrong when the device was read or a route switched last")]
+    read_only: Annotated[bool, Field(description="budget and pin cannot be changed over HTTP")] = False
     controlling: Annotated[bool, Field(description="the budget is being watched")]
     queue: QueueAnswer
     batching: BatchingAnswer

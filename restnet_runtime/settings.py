@@ -3,8 +3,11 @@
 import math
 from dataclasses import dataclass, field
 
+from restnet_runtime.access import Access
 from restnet_runtime.threads import usable_cores
 
+BUDGET_HEADER = "X-Restnet-Budget"
+"""The header by which a request of any kind narrows the standing budget for itself."""
 MAX_PIXELS = 50_000_000
 """The largest image that is decoded unless somebody says otherwise, width times height."""
 
@@ -21,6 +24,8 @@ class ServeSettings:
     top_k:                how many classes an answer lists unless the request says otherwise
     strict:               refuse a request when no route fits the budget, rather than overrun it
     workers:              how many requests are decoded and run at once
+    read_only:            budget and pin cannot be changed over HTTP
+    access:               who may ask for what
     max_in_flight:        how many requests whose body is there may wait or run before further ones are refused
     """
 
@@ -33,6 +38,8 @@ class ServeSettings:
     strict: bool = False
     workers: int = field(default_factory=usable_cores)
     max_in_flight: int = 256
+    read_only: bool = False
+    access: Access = field(default_factory=Access)
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_pixels", "max_batch", "top_k", "workers", "max_in_flight"):

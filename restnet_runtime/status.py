@@ -69,7 +69,13 @@ def describe_routes(executor: Executor, progress: Progress | None = None) -> Rou
 
 
 def describe_server(
-    executor: Executor, controller: Controller, queue: QueueAnswer, batcher: Batcher, progress: Progress | None = None
+    executor: Executor,
+    controller: Controller,
+    queue: QueueAnswer,
+    batcher: Batcher,
+    progress: Progress | None = None,
+    *,
+    read_only: bool = False,
 ) -> StatusAnswer:
     """What is served, under which budget, and how the device is doing."""
     bundle, status = executor.bundle, controller.status()
@@ -109,6 +115,7 @@ def describe_server(
         switched=status.switched,
         switches=[SwitchAnswer(**asdict(switch)) for switch in status.switches],
         problem=status.problem,
+        read_only=read_only,
         controlling=status.running,
         queue=queue,
         batching=_batching(batcher),

@@ -2,22 +2,32 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import uvicorn
 from onnx import TensorProto, helper, numpy_helper
 
 from restnet_export.writer import BundleSource, RouteSource, SegmentSource, write_bundle
+from restnet_runtime.api import create_app
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
+from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
 from restnet_runtime.manifest import Anchor, Precision, Preprocessing, Provenance
+from restnet_runtime.reading import Reading
 from restnet_runtime.routes import in_precision
 from restnet_runtime.sessions import SessionSettings
+from restnet_runtime.settings import ServeSettings
 
 CLASSES = ("circle", "cross", "square")
 INPUT_SHAPE = (1, 8, 8)
@@ -309,3 +319,65 @@ def executor(family_bundle: Bundle, cache_root: Path):
 def none_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The family's routes are so small that one thread is all that they get; here they are taken for larger ones."""
     monkeypatch.setattr("restnet_runtime.sessions.SMALL_MACS", 0)
+
+
+@contextmanager
+def running(app: Any, port: int = 0) -> Iterator[httpx.Client]:
+    """A client of an application that a thread serves on 127.0.0.1; port 0 takes a free one."""
+    config = uvicorn.Config(app, port=port, log_level="critical", lifespan="on", ws="none", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+            yield client
+    finally:
+        app.state.events.close()
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def serve_app() -> Callable[..., AbstractContextManager[httpx.Client]]:
+    """`running`, for tests."""
+    return running
+
+
+class SteadyDevice:
+    """Sensors of a device that can read nothing about itself."""
+
+    def read(self) -> Reading:
+        return Reading()
+
+
+class Server:
+    """A server in a thread, with what it is made of; `url` is its address, `client` a plain HTTP client of it."""
+
+    def __init__(self, bundle: Bundle, cache_root: Path, *, load: bool = True, **settings: Any) -> None:
+        self.executor = Executor(bundle, Compiler.for_bundle(bundle, cache_root), SessionSettings(threads=1))
+        for route in bundle.routes if load else ():
+            self.executor.load(route.name)
+        self.controller = Controller(self.executor, SteadyDevice())
+        self.controller.tick()
+        self.app = create_app(self.executor, self.controller, ServeSettings(**settings))
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[Server]]:
+    """A factory of servers; each is stopped when its `with` block ends."""
+
+    @contextmanager
+    def serve(bundle: Bundle, cache_root: Path, **options: Any) -> Iterator[Server]:
+        server = Server(bundle, cache_root, **options)
+        try:
+            with running(server.app) as server.client:
+                server.url = server.client.base_url.netloc.decode()
+                yield server
+        finally:
+            server.executor.close()
+
+    return serve

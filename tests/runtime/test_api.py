@@ -458,9 +458,8 @@ def test_budgets_that_cannot_be_read(client, body, status, message):
 @pytest.mark.parametrize(
     ("method", "path", "status", "message"),
     [
-        ("GET", "/", 404, "there is no '/' here: /openapi.json lists"),
+        ("GET", "/web/", 404, "there is no '/web/' here: /openapi.json lists"),
         ("POST", "/predict/", 404, "there is no '/predict/' here"),
-        ("GET", "/docs", 404, "there is no"),
         ("GET", "/predict", 405, "GET is not allowed on '/predict': allowed is POST"),
         ("DELETE", "/budget", 405, "DELETE is not allowed on '/budget': allowed is GET, PUT"),
         ("POST", "/healthz", 405, "POST is not allowed on '/healthz': allowed is GET, HEAD"),
@@ -509,7 +508,7 @@ def receive_all(connection):
 
 
 def test_a_large_declared_length_is_refused_before_the_body_is_sent(client):
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
     for length in (200_001, 10**17):
         received = exchange(client, head % length)
         assert received.startswith(b"HTTP/1.1 413 ")
@@ -517,13 +516,13 @@ def test_a_large_declared_length_is_refused_before_the_body_is_sent(client):
 
 
 def test_a_client_that_waits_for_100_continue_is_spared_the_body(client):
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 200001\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 200001\r\n\r\n"
     assert exchange(client, head).startswith(b"HTTP/1.1 413 ")
 
 
 def test_more_bytes_than_declared_are_not_read_as_body(client):
     data = png()
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(data)
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(data)
     received = exchange(client, head, data, b"garbage \x01\x02 beyond\r\n\r\n")
     assert received.startswith(b"HTTP/1.1 200 ")
     assert b"HTTP/1.1 400 " in received
@@ -549,7 +548,7 @@ def wait_for(client, **expected):
 # Bodies that do not come
 
 
-HALF = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+HALF = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
 
 
 @contextmanager
@@ -571,7 +570,7 @@ def test_stalled_bodies_take_no_place_from_others(make):
 
 def test_places_that_were_taken_while_the_body_came(make):
     data = png()
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(data)
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(data)
     with make(max_in_flight=1) as served, ThreadPoolExecutor() as clients, stalled(served.client, head + data[:-1]) as (late,):
         wait_for(served.client, receiving_bytes=len(data) - 1)
         served.executor.gate.clear()
@@ -754,7 +753,7 @@ def test_status(served):
     status = served.client.get("/status").json()
     assert set(status) == {
         *("version", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted", "pin", "switched"),
-        *("reading", "switches", "problem", "controlling", "queue", "batching", "versions"),
+        *("reading", "switches", "problem", "read_only", "controlling", "queue", "batching", "versions"),
     }
     assert status["sessions"]["threads"] == 1
     assert status["sessions"]["route_threads"] == dict.fromkeys(status["routes"]["loaded"], 1)
@@ -812,7 +811,18 @@ def test_a_bug_is_answered_and_the_server_stays_up(make, monkeypatch):
 def test_openapi_documents_every_body_with_examples_that_work(served):
     client = served.client
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/predict", "/budget", "/pin", "/events", "/routes", "/status", "/healthz", "/readyz"}
+    ours = {path for path in paths if not path.startswith("/v2")}  # these are in test_v2_contract.py
+    assert ours == {
+        "/predict",
+        "/budget",
+        "/pin",
+        "/events",
+        "/routes",
+        "/status",
+        "/metrics",
+        "/healthz",
+        "/readyz",
+    }
     content = paths["/predict"]["post"]["requestBody"]["content"]
     assert set(content) == {"multipart/form-data", "image/*", "application/json", "application/x-npy", "application/octet-stream"}
     assert all(entry["examples"] for entry in content.values())
@@ -881,3 +891,13 @@ def test_listeners_are_bounded(served):
         assert served.client.get("/events").status_code == 503
     finally:
         served.app.state.events._most = 16
+
+
+def test_a_read_only_server_takes_no_changes(make):
+    with make(read_only=True) as served:
+        client = served.client
+        assert client.get("/status").json()["read_only"] is True
+        for method, path, body in (("PUT", "/budget", b'{"macs": 1}'), ("PUT", "/pin", b'{"route": "small"}'), ("DELETE", "/pin", b"")):
+            assert_error(client.request(method, path, content=body), 403, "this server is read-only")
+        assert client.get("/budget").json()["budget"]["text"] == "none"
+        assert client.post("/predict", content=png(), params={"budget": "1MACs"}).status_code == 200  # a wish of its own stays possible

@@ -64,8 +64,8 @@ class Server:
         assert process.stdout is not None
         for line in process.stdout:
             self.told.append(line)
-            if found := re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+)\n", line):
-                self.client = httpx.Client(base_url=found[1], trust_env=False, timeout=30)
+            if found := re.fullmatch(r"listening on (http://(?:127\.0\.0\.1|0\.0\.0\.0):\d+)\n", line):
+                self.client = httpx.Client(base_url=found[1].replace("0.0.0.0", "127.0.0.1"), trust_env=False, timeout=30)
                 return
         raise AssertionError(process.communicate())
 
@@ -167,6 +167,28 @@ def test_serve_on_a_taken_port_says_so_before_anything_is_loaded(family_path: Pa
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"restnet-serve: cannot listen on host 127.0.0.1, port {port}: Address already in use\n"
     assert not (tmp_path / "cache").exists()
+
+
+def test_serve_stays_on_this_machine_unless_it_is_told_otherwise(family_path: Path, serve: Callable[..., Server]) -> None:
+    for host in ("0.0.0.0", "::"):
+        found = run("serve", family_path, "--port", 0, "--host", host)
+        assert (found.returncode, found.stdout, "add --allow-remote" in found.stderr) == (2, "", True), found.stderr
+    server = serve("--host", "0.0.0.0", "--allow-remote")
+    assert server.client.get("/readyz", headers={"Host": "any.example"}).status_code in (200, 503)
+    assert server.client.get("/routes", headers={"Host": "any.example"}).status_code == 200
+    code, _, told = server.end()
+    assert (code, "may change budget and pin" in told) == (0, True)
+
+
+def test_serve_asks_for_the_token_of_its_file(serve: Callable[..., Server], tmp_path: Path) -> None:
+    secret = "0123456789abcdef0123456789abcdef"
+    (tmp_path / "token").write_text(secret + "\n")
+    server = serve("--token-file", tmp_path / "token", "--require-token", "all")
+    assert server.client.get("/routes").status_code == 401
+    assert server.client.get("/routes", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
+    assert server.client.get("/routes", headers={"Host": "elsewhere.example", "Authorization": f"Bearer {secret}"}).status_code == 421
+    code, out, told = server.end()
+    assert (code, secret in out + told) == (0, False)
 
 
 def test_serve_takes_a_body_limit_above_what_is_received_at_once_by_default(serve: Callable[..., Server]) -> None:

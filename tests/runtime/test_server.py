@@ -96,7 +96,7 @@ def upload_in_progress(port):
     """A connection that has sent all but the last 100 bytes of a request, and the bytes that are missing."""
     data = png()
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(data)
+        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(data)
         connection.sendall(head + data[:-100])
         until(lambda: httpx.get(f"http://127.0.0.1:{port}/status", trust_env=False).json()["queue"]["receiving_bytes"] == len(data) - 100)
         yield connection, data[-100:]

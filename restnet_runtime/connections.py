@@ -1,0 +1,66 @@
+"""Connections: how many there may be, and how long one may take to send a request's headers."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.h11_impl import H11Protocol as Base
+else:
+    Base = AutoHTTPProtocol
+
+_BODY = b'{"error": "as many connections as are allowed are here: try again"}'
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+    b"Retry-After: 1\r\nConnection: close\r\n\r\n%s" % (len(_BODY), _BODY)
+)
+
+
+def bounded_protocol(most: int, header_timeout_s: float) -> type[asyncio.Protocol]:
+    """uvicorn's protocol with two limits that it lacks. Bodies have theirs in `receiving.py`.
+
+    most:              connections at once; further ones get HTTP 503 and are closed
+    header_timeout_s:  from the beginning of a connection, or of a request on it, to the end of the request's headers
+    """
+
+    class Bounded(Base):
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > most:
+                transport.write(_FULL)
+                transport.close()
+                return
+            self._await_headers()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._headers_came()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._late is not None:
+                if self._busy():
+                    self._headers_came()
+            elif not self._busy() and self.timeout_keep_alive_task is None:
+                self._await_headers()  # the first bytes of another request on an old connection
+
+        def _busy(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
+        def _await_headers(self) -> None:
+            self._late = self.loop.call_later(header_timeout_s, self._give_up)
+
+        def _headers_came(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+        def _give_up(self) -> None:
+            self._late = None
+            if not self._busy() and not self.transport.is_closing():
+                self.transport.close()
+
+    return Bounded

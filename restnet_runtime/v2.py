@@ -1,0 +1,149 @@
+"""The Open Inference Protocol (KServe V2) over HTTP: paths and status codes. What a model is, and how it answers, is in `v2_model.py`."""
+
+from collections.abc import Sequence
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic_core import from_json
+
+from restnet_runtime import __version__
+from restnet_runtime.budget import Budget
+from restnet_runtime.encodings import ENCODINGS
+from restnet_runtime.errors import RequestError, TooLongError, UnitError
+from restnet_runtime.intake import Intake
+from restnet_runtime.schemas import ErrorAnswer
+from restnet_runtime.settings import BUDGET_HEADER
+from restnet_runtime.tracing import FACTS
+from restnet_runtime.v2_docs import INFER_BODY, INFER_RESPONSE
+from restnet_runtime.v2_model import VERSION, Model, Posted
+from restnet_runtime.v2_response import HEADER_LENGTH
+
+SERVER = {
+    "name": "restnet-runtime",
+    "version": __version__,
+    "extensions": ["binary_tensor_data", "classification", "model_repository", "parameters"],
+}
+_NOT_READY = "no route is loaded yet"
+_FIXED = "models are given when the server starts: they are neither loaded nor unloaded while it runs"
+# By name and not as a model: FastAPI would take a millisecond for each, on each path, and a device starts slowly enough.
+_ERROR = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"description": HTTPStatus(code).phrase, "content": _ERROR} for code in (400, 404, 408, 413, 415, 500, 503)
+}
+
+
+def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
+    """Add the paths below /v2. Errors are `{"error": "..."}`: what a client sent wrong is 400, a model that there is not 404."""
+    by_name = {model.name: model for model in models}
+
+    def find(model_name: str, model_version: str = VERSION) -> Model:
+        model = by_name.get(model_name)
+        if model is None:
+            raise HTTPException(404, f"there is no model {model_name[:60]!r} here: there is {', '.join(by_name)}")
+        if model_version != VERSION:
+            raise HTTPException(404, f"the model {model_name} has no version {model_version[:60]!r}: it has {VERSION}")
+        return model
+
+    async def server(_: Request) -> Response:
+        """What this server is, and which extensions of the protocol it has."""
+        return JSONResponse(SERVER)
+
+    async def live(_: Request) -> Response:
+        """The process answers."""
+        return JSONResponse({"live": True})
+
+    async def ready(_: Request) -> Response:
+        """Every model can answer; 400 where one cannot."""
+        if not all(model.ready for model in models):
+            raise HTTPException(400, _NOT_READY)
+        return JSONResponse({"ready": True})
+
+    async def metadata(request: Request) -> Response:
+        """Inputs and outputs of a model."""
+        return JSONResponse(find(**request.path_params).metadata())
+
+    async def model_ready(request: Request) -> Response:
+        """The model can answer; 400 where it cannot."""
+        model = find(**request.path_params)
+        if not model.ready:
+            raise HTTPException(400, f"{model.name}: {_NOT_READY}")
+        return JSONResponse({"name": model.name, "ready": True})
+
+    async def infer(request: Request) -> Response:
+        """Run a model on one batch, on the route that fits; `parameters` of the response say which, and whether the budget was met."""
+        model = find(**request.path_params)
+        intake.refuse_unready()
+        intake.refuse_overload()
+        headers = request.headers
+        try:
+            budget = Budget()
+            for text in headers.getlist(BUDGET_HEADER):
+                budget = budget.narrowed(Budget.parse(text))
+            body = await intake.receive(request, encodings=ENCODINGS)
+            encoding = headers.get("content-encoding", "identity").strip().lower()
+            accepted = ",".join(headers.getlist("accept-encoding"))
+            posted = Posted(body, encoding, accepted, headers.get(HEADER_LENGTH), budget, request.scope.get(FACTS))
+            content, sent = await intake.run(partial(model.infer, posted))
+        except TooLongError as error:
+            raise HTTPException(413, str(error)) from error
+        except (RequestError, UnitError) as error:
+            raise HTTPException(400, str(error)) from error
+        return Response(content, headers=sent)
+
+    async def index(request: Request) -> Response:
+        """The models that there are, and whether each is ready."""
+        body = await intake.receive(request)
+        try:
+            wishes = from_json(body) if body.strip() else {}
+        except ValueError as error:
+            raise HTTPException(400, f"the body cannot be read as JSON: {error}") from error
+        if not isinstance(wishes, dict) or type(wishes.get("ready", False)) is not bool:
+            raise HTTPException(400, 'the body is no request for an index: give {"ready": true} for those that are, or nothing for all')
+        states = [
+            {
+                "name": model.name,
+                "version": VERSION,
+                "state": "READY" if model.ready else "UNAVAILABLE",
+                "reason": "" if model.ready else _NOT_READY,
+            }
+            for model in models
+            if model.ready or not wishes.get("ready", False)
+        ]
+        return JSONResponse(states)
+
+    async def load(request: Request) -> Response:
+        """Not possible here: 400."""
+        find(**request.path_params)
+        raise HTTPException(400, _FIXED)
+
+    def add(path: str, endpoint: Any, method: str = "GET", **documented: Any) -> None:
+        documented.setdefault("responses", _ERRORS)
+        app.add_api_route(path, endpoint, methods=[method], tags=["Open Inference Protocol"], **documented)
+        if method == "GET":
+            app.add_route(path, endpoint, ["HEAD"], include_in_schema=False)
+
+    add("/v2", server)
+    add("/v2/", server, include_in_schema=False)
+    add("/v2/health/live", live)
+    add("/v2/health/ready", ready)
+    for path, parameters in (
+        ("/v2/models/{model_name}", [_path_parameter("model_name")]),
+        (
+            "/v2/models/{model_name}/versions/{model_version}",
+            [_path_parameter("model_name"), _path_parameter("model_version")],
+        ),
+    ):
+        add(path, metadata, openapi_extra={"parameters": parameters})
+        add(f"{path}/ready", model_ready, openapi_extra={"parameters": parameters})
+        documented = {"parameters": parameters, "requestBody": INFER_BODY}
+        add(f"{path}/infer", infer, "POST", openapi_extra=documented, responses={200: INFER_RESPONSE, **_ERRORS})
+    add("/v2/repository/index", index, "POST")
+    for action in ("load", "unload"):
+        add(f"/v2/repository/models/{{model_name}}/{action}", load, "POST", openapi_extra={"parameters": [_path_parameter("model_name")]})
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
