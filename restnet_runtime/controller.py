@@ -28,6 +28,7 @@ from restnet_runtime.served import Served
 from restnet_runtime.switchable import Glancing, ReadingSource, Switchable
 from restnet_runtime.threads import affinity_cores
 from restnet_runtime.traffic import Traffic
+from restnet_runtime.units import format_ms
 from restnet_runtime.watch import UNKNOWN_TAIL, Watch
 
 logger = logging.getLogger(__name__)
@@ -304,8 +305,12 @@ class Controller:
         chosen = choose_for_request(standing, both, ladder, reading, self._current(), self._settings_now(), self._pin)
         if limit_ms is None or waited_ms == 0:
             return chosen
-        limits = chosen.limits
-        return replace(chosen, limits=Budget(limits.macs, limit_ms, limits.memory_bytes, limits.min_accuracy))
+        limits, reason = chosen.limits, chosen.reason
+        if waited_ms >= limit_ms and not chosen.feasible:
+            reason = (
+                f"{chosen.route} serves although it is late: waited {format_ms(waited_ms)} already, and the limit is {format_ms(limit_ms)}"
+            )
+        return replace(chosen, limits=Budget(limits.macs, limit_ms, limits.memory_bytes, limits.min_accuracy), reason=reason)
 
     def _left_ms(self, limit_ms: float, waited_ms: float, behind_ms: float | None) -> float:
         """What a request may take that has waited: so much that the next in the queue can still be answered, on the quickest route."""

@@ -177,6 +177,14 @@ def test_a_request_that_has_waited_leaves_room_for_the_next_in_the_queue(rig: Ri
     assert controller.decide_request(Budget(), 14.0).route == "large", "of nobody behind it"
 
 
+def test_a_request_that_has_waited_longer_than_it_may_is_told_so(rig: Rig) -> None:
+    controller = rig.controller(Budget(latency_ms=60.0))
+    controller.tick()
+    decision = controller.decide_request(Budget(), 80.0)
+    assert (decision.route, decision.feasible) == ("small", False)
+    assert decision.reason == "small serves although it is late: waited 80.0 ms already, and the limit is 60.0 ms"
+
+
 def test_requests_of_unknown_routes_or_without_latency_do_not_count(rig: Rig) -> None:
     controller = rig.controller()
     controller.observe("nobody", 5.0)
