@@ -182,7 +182,7 @@ def test_a_request_that_has_waited_longer_than_it_may_is_told_so(rig: Rig) -> No
     controller.tick()
     decision = controller.decide_request(Budget(), 80.0)
     assert (decision.route, decision.feasible) == ("small", False)
-    assert decision.reason == "small serves although it is late: waited 80.0 ms already, and the limit is 60.0 ms"
+    assert decision.reason == "small serves although it is late: waited 80 ms already, and the limit is 60 ms"
 
 
 def test_requests_of_unknown_routes_or_without_latency_do_not_count(rig: Rig) -> None:
