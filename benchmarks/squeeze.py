@@ -246,7 +246,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--family", choices=sorted(TABLES), default="resnet18-50-96px")
     parser.add_argument("--rate", type=float, default=20, help="requests per second (%(default)s)")
-    parser.add_argument("--slack", type=float, default=1.2, help="budget over p95 of the large anchor in peace (%(default)s)")
+    parser.add_argument("--slack", type=float, default=1.5, help="budget over p95 of the large anchor in peace (%(default)s)")
     parser.add_argument("--budget-ms", type=float, help="instead of --slack")
     parser.add_argument(
         "--share", type=float, default=0.35, help="of the way from the small to the large anchor: the memory limit (%(default)s)"

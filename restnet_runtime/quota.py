@@ -4,7 +4,7 @@ of a period is stopped until the next begins. So what a route would do to a quot
 
 PERIOD_MS = 100.0
 """Of a quota, unless somebody has set another: what the kernel, Docker and systemd take."""
-BUSIEST = 0.55
+BUSIEST = 0.45
 """The share of a quota that runs may take: receiving, decoding and answering take from it too (at 0.7 all together took it whole,
 `benchmarks/squeeze.py`), and a queue wants to get shorter."""
 _WITHIN = 0.9

@@ -12,7 +12,7 @@ from restnet_runtime.routes import Route
 
 SMALL = Candidate(Route("small", ("a",), ("fp32",), 10, 1, 1, 0.70, True), RouteProfile(18.0, 20.0, 1, 2))
 LARGE = Candidate(Route("large", ("b",), ("fp32",), 20, 1, 1, 0.80, True), RouteProfile(39.0, 42.0, 1, 2))
-HALF = Reading(cpu_quota_cores=0.5, requests_per_s=7.0, slowdown=1.0, tail=1.05, request_threads=2)
+HALF = Reading(cpu_quota_cores=0.5, requests_per_s=6.0, slowdown=1.0, tail=1.05, request_threads=2)
 
 
 def test_all_runs_together_take_a_share_of_the_quota() -> None:
@@ -32,10 +32,10 @@ def test_a_quota_is_answered_before_any_request_was_slow() -> None:
     """The requests so far were as quick as profiled: only the quota says that the large one cannot be."""
     limit = Budget(latency_ms=70.0)
     serving = History("large", limit)
-    before = decide(Reading(requests_per_s=7.0, slowdown=1.0, tail=1.05, request_threads=2), limit, [SMALL, LARGE], serving, 0.0)
+    before = decide(Reading(requests_per_s=6.0, slowdown=1.0, tail=1.05, request_threads=2), limit, [SMALL, LARGE], serving, 0.0)
     after = decide(HALF, limit, [SMALL, LARGE], serving, 0.0)
     assert (before.route, after.route, after.feasible) == ("large", "small", True)
-    assert "109% of the CPU quota of 0.5 cores" in after.reason
+    assert "94% of the CPU quota of 0.5 cores" in after.reason
 
 
 def test_a_single_run_that_the_quota_stops_is_told() -> None:
