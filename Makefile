@@ -14,7 +14,7 @@ DEV_ENV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format serve bench bench-exporter bench-precision bench-controller bundle clean
+.PHONY: help demo test test-slow lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze bundle clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
@@ -59,7 +59,7 @@ bench: $(DEV_ENV) ## Every measured claim in benchmarks/, and docs/benchmarks.md
 EXPORTED := build/benchmarks/exporter
 TUNING := $(BIN)/python benchmarks/cifar_tuning.py --bf16
 
-bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where RESTNET_SHARED has them, and docs/exporter.md; two to three hours
+bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where RESTNET_SHARED has them, and docs/exporter.md; an hour with a GPU, many without
 	@mkdir -p $(EXPORTED)
 	$(BIN)/python benchmarks/export_cost.py --max-routes 12 --json $(EXPORTED)/01-cost.json
 	$(BIN)/python benchmarks/cifar_family.py --samples 100 --json $(EXPORTED)/02-none.json
@@ -68,12 +68,14 @@ bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where 
 	$(TUNING) --modes stitch --few 500 --json $(EXPORTED)/05-few.json
 	$(TUNING) --modes full --steps 1400 --shift 2 --teacher 44 --json $(EXPORTED)/06-full.json
 	$(TUNING) --modes full --rule both-ways --max-routes 40 --steps 1600 --shift 4 --teacher 44 --json $(EXPORTED)/07-full-both-ways.json
-	$(TUNING) --modes stitch --set jpeg --steps 500 --shift 2 --json $(EXPORTED)/08-jpeg-down.json
+	$(TUNING) --modes stitch --set jpeg --steps 1000 --shift 2 --json $(EXPORTED)/08-jpeg-down.json
 	$(TUNING) --modes stitch --set jpeg --rule sn-net --stages 0 1 2 --json $(EXPORTED)/08-jpeg-up.json
-	$(TUNING) --modes stitch --depths 20 32 44 56 --steps 60 --json $(EXPORTED)/08-four.json
+	$(TUNING) --modes stitch --depths 20 32 44 56 --steps 200 --json $(EXPORTED)/08-four.json
 	$(BIN)/python benchmarks/batchnorm.py --json $(EXPORTED)/09-batchnorm.json
 	$(BIN)/python benchmarks/resampling.py --json $(EXPORTED)/09-resampling.json
-	$(TUNING) --modes full --set jpeg --steps 1400 --shift 2 --json $(EXPORTED)/10-jpeg-full.json
+	$(TUNING) --modes full --set jpeg --steps 1800 --shift 2 --json $(EXPORTED)/10-jpeg-full.json
+	$(TUNING) --modes full --set jpeg --rule sn-net --stages 0 1 2 --max-routes 12 --steps 1400 --shift 2 --json $(EXPORTED)/10-jpeg-full-up.json
+	$(TUNING) --modes full --depths 20 32 44 56 --max-routes 24 --steps 1800 --shift 2 --json $(EXPORTED)/11-four-full.json
 	$(BIN)/python benchmarks/exporter_page.py $(EXPORTED)/*.json
 
 INT8 := build/benchmarks/int8
@@ -82,15 +84,22 @@ CIFAR := build/benchmarks/cifar
 bench-precision: $(DEV_ENV) ## Int8: latency, accuracy, size and the joint front, and docs/int8.md; an hour and a half
 	@mkdir -p $(INT8)
 	$(BIN)/python benchmarks/int8_latency.py --rounds 30 --json $(INT8)/01-latency.json
+	$(BIN)/python benchmarks/int8_kinds.py --json $(INT8)/01b-kinds.json
 	$(BIN)/python benchmarks/int8_accuracy.py --json $(INT8)/02-untuned.json
 	$(TUNING) --modes full --steps 1400 --shift 2 --teacher 44
 	$(BIN)/python benchmarks/requantise.py $(CIFAR)/20-56-lossless-restnet/full $(CIFAR)/tuned-int8
 	$(BIN)/python benchmarks/int8_accuracy.py --bundles $(CIFAR)/tuned-int8 --picture docs/int8.png --json $(INT8)/03-tuned.json
+	$(BIN)/python benchmarks/int8_cause.py $(CIFAR)/jpeg-int8 --json $(INT8)/04-cause-untuned.json
+	$(BIN)/python benchmarks/int8_cause.py $(CIFAR)/tuned-int8 --json $(INT8)/05-cause-tuned.json
+	$(BIN)/python benchmarks/saturation.py --processors --json $(INT8)/06-saturation.json
 	$(BIN)/python benchmarks/int8_page.py $(INT8)/*.json
 
 bench-controller: $(DEV_ENV) ## The controller on made traces, beside what one would do without it, and docs/controller.md; minutes
 	$(BIN)/python benchmarks/decision.py --json $(RESULTS)/decision.json
 	$(BIN)/python benchmarks/replay.py --page docs/controller.md --picture docs/replay.png --json build/benchmarks/replay.json
+
+bench-squeeze: $(DEV_ENV) ## A served process really squeezed in its own control group, and docs/squeeze.md; six minutes, as root
+	$(BIN)/python benchmarks/squeeze.py --threads 2 --page docs/squeeze.md --picture docs/squeeze.png --json $(RESULTS)/squeeze.json
 
 bundle: $(DEMO_ENV) ## Make the digits bundle that ships anew
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/bundle.sh

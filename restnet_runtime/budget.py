@@ -76,6 +76,7 @@ class Budget:
 
 
 _LIMITS = ("macs", "latency_ms", "memory_bytes")
+NO_LIMITS = Budget()
 _Number = TypeVar("_Number", int, float)
 
 

@@ -62,17 +62,17 @@ class GroupFinder:
 
     def __init__(self, root: Path, pid: int | str, look_every: int = 60) -> None:
         """root: where the file system is taken to begin. pid: a number or `self`."""
-        self._root, self._process = root, root / "proc" / str(pid)
+        self._root, self._process = root, f"{root}/proc/{pid}"
         self._due = Turns(look_every)
         self._membership: str | None = None
         self._groups = Groups()
 
     def find(self) -> Groups:
         """None where the process is gone or the kernel has no cgroups."""
-        due, membership = self._due(), read_text(self._process / "cgroup") or ""
+        due, membership = self._due(), read_text(f"{self._process}/cgroup") or ""
         if due or membership != self._membership:
             self._membership = membership
-            self._groups = find_groups(self._root, membership, read_text(self._process / "mountinfo") or "")
+            self._groups = find_groups(self._root, membership, read_text(f"{self._process}/mountinfo") or "")
         return self._groups
 
 

@@ -150,7 +150,7 @@ def bench(argv: Sequence[str] | None = None) -> int:
         "steady, steps, sawtooth, bursts, thermal, leak, diurnal, all, or a CSV that restnet-serve --record wrote; several may be given. "
         "Without a latency in --budget it is that of the most accurate route and a third",
     )
-    parser.add_argument("--arrivals", choices=("even", "random"), default="even", help="with --trace: how requests come (default: even)")
+    parser.add_argument("--arrivals", choices=("even", "random"), help="with --trace: how requests come (default: even)")
     parser.add_argument("--spread", type=share, metavar="S", help="with --trace: of run times, as 0.03 (default: as the profiles have it)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="with --trace: a picture (PNG, SVG); needs matplotlib")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
@@ -161,8 +161,11 @@ def bench(argv: Sequence[str] | None = None) -> int:
 def _bench(args: argparse.Namespace) -> int:
     if args.explain and (args.compare or args.trace):
         raise TraceError("--explain tells of one budget, which --compare and --trace do not choose by: leave it out")
-    if args.trace is None and (args.plot is not None or args.spread is not None):
-        raise TraceError(f"{'--spread' if args.plot is None else '--plot'} is of what --trace replays: give both, or neither")
+    given = [name for name in ("arrivals", "spread", "plot") if getattr(args, name) is not None]
+    if args.trace is None and given:
+        raise TraceError(f"--{given[0]} is of what --trace replays: give both, or neither")
+    if args.compare is not None and args.trace is not None:
+        raise TraceError("--compare and --trace are two things to do: give one of them")
     if args.compare is not None:
         return _compare(args)
     if args.trace is not None:

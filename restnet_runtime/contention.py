@@ -34,11 +34,11 @@ def read_cpu_times(root: Path, pid: int, cores: Collection[int]) -> CpuTimes | N
     """`None` where the files are missing or not what they should be."""
     try:
         wanted = {f"cpu{core}" for core in cores}
-        lines = (line.split() for line in (read_text(root / "proc" / "stat") or "").split("\n") if line.startswith("cpu"))
+        lines = (line.split() for line in (read_text(f"{root}/proc/stat") or "").split("\n") if line.startswith("cpu"))
         # user nice system idle iowait irq softirq steal; guests are within user and nice
         counters = [[int(word) for word in words[1:9]] for words in lines if words[0] in wanted]
         # The command in parentheses may hold anything; utime and stime are the 12th and 13th field behind it.
-        after = (read_text(root / "proc" / str(pid) / "stat") or "").rpartition(")")[2].split()
+        after = (read_text(f"{root}/proc/{pid}/stat") or "").rpartition(")")[2].split()
         busy = sum(user + system + irq + softirq + steal for user, _, system, _, _, irq, softirq, steal in counters)
         return CpuTimes(busy, sum(map(sum, counters)), int(after[11]) + int(after[12])) if counters else None
     except (ValueError, IndexError):

@@ -1,7 +1,8 @@
 """The controller: at every tick one reading, one decision, at most one switch. A thread of its own, off the request path.
 
 The device is read once in `interval_s`. Between two readings it decides `BEATS` times on the last one with what requests have told since,
-and at once when they say that they have become late. A request that has waited already is moved to a route that makes up for it.
+and at once when they say that they have become late; memory and the CPU quota, which others can take away at any moment, are looked at each
+time. A request that has waited already is moved to a route that makes up for it.
 """
 
 import logging
@@ -10,18 +11,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from restnet_runtime.allowance import Allowance
-from restnet_runtime.budget import Budget
+from restnet_runtime.budget import NO_LIMITS, Budget
 from restnet_runtime.decision_log import Status, Switch
 from restnet_runtime.errors import NotLoadedError, UnitError
 from restnet_runtime.ladder import Candidate, Ladder
 from restnet_runtime.policy import DEFAULTS, Decision, History, PolicySettings, choose_for_request, decide, in_force
+from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
+from restnet_runtime.routes import Route
 from restnet_runtime.served import Served
-from restnet_runtime.switchable import ReadingSource, Switchable
+from restnet_runtime.switchable import Glancing, ReadingSource, Switchable
 from restnet_runtime.threads import affinity_cores
 from restnet_runtime.traffic import Traffic
 from restnet_runtime.watch import UNKNOWN_TAIL, Watch
@@ -33,7 +37,8 @@ _TRIES = 3
 _NONE_LOADED = "no route is loaded"
 BEATS = 4
 """Decisions in the time between two readings."""
-_NO_LIMITS = Budget()
+_SURELY = 1.04
+"""What is chosen for one request that has waited just fits the time that it has left: by so much less it is late less often than others."""
 _ENOUGH = 8  # requests of which the median is worth taking into the slowdown between two readings
 
 
@@ -50,6 +55,7 @@ class Controller:
 
     interval_s:   seconds between two looks at the device
     pin:          the route that an operator wants whatever it costs, if one
+    servers:      requests that run at once without slowing each other down, as that changes; by default what the settings say
     log_length:   how many switches are kept
     clock, wall:  seconds that never step back, for the policy; seconds since the epoch, for the log
 
@@ -68,12 +74,13 @@ class Controller:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         pin: str | None = None,
+        servers: Callable[[], int] | None = None,
     ) -> None:
         if not 0 < interval_s < math.inf:
             raise UnitError(f"controller interval {interval_s!r} s must be above zero and finite")
         self._executor = executor
         self._sensors = sensors
-        self._settings = settings
+        self._settings, self._servers = settings, servers
         self._interval_s = interval_s
         self._clock = clock
         self._wall = wall
@@ -92,7 +99,7 @@ class Controller:
         self._history = History()
         self._pin = pin
         self._ladders: tuple[tuple[str, ...], Ladder, Ladder] | None = None  # what is loaded, its routes, and all of the bundle
-        self._made: tuple[list[Candidate], tuple[tuple[str, ...], Ladder, Ladder]] | None = None
+        self._made: tuple[list[tuple[Route, RouteProfile | None]], tuple[tuple[str, ...], Ladder, Ladder]] | None = None
         self._wanted: str | None = None
         self._switched = 0
         self._problem: str | None = None
@@ -154,15 +161,16 @@ class Controller:
     def memory_limit_bytes(self) -> int | None:
         """What this process may take now: the lower of the budget's limit and what the device leaves; `None` when neither is known."""
         budget, reading = self._standing[:2]
-        return in_force(budget, reading or Reading(), self._settings).memory_bytes
+        return in_force(budget, reading or Reading(), self._settings_now()).memory_bytes
 
     def arrive(self) -> None:
         """Report a request when it comes. For the request path: one append."""
         self._traffic.arrive(self._clock())
 
-    def observe(self, route: str, latency_ms: float) -> bool:
-        """Report one answered request of batch 1. For the request path: no lock, two appends. Routes without profile are left out.
+    def observe(self, route: str, latency_ms: float, around_ms: float = 0.0) -> bool:
+        """Report one answered request of batch 1. For the request path: no lock, a few appends. Routes without profile are left out.
 
+        latency_ms: of its run; around_ms: what it took beside that and its wait, as decoding
         Returns whether the thread was woken, because requests have become late: then `react` is what it does.
         """
         profile = self._executor.profile(route)
@@ -174,7 +182,9 @@ class Controller:
         self._slowdown.observe(ratio, profile.threads)
         self._served.observe(route, latency_ms, profile)
         now_s, decision, limit_ms = self._clock(), self._standing.decision, self._standing.budget.latency_ms
-        over = limit_ms is not None and latency_ms + self._traffic.waited_ms > limit_ms
+        if around_ms > 0:
+            self._traffic.surround(around_ms)
+        over = limit_ms is not None and latency_ms + self._traffic.waited_ms + around_ms > limit_ms
         self._allowance.observe(now_s, ratio, over and (decision is None or decision.feasible))
         longer = self._watch.observe(ratio, now_s)
         if longer:
@@ -202,7 +212,7 @@ class Controller:
         with self._sensing:
             self._observed = self._slowdown.tick()
             try:
-                reading = self._seen(self._sensors.read())
+                reading = self._seen(self._sensors.read(), look=True)
                 self._blind = False
             except Exception as error:
                 self._blind = True
@@ -230,24 +240,26 @@ class Controller:
             self._again()
 
     def _again(self) -> None:
-        """Decide on the last reading. Needs `_sensing`."""
+        """Decide on the last reading, memory and quota looked at again. Needs `_sensing`."""
         reading = self._standing.reading
         if self._blind or reading is None:
             return
-        reading = self._seen(reading)
+        if isinstance(self._sensors, Glancing):
+            with suppress(Exception):  # the next look at the device tells
+                reading = self._sensors.glance(reading)
+        reading = self._seen(reading, look=False)
         with self._deciding:
             self._decide(self._standing.budget, reading)
 
-    def _seen(self, reading: Reading) -> Reading:
-        """A reading with what requests tell. Needs `_sensing`."""
+    def _seen(self, reading: Reading, *, look: bool) -> Reading:
+        """A reading with what requests tell. Needs `_sensing`. look: the device has just been looked at."""
         now_s = self._clock()
         rate, variation, waiting_ms = self._traffic.take(now_s)
         slowdown = self._watch.slowdown(self._observed, now_s)
         tail = self._watch.take(slowdown)
         credit, ceilings = self._allowance.take(now_s, rate)
         self._watch.patient = credit is not None and credit > 0.5
-        seen = replace(
-            reading,
+        seen = reading.updated(
             slowdown=slowdown,
             tail=UNKNOWN_TAIL if tail is None and slowdown is not None else tail,
             credit=credit,
@@ -255,8 +267,9 @@ class Controller:
             requests_per_s=rate,
             gap_variation=variation,
             waiting_ms=waiting_ms,
+            around_ms=self._traffic.around_ms(),
         )
-        return self._served.complete(seen, now_s)
+        return self._served.complete(seen, now_s, look=look)
 
     def reconsider(self) -> None:
         """The loaded routes have changed: decide at once and afresh, up or down, as after a new budget."""
@@ -273,24 +286,37 @@ class Controller:
         """
         standing, reading, decision = self._standing
         self._traffic.wait(waited_ms)
-        both = standing if budget == _NO_LIMITS else standing.narrowed(budget)
+        behind_ms = self._traffic.behind_ms(self._clock(), waited_ms)
+        both = standing if budget is NO_LIMITS or budget == NO_LIMITS else standing.narrowed(budget)
         loaded, caution = self._executor.loaded, self._watch.caution
         stands = decision is not None and not caution and (both is standing or both == standing) and decision.route in loaded
-        if decision is not None and stands and _in_time(decision, both, waited_ms):
-            return decision
         limit_ms = both.latency_ms
-        if limit_ms is not None:
-            both = replace(both, latency_ms=max(1e-9, limit_ms - waited_ms))
+        left_ms = None if limit_ms is None else self._left_ms(limit_ms, waited_ms, behind_ms)
+        if decision is not None and stands and _in_time(decision, left_ms, waited_ms):
+            return decision
+        if left_ms is not None:
+            both = Budget(both.macs, left_ms, both.memory_bytes, both.min_accuracy)
         # What it waits for is known here: the wait to expect is left out.
-        reading = replace(reading or Reading(), requests_per_s=None, credit=None)
+        reading = (reading or Reading()).updated(requests_per_s=None, credit=None)
         if caution:
-            reading = replace(reading, slowdown=max(caution, reading.slowdown or 0.0))
+            reading = reading.updated(slowdown=max(caution, reading.slowdown or 0.0))
         ladder = self._loaded_ladder(loaded)
-        chosen = choose_for_request(standing, both, ladder, reading, self._current(), self._settings, self._pin)
+        chosen = choose_for_request(standing, both, ladder, reading, self._current(), self._settings_now(), self._pin)
         if limit_ms is None or waited_ms == 0:
             return chosen
         limits = chosen.limits
         return replace(chosen, limits=Budget(limits.macs, limit_ms, limits.memory_bytes, limits.min_accuracy))
+
+    def _left_ms(self, limit_ms: float, waited_ms: float, behind_ms: float | None) -> float:
+        """What a request may take that has waited: so much that the next in the queue can still be answered, on the quickest route."""
+        left_ms = max(1e-9, (limit_ms - waited_ms) / (_SURELY if waited_ms > 0 else 1.0))
+        _, reading, _ = self._standing
+        known = self._ladders
+        if behind_ms is None or known is None or reading is None:
+            return left_ms
+        quickest_ms = known[1].quickest_ms * (reading.slowdown or 1.0) * (reading.tail or 1.0)
+        shared_ms = limit_ms - behind_ms - quickest_ms
+        return min(left_ms, shared_ms) if shared_ms >= quickest_ms else left_ms
 
     def run_decided(self, budget: Budget, run: Callable[[Decision], T], waited_ms: float = 0.0) -> tuple[Decision, T]:
         """Decide for one request and run it: whatever is switched from then on, it keeps its route.
@@ -359,6 +385,11 @@ class Controller:
                 with self._deciding:
                     self._complain(f"the tick failed: {error!r}", self._problem, error)
 
+    def _settings_now(self) -> PolicySettings:
+        if self._servers is not None and (servers := max(1, self._servers())) != self._settings.servers:
+            self._settings = replace(self._settings, servers=servers)
+        return self._settings
+
     def _current(self) -> str | None:
         route = self._executor.current
         return None if route is None else route.name
@@ -370,28 +401,35 @@ class Controller:
 
     def _made_ladders(self, loaded: tuple[str, ...]) -> tuple[tuple[str, ...], Ladder, Ladder]:
         """What is loaded, its routes, and all routes of the bundle; made anew only where a profile is another than before."""
-        every = [Candidate(route, self._executor.profile(route.name)) for route in self._executor.bundle.routes]
+        profile = self._executor.profile
+        every = [(route, profile(route.name)) for route in self._executor.bundle.routes]
         if self._made is not None and self._made[0] == every and self._made[1][0] == loaded:
             return self._made[1]
-        whole, names = Ladder(every), set(loaded)
-        ladders = loaded, whole if len(names) == len(every) else Ladder(one for one in every if one.route.name in names), whole
+        candidates, names = [Candidate(*one) for one in every], set(loaded)
+        whole = Ladder(candidates)
+        ladders = loaded, whole if len(names) == len(every) else Ladder(one for one in candidates if one.route.name in names), whole
         self._made = every, ladders
         return ladders
 
     def _decide(self, budget: Budget, reading: Reading | None) -> Decision | None:
         """Decide, switch, and let this budget, reading and decision stand. Needs `_deciding`."""
         problem, self._problem = self._problem, None
+        if _given_back(self._standing.reading, reading):  # what was learnt to be patient about was learnt in other weather
+            self._history = replace(self._history, patience_ticks=0, near_ticks=0)
         served = self._standing.decision is not None or problem == _NONE_LOADED
         known, now_s, loaded = reading or Reading(), self._clock(), self._executor.loaded
-        fresh = self._ladders is None or self._ladders[0] != loaded or budget != self._standing.budget
+        stood = self._standing.budget
+        fresh = self._ladders is None or self._ladders[0] != loaded or (budget is not stood and budget != stood)
         if self._ladders is None or self._ladders[0] != loaded:
             self._ladders = self._made_ladders(loaded)
         _, usable, every = self._ladders
         if fresh or self._wanted is None:
-            self._wanted = choose_for_request(budget, _NO_LIMITS, every, known, None, self._settings, self._pin).route
-        history = replace(self._history, current=self._current())
+            self._wanted = choose_for_request(budget, NO_LIMITS, every, known, None, self._settings_now(), self._pin).route
+        history, current = self._history, self._current()
+        if history.current != current:
+            history = replace(history, current=current)
         while usable:
-            decision = decide(known, budget, usable, history, now_s, self._settings, self._pin)
+            decision = decide(known, budget, usable, history, now_s, self._settings_now(), self._pin)
             if decision.route == history.current or self._switch(history.current or "", decision, problem):
                 self._standing, self._history = _Standing(budget, reading, decision), decision.history
                 return decision
@@ -421,8 +459,13 @@ class Controller:
             logger.warning("%s", problem, exc_info=error)
 
 
-def _in_time(decision: Decision, limits: Budget, waited_ms: float) -> bool:
+def _in_time(decision: Decision, left_ms: float | None, waited_ms: float) -> bool:
     """Is what was decided still within the limit for a request that has waited? What does not fit anyway is not made up for here."""
-    if waited_ms <= 0 or limits.latency_ms is None or decision.predicted_ms is None:
-        return True
-    return waited_ms + decision.predicted_ms <= limits.latency_ms
+    return waited_ms <= 0 or left_ms is None or decision.predicted_ms is None or decision.predicted_ms <= left_ms
+
+
+def _given_back(before: Reading | None, now: Reading | None) -> bool:
+    """Has a CPU quota been raised or lifted?"""
+    if before is None or now is None or before.cpu_quota_cores is None:
+        return False
+    return now.cpu_quota_cores is None or now.cpu_quota_cores > before.cpu_quota_cores

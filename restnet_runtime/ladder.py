@@ -1,6 +1,7 @@
 """The ladder: the routes that could serve, the best first, with what each needs of a limit laid out for quick comparison."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,6 +11,9 @@ from restnet_runtime.routes import Route
 
 KEPT, UNKNOWN, BROKEN = 0, 1, 2
 """Of a limit, by a route."""
+
+_WORTH = 0.02
+"""Of the accuracy between the worst and the best route."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Ladder:
         self.spread_bytes = max(sizes) - min(sizes) if sizes else 0.0
         self.quickest_ms = min((rung.latency_ms for rung in rungs if rung.profiled), default=0.0)
         self._needs = tuple((rung.macs, rung.latency_ms, rung.memory_bytes) for rung in rungs)
+        self._most = tuple(max(needs, default=0.0) for needs in zip(*self._needs, strict=True)) or (0.0, 0.0, 0.0)
+        self._losses = [-rung.accuracy for rung in rungs if rung.accuracy is not None]  # ascending: the best come first
         self._profiled = all(rung.profiled for rung in rungs)
         self.cheapest: tuple[int, ...] = tuple(sorted(range(len(rungs)), key=lambda place: by_cost(rungs[place])))
         """Places of the rungs, the cheapest first."""
@@ -102,23 +108,31 @@ class Ladder:
         """How many rungs, the best, are at least so accurate; `None` is no floor."""
         if accuracy is None:
             return len(self.rungs)
-        return sum(1 for rung in self.rungs if rung.accuracy is not None and rung.accuracy >= accuracy)
+        return bisect_right(self._losses, -accuracy)
+
+    def worth(self, current: Rung, other: Rung) -> bool:
+        """Does the other one win so much accuracy that a switch which noise may undo is worth it? Yes where it is not known."""
+        if current.accuracy is None or other.accuracy is None:
+            return True
+        return other.accuracy - current.accuracy >= _WORTH * (self._losses[-1] - self._losses[0])
 
     def holding(self, bounds: Bounds, count: int) -> list[Rung]:
         """Of the best `count` rungs those that keep all bounds, the best first."""
         if not self._profiled:
             return [rung for rung in self.rungs[:count] if bounds.hold(rung)]
-        most_macs, most_ms, most_bytes, _ = bounds
-        rungs = self.rungs
-        return [
-            rungs[index]
-            for index, (macs, latency_ms, memory_bytes) in enumerate(self._needs[:count])
-            if macs <= most_macs and latency_ms <= most_ms and memory_bytes <= most_bytes
-        ]
+        found, (macs, latency_ms, memory_bytes) = list(self.rungs[:count]), self._most
+        if bounds.latency_ms < latency_ms:
+            found = [rung for rung in found if rung.latency_ms <= bounds.latency_ms]
+        if bounds.memory_bytes < memory_bytes:
+            found = [rung for rung in found if rung.memory_bytes <= bounds.memory_bytes]
+        if bounds.macs < macs:
+            found = [rung for rung in found if rung.macs <= bounds.macs]
+        return found
 
     def first(self, bounds: Bounds, count: int) -> Rung | None:
         """The best of the best `count` rungs that keeps all bounds."""
-        return next((rung for rung in self.rungs[:count] if bounds.hold(rung)), None)
+        found = self.holding(bounds, count)
+        return found[0] if found else None
 
     def judged(self, bounds: Bounds, count: int) -> list[tuple[int, int]]:
         """(hard, soft) of the best `count` rungs: 0 kept, 1 unknown, 2 broken. They sort by what to prefer."""

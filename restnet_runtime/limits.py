@@ -1,13 +1,13 @@
 """Limits in force: a budget and a reading turned into what a route's constants (macs, profiled latency and memory) may be at most."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.ladder import Bounds, Rung
+from restnet_runtime.quota import BUSIEST as QUOTA_BUSIEST
+from restnet_runtime.quota import longest_run_ms, share_taken
 from restnet_runtime.reading import Reading
 from restnet_runtime.units import format_bytes, format_macs, format_ms
 
@@ -15,14 +15,19 @@ BUSIEST = 0.9
 """The share of its time that a route may be busy: beyond it a queue grows faster than it is noticed."""
 CAUGHT = 0.004
 """Of the requests, those that may come so early in a run of another that no route makes up for it."""
+DARED = 0.08
+"""As many more of them while none of the credit has been used."""
 CAUTION = {4: 0.04, 15: 0.03, 60: 0.01}
 """What is added to a ceiling, by the seconds over which it was seen: the fewer, the less sure."""
+_AT_RANDOM = 0.5
+"""A variation of gaps above this is no metronome's."""
+_MOST_AROUND = 0.5
+"""Of a latency limit, what decoding and the like may take of it: beyond, no route could make up for it."""
 LOOK_AHEAD_S = 1.0
 """How far ahead a queue that grows is looked at."""
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(NamedTuple):
     """Requests as they come, for a route that would serve them one after another (`servers` at a time).
 
     rate_per_s, variation:  arrivals per second, squared coefficient of variation of their gaps
@@ -70,19 +75,38 @@ class Load:
             square, linear = (mean - tail) * rate, tail + limit_ms * rate
             root = math.sqrt(max(0.0, linear * linear + 4.0 * square * limit_ms))
             longest = min(longest, limit_ms / linear if square == 0 else (root - linear) / (2.0 * square))
-            caught = CAUGHT * (1.0 + (self.credit or 0.0)) * 1e3 * self.servers / (min(1.0, self.variation) * self.rate_per_s)
+            credit = self.credit or 0.0
+            share = CAUGHT * (1.0 + credit) + DARED * max(0.0, 2.0 * credit - 1.0)
+            caught = share * 1e3 * self.servers / (min(1.0, self.variation) * self.rate_per_s)
             longest = min(longest, max(0.0, limit_ms - self.quickest_ms) + caught)
         return longest
 
 
 _Kind = Literal["memory", "latency", "macs", "accuracy"]
+_Value = TypeVar("_Value")
+
+
+class _Once(Generic[_Value]):
+    """An attribute that is worked out when it is asked for first. `functools.cached_property` takes a lock for it up to Python 3.11."""
+
+    def __init__(self, work: Callable[[Any], _Value]) -> None:
+        self._work, self._name = work, work.__name__
+
+    @overload
+    def __get__(self, owner: None, kind: object) -> "_Once[_Value]": ...
+    @overload
+    def __get__(self, owner: object, kind: object) -> _Value: ...
+    def __get__(self, owner: object, kind: object) -> "_Value | _Once[_Value]":
+        if owner is None:
+            return self
+        value = owner.__dict__[self._name] = self._work(owner)
+        return value
 
 
 class Limits:
     """What is in force under a budget and a reading.
 
-    bounds, enter, clear:  for serving, for entering (a margin on what moves by itself), for entering with room to spare
-    tolerate:              for staying where nothing fits
+    bounds: for serving
     """
 
     def __init__(
@@ -107,35 +131,67 @@ class Limits:
             variation, waiting_ms = reading.gap_variation or 0.0, reading.waiting_ms or 0.0
             self.load = Load(reading.requests_per_s, variation, waiting_ms, quickest_ms, servers, reading.credit)
         macs = math.inf if budget.macs is None else budget.macs
-        exact = math.inf if budget.memory_bytes is None else budget.memory_bytes
-        sensed = math.inf if self.sensed_bytes is None else self.sensed_bytes
+        self._exact = math.inf if budget.memory_bytes is None else budget.memory_bytes
+        self._sensed = math.inf if self.sensed_bytes is None else self.sensed_bytes
         unprofiled = math.inf if budget.memory_bytes is not None or own is None else own
-        limit = math.inf if budget.latency_ms is None else budget.latency_ms
-        self.bounds = Bounds(macs, self._profiled(limit), min(exact, sensed), unprofiled)
-        self.enter = Bounds(macs, self._profiled(limit, 1 + margin), min(exact, sensed / (1 + margin)), unprofiled)
-        self.clear = Bounds(macs, self._profiled(limit, 1 + margin + room), min(exact, sensed / (1 + margin)), unprofiled)
+        limit_ms = math.inf if budget.latency_ms is None else budget.latency_ms
+        self.around_ms = min(reading.around_ms or 0.0, _MOST_AROUND * limit_ms) if limit_ms < math.inf else 0.0
+        self._limit_ms = limit_ms - self.around_ms
+        self._margin, self._room, self._reserve_bytes = margin, room, reserve_bytes
+        self.quota = reading.cpu_quota_cores
+        self.threads = reading.request_threads or 1
+        # Of a profile: by the quota, not by the slowdown, which tells nothing of others once a quota is used up.
+        self._quota_ms = math.inf
+        if self.quota is not None and limit_ms < math.inf:
+            self._quota_ms = longest_run_ms(self.quota, self.threads, reading.requests_per_s, self._limit_ms)
         self._credit, self._ceilings = reading.credit, reading.ceilings
-        self.tolerate = Bounds(macs, self._profiled(limit * (1 + margin)), min(exact, sensed + reserve_bytes / 2), unprofiled)
+        self._longest: dict[float, float] = {}  # by tail, the longest run
+        self.bounds = Bounds(macs, self._profiled(self._limit_ms), min(self._exact, self._sensed), unprofiled)
 
-    @cached_property
+    @_Once
+    def enter(self) -> Bounds:
+        """For entering: a margin on what moves by itself."""
+        return self._entering(1 + self._margin)
+
+    @_Once
+    def clear(self) -> Bounds:
+        """For entering with room to spare."""
+        return self._entering(1 + self._margin + self._room)
+
+    def _entering(self, margin: float) -> Bounds:
+        memory = min(self._exact, self._sensed / (1 + self._margin))
+        return Bounds(self.bounds.macs, self._profiled(self._limit_ms, margin), memory, self.bounds.unprofiled)
+
+    @_Once
+    def tolerate(self) -> Bounds:
+        """For staying where nothing fits."""
+        most_ms = self._profiled(self._limit_ms * (1 + self._margin))
+        return self.bounds._replace(latency_ms=most_ms, memory_bytes=min(self._exact, self._sensed + self._reserve_bytes / 2))
+
+    @_Once
     def stay(self) -> Bounds:
         """For the route that serves: with credit, less of the tail."""
-        credit, limit_ms = self._credit or 0.0, self.budget.latency_ms
-        if credit <= 0.0 or self.tail <= 1.0 or limit_ms is None:
+        credit, limit_ms = self._credit or 0.0, self._limit_ms
+        if credit <= 0.0 or self.tail <= 1.0 or limit_ms == math.inf:
             return self.bounds
         return self.bounds._replace(latency_ms=self._profiled(limit_ms, tail=1.0 + (self.tail - 1.0) * (1.0 - credit)))
 
-    @cached_property
-    def near(self) -> dict[int, float] | None:
-        """By seconds of observation, the longest profiled latency of a route that would have kept the limit over so many."""
-        limit_ms = self.budget.latency_ms
-        if not self._ceilings or limit_ms is None:
-            return None
-        most_ms = self.bounds.latency_ms
-        return {
-            window_s: min(most_ms, self._profiled(limit_ms, 1.0 + CAUTION.get(window_s, 0.0), ceiling / self.slowdown))
-            for window_s, ceiling in self._ceilings.items()
-        }
+    @_Once
+    def windows_s(self) -> list[int]:
+        """Over how many seconds it was seen what requests take, ascending; empty where that is unknown or there is no limit."""
+        return sorted(self._ceilings) if self._ceilings and self.budget.latency_ms is not None else []
+
+    def near(self, window_s: int) -> float:
+        """The longest profiled latency of a route that would have kept the limit over the last seconds, as many as one of `windows_s`."""
+        ceiling = (self._ceilings or {})[window_s]
+        most_ms = self._profiled(self._limit_ms, 1.0 + CAUTION.get(window_s, 0.0), ceiling / self.slowdown)
+        return min(self.bounds.latency_ms, most_ms)
+
+    def crowded(self, rung: Rung) -> bool:
+        """Is a route too slow only for requests that have met by chance? Its run alone keeps the limits, and they come at random."""
+        run_ms = rung.latency_ms
+        alone = self.load is not None and self.load.variation > _AT_RANDOM and run_ms * self.slowdown * self.tail <= self._limit_ms
+        return alone and run_ms <= self._quota_ms and rung.memory_bytes <= self.bounds.memory_bytes
 
     def _profiled(self, limit_ms: float, margin: float = 1.0, tail: float | None = None) -> float:
         """The longest profiled latency that keeps a limit, were runs `margin` times as long; tail: by default that of the reading."""
@@ -143,9 +199,15 @@ class Limits:
         if limit_ms == math.inf:
             return math.inf
         factor = self.slowdown * margin
+        by_quota = self._quota_ms / margin
         if self.load is None:
-            return _largest(limit_ms, factor * tail)
-        return self.load.longest_run_ms(limit_ms, tail) / factor
+            return min(by_quota, _largest(limit_ms, factor * tail))
+        if limit_ms != self._limit_ms:
+            return min(by_quota, self.load.longest_run_ms(limit_ms, tail) / factor)
+        longest = self._longest.get(tail)
+        if longest is None:
+            longest = self._longest[tail] = self.load.longest_run_ms(limit_ms, tail)
+        return min(by_quota, longest / factor)
 
     def in_force(self) -> Budget:
         """The budget, its memory lowered to what the device leaves."""
@@ -184,13 +246,17 @@ class Limits:
             yield from self._over("latency", None, limit_ms)
             return
         run_ms = rung.latency_ms * self.slowdown
-        taken = run_ms * self.tail
+        taken = run_ms * self.tail + self.around_ms
         factors = [format_ms(rung.latency_ms)]
         if self.slowdown != 1.0:
             factors.append(f"slowdown {self.slowdown:.3g}")
         if self.tail != 1.0:
             factors.append(f"tail {self.tail:.3g}")
-        note = f" ({' x '.join(factors)})" if len(factors) > 1 else ""
+        beside = f" + {format_ms(self.around_ms)} of decoding and the like" if self.around_ms else ""
+        note = f" ({' x '.join(factors)}{beside})" if len(factors) > 1 or beside else ""
+        if self.quota is not None and rung.latency_ms > self._quota_ms and taken <= limit_ms:
+            yield "latency", self._by_quota(rung.latency_ms, self.quota)
+            return
         if self.throttled and self.slowdown > 1.0:
             note += f"; the device is throttled: {', '.join(self.throttled)}"
         if taken > limit_ms or self.load is None:
@@ -203,6 +269,12 @@ class Limits:
             yield from self._over("latency", taken + wait, limit_ms, f" ({format_ms(wait)} of it waiting)")
         else:
             yield "latency", f"runs of {format_ms(run_ms)} hold up others that come at random beyond the limit of {format_ms(limit_ms)}"
+
+    def _by_quota(self, run_ms: float, quota: float) -> str:
+        runs = f"runs of {format_ms(run_ms)} on {self.threads} thread{'s' if self.threads > 1 else ''}"
+        if self.load is not None and (share := share_taken(quota, self.threads, self.load.rate_per_s, run_ms)) > QUOTA_BUSIEST:
+            return f"{self.load.rate_per_s:.3g} requests/s, {runs}, would take {share:.0%} of the CPU quota of {quota:g} cores"
+        return f"{runs} would be stopped by the CPU quota of {quota:g} cores, and not end within the limit of {format_ms(self._limit_ms)}"
 
     def _over(self, kind: _Kind, need: float | None, limit: float, note: str = "") -> Iterator[tuple[_Kind, str]]:
         write = {"memory": format_bytes, "latency": format_ms, "macs": format_macs}[kind]

@@ -1,9 +1,13 @@
 """How much memory this process uses. PSS is the truth: weights that several sessions map are counted once there, not in RSS."""
 
+import logging
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from restnet_runtime.small_files import read_text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,15 @@ class Gauge:
 
     walk_every:    how many askings may pass without a walk
     file_moves:    a walk is due as well once mapped files have moved by so many bytes
+    apart:         walks but the first are in a thread of their own, and show at a later asking: one takes tens of milliseconds
     """
 
-    def __init__(self, proc: Path = Path("/proc"), pid: int | str = "self", walk_every: int = 10, file_moves: int = 4 * 2**20) -> None:
-        self._proc, self._pid, self._walk_every, self._file_moves = proc, pid, walk_every, file_moves
+    def __init__(
+        self, proc: Path = Path("/proc"), pid: int | str = "self", walk_every: int = 10, file_moves: int = 4 * 2**20, *, apart: bool = False
+    ) -> None:
+        self._proc, self._pid, self._walk_every, self._file_moves, self._apart = proc, pid, walk_every, file_moves, apart
         self._walked: tuple[int, Resident] | None = None
+        self._walking: threading.Thread | None = None
         self._asked = 0
 
     def exceeds(self, limit_bytes: int) -> bool:
@@ -75,6 +83,11 @@ class Gauge:
             return False
         return self.pss_bytes() > limit_bytes
 
+    def moved_bytes(self) -> int | None:
+        """PSS by what has been counted along since the last walk; `None` where that is not known."""
+        counted, known = resident(self._proc, self._pid), self._walked
+        return None if counted is None or known is None else max(0, known[0] + counted.anonymous_bytes - known[1].anonymous_bytes)
+
     def pss_bytes(self) -> int:
         """Raises what `footprint` raises."""
         counted = resident(self._proc, self._pid)
@@ -82,7 +95,31 @@ class Gauge:
         if counted is None:
             return footprint(self._proc, self._pid).pss_bytes
         known = self._walked
-        if known is None or self._asked >= self._walk_every or abs(counted.file_bytes - known[1].file_bytes) > self._file_moves:
-            self._walked, self._asked = (footprint(self._proc, self._pid).pss_bytes, counted), 0
-            return self._walked[0]
+        if known is None or (self._due(counted, known[1]) and not self._apart):
+            self._asked = 0
+            return self._walk(counted)
+        if self._due(counted, known[1]) and (self._walking is None or not self._walking.is_alive()):
+            self._asked = 0
+            self._walking = threading.Thread(target=self._try_walk, args=(counted,), name="restnet-weigh", daemon=True)
+            self._walking.start()
         return max(0, known[0] + counted.anonymous_bytes - known[1].anonymous_bytes)
+
+    def close(self) -> None:
+        """Wait for a walk that has not ended."""
+        if self._walking is not None:
+            self._walking.join()
+
+    def _due(self, counted: Resident, before: Resident) -> bool:
+        return self._asked >= self._walk_every or abs(counted.file_bytes - before.file_bytes) > self._file_moves
+
+    def _walk(self, counted: Resident) -> int:
+        pss_bytes = footprint(self._proc, self._pid).pss_bytes
+        self._walked = pss_bytes, counted
+        return pss_bytes
+
+    def _try_walk(self, counted: Resident) -> None:
+        """What was known before stays where it fails."""
+        try:
+            self._walk(counted)
+        except Exception as error:  # psutil's, where there is no smaps_rollup, and the process may be gone
+            log.debug("process %s was not weighed: %r", self._pid, error)

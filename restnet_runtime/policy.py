@@ -92,6 +92,7 @@ class History:
     climbed_s:       time of the last climb, until a fall or a new budget
     near_ticks:      clean ticks asked for of a route that enters by little; 0 = as in the settings
     climbed_near:    the last climb was to such a route
+    left_ms:         profiled latency of the route that was left last by a hair, until one is left by more
     """
 
     current: str | None = None
@@ -102,6 +103,7 @@ class History:
     climbed_s: float | None = None
     near_ticks: int = 0
     climbed_near: bool = False
+    left_ms: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,10 @@ class Decision:
 DEFAULTS = PolicySettings()
 _TICKS = 4  # decisions a second
 _LONGEST = 60 * _TICKS
+_SURELY = 1.04
+"""So much below what requests took must a route have come that was left by a hair, before it is climbed to again."""
+_AFTER_TICKS = 60
+"""Clean ticks asked of a route that enters by little, after a fall by a hair."""
 
 
 def decide(
@@ -149,7 +155,7 @@ def decide(
     if pinned is not None:
         held = History(pinned.name, budget, {}, 0, history.switched_s if current is pinned else now_s, None)
         return _decision(limits, pinned, held, f"pinned to {pinned.name} by the operator")
-    if current is None or budget != history.budget:
+    if current is None or (budget is not history.budget and budget != history.budget):
         chosen = _pick(limits, ladder)
         start = History(chosen.name, budget, {}, 0, history.switched_s, None)
         if history.current != chosen.name:
@@ -162,8 +168,9 @@ def decide(
     chosen = _best(limits, ladder) or _pick(limits, ladder, current)
     if chosen is current:
         return _decision(limits, current, _cleaned(history, {}), "")
-    patience, near = _patience(limits, history, now_s, settings), _near_patience(limits, current, history, settings)
-    fallen = History(chosen.name, budget, {}, patience, switched_s=now_s, climbed_s=None, near_ticks=near)
+    patience, near = _patience(limits, current, history, now_s, settings), _near_patience(limits, current, history, settings)
+    left_ms = current.latency_ms if near else math.inf
+    fallen = History(chosen.name, budget, {}, patience, switched_s=now_s, climbed_s=None, near_ticks=near, left_ms=left_ms)
     return _decision(limits, chosen, fallen, f"{current.name} no longer fits: {_broken(limits, current)}; {_instead(limits, chosen)}")
 
 
@@ -218,7 +225,7 @@ def _fits(limits: Limits, rung: Rung) -> bool:
 
 def _bears(limits: Limits, rung: Rung) -> bool:
     """Does it fit, or not quite while there is credit?"""
-    return limits.stay.hold(rung) and _accurate(limits, rung)
+    return (limits.bounds.hold(rung) or limits.stay.hold(rung)) and _accurate(limits, rung)
 
 
 def _best(limits: Limits, ladder: Ladder) -> Rung | None:
@@ -247,57 +254,52 @@ def _pick(limits: Limits, ladder: Ladder, current: Rung | None = None) -> Rung:
 
 
 def _stay_or_climb(limits: Limits, ladder: Ladder, current: Rung, history: History, now_s: float, settings: PolicySettings) -> Decision:
-    clear, near = limits.clear, limits.near
-    better = ladder.holding(limits.enter if near is None else limits.bounds, min(current.merit, ladder.above(limits.budget.min_accuracy)))
+    entering, name = limits.bounds if limits.windows_s else limits.enter, current.name
+    better = ladder.holding(entering, min(current.merit, ladder.above(limits.budget.min_accuracy)))
+    if not better:
+        return _decision(limits, current, _cleaned(history, {}), f"{name} stays: nothing better fits", borne=True)
     before = history.clean_ticks
     clean = {rung.name: before.get(rung.name, 0) + 1 for rung in better}
-    patience = max(history.patience_ticks, settings.up_after_ticks)
-    slow = max(history.near_ticks, patience * settings.near_factor)
-    if near is None:
-        ripe = next((rung for rung in better if clean[rung.name] >= (patience if clear.hold(rung) else slow)), None)
-    else:
-        slow = max(history.near_ticks, patience)
-        least = min(max(slow, sorted(near)[:2][-1] * _TICKS), _LONGEST)  # the shortest only where there is no other yet
-        reach = max((most for window_s, most in near.items() if window_s * _TICKS >= least), default=0.0)
-        ripe = next(
-            (
-                rung
-                for rung in better
-                if (clean[rung.name] >= patience and clear.hold(rung)) or (rung.latency_ms <= reach and clean[rung.name] >= slow)
-            ),
-            None,
-        )
-    name = current.name
+    patience, clear, ripe = max(history.patience_ticks, settings.up_after_ticks), limits.clear, None
+    slow = max(history.near_ticks, patience * (1 if limits.windows_s else settings.near_factor))
+    if max(clean.values()) >= patience:
+        reach = _reach(limits, slow) if limits.windows_s else math.inf
+        for rung in better:
+            ticks = clean[rung.name]
+            near = ticks >= slow and rung.latency_ms <= (reach if rung.latency_ms < history.left_ms else reach / _SURELY)
+            if ticks >= patience and (clear.hold(rung) or (near and ladder.worth(current, rung))):
+                ripe = rung
+                break
     if ripe is not None and (history.switched_s is None or now_s - history.switched_s >= settings.dwell_s):
         close = not clear.hold(ripe)
-        climbed = History(ripe.name, history.budget, clean, history.patience_ticks, now_s, now_s, history.near_ticks, close)
+        climbed = History(
+            ripe.name, history.budget, clean, history.patience_ticks, now_s, now_s, history.near_ticks, close, history.left_ms
+        )
         return _decision(limits, ripe, climbed, f"{ripe.name} is better than {name} and has fitted for {clean[ripe.name]} ticks")
-    reason = f"{name} stays: nothing better fits"
-    if better:
-        best = better[0]
-        ticks = patience if clear.hold(best) else slow
-        wait = "the dwell to end" if ripe is not None else f"tick {clean[best.name]} of {ticks}"
-        reason = f"{name} stays: {best.name} fits, waiting ({wait})"
+    best = better[0]
+    ticks = patience if clear.hold(best) else slow
+    wait = "the dwell to end" if ripe is not None else f"tick {clean[best.name]} of {ticks}"
+    reason = f"{name} stays: {best.name} fits, waiting ({wait})"
     return _decision(limits, current, _cleaned(history, clean), reason, borne=True)
+
+
+def _reach(limits: Limits, slow: int) -> float:
+    """The longest profiled latency of a route that would have kept the limit for long enough to be climbed to, though by little."""
+    least = min(max(slow, limits.windows_s[:2][-1] * _TICKS), _LONGEST)  # the shortest only where there is no other yet
+    return max((limits.near(window_s) for window_s in limits.windows_s if window_s * _TICKS >= least), default=0.0)
 
 
 def _cleaned(before: History, clean: Mapping[str, int]) -> History:
     """The same but for the clean ticks; `dataclasses.replace` takes ten times as long."""
-    return History(
-        before.current,
-        before.budget,
-        clean,
-        before.patience_ticks,
-        before.switched_s,
-        before.climbed_s,
-        before.near_ticks,
-        before.climbed_near,
-    )
+    made = object.__new__(History)
+    made.__dict__.update(before.__dict__)
+    made.__dict__["clean_ticks"] = clean
+    return made
 
 
-def _patience(limits: Limits, history: History, now_s: float, settings: PolicySettings) -> int:
+def _patience(limits: Limits, current: Rung, history: History, now_s: float, settings: PolicySettings) -> int:
     """Clean ticks to ask for after a fall: twice as many when the climb before it is to be regretted."""
-    if history.climbed_s is None or (history.climbed_near and limits.near is not None):
+    if history.climbed_s is None or (history.climbed_near and limits.windows_s) or limits.crowded(current):
         return history.patience_ticks
     stayed_s = now_s - history.climbed_s
     patience = max(history.patience_ticks, settings.up_after_ticks)
@@ -311,9 +313,11 @@ def _near_patience(limits: Limits, current: Rung, history: History, settings: Po
     over = current.latency_ms / limits.bounds.latency_ms if limits.bounds.latency_ms > 0 else math.inf
     if over > 1 + 2 * settings.margin:
         return 0  # it is another day
-    if not history.climbed_near:
+    if limits.crowded(current):
         return history.near_ticks
-    least = 4 * 4 if limits.near is not None else settings.near_factor * settings.up_after_ticks
+    if not history.climbed_near:
+        return max(history.near_ticks, _AFTER_TICKS)
+    least = 4 * 4 if limits.windows_s else settings.near_factor * settings.up_after_ticks
     return min(4 * max(history.near_ticks, least), 16 * settings.patience_max_ticks)
 
 

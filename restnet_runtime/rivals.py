@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from restnet_runtime.budget import Budget
+from restnet_runtime.budget import NO_LIMITS, Budget
 from restnet_runtime.controller import Controller
 from restnet_runtime.course import Course
 from restnet_runtime.ladder import Candidate, Ladder
@@ -77,7 +77,7 @@ class Ours:
 
     def choose(self, now_s: float, waited_ms: float) -> int:
         self._device.now_s = now_s
-        return self._device.index[self.controller.decide_request(Budget(), waited_ms).route]
+        return self._device.index[self.controller.decide_request(NO_LIMITS, waited_ms).route]
 
     def observe(self, now_s: float, route: int, run_ms: float) -> None:
         self._device.now_s = now_s

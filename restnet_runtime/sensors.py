@@ -6,6 +6,7 @@ Which file each figure comes from, and where there is one: docs/sensors.md.
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -28,6 +29,8 @@ _Value = TypeVar("_Value")
 
 _SLOW_EVERY = 5
 """Readings from one look at temperature and power to the next: they change slowly, and some are asked for over a slow bus."""
+_WALK_EVERY = 60
+"""Readings from one walk over the process's pages to the next, which takes tens of milliseconds; in between what moves is counted along."""
 _CAPPED = 0.95
 _USED_UP = 0.1
 """A frequency below so much of the highest is a limit, a quota used up in so many of its periods slows requests down."""
@@ -48,8 +51,9 @@ class Sensors:
         self._pid = os.getpid() if pid is None else pid
         self._clock = clock
         self._groups = GroupFinder(root, self._pid)
-        self._gauge = Gauge(root / "proc", self._pid)
+        self._gauge = Gauge(root / "proc", self._pid, _WALK_EVERY, apart=True)
         self._quota = QuotaMeter()
+        self._pressure_folder = root / "proc" / "pressure"
         self._pressure, self._group_pressure = Pressure(), Pressure("{}.pressure")
         self._heat = _Seldom(Thermometer(root).read)
         self._power = _Seldom(PowerMeter(root).read)
@@ -68,7 +72,7 @@ class Sensors:
         limits = limits_of(groups)
         left = [value for value in (_or_none(_host_available_bytes), limits.headroom_bytes) if value is not None]
         quota = self._quota.read(groups.cpu, now_s)
-        pressure = self._pressure.read(self._root / "proc" / "pressure", now_s)
+        pressure = self._pressure.read(self._pressure_folder, now_s)
         group_pressure = self._group_pressure.read(groups.v2[0] if groups.v2 else None, now_s)
         heat, power, jetson = self._heat(), self._power(), self._jetson()
         frequency, firmware = self._tachometer.read(cores), self._firmware.read()
@@ -104,12 +108,25 @@ class Sensors:
             throttled_since_boot=firmware.since_boot,
         )
 
+    def glance(self, last: Reading) -> Reading:
+        """The last reading with what others can take away from one moment to the next: memory and the CPU quota. A tenth of its time."""
+        limits = limits_of(self._groups.find())
+        left = [value for value in (_or_none(_host_available_bytes), limits.headroom_bytes) if value is not None]
+        own_bytes = _or_none(self._gauge.moved_bytes)
+        return replace(
+            last,
+            memory_available_bytes=min(left, default=None),
+            own_memory_bytes=last.own_memory_bytes if own_bytes is None else own_bytes,
+            cpu_quota_cores=limits.quota_cores,
+        )
+
     def cgroup_limits(self) -> CgroupLimits:
         """What the process's cgroups allow, also for reports: a device with the memory cgroup off shows no limit here."""
         return limits_of(self._groups.find())
 
     def close(self) -> None:
-        """Let go of a Jetson's service and of a command that was started. What is read afterwards does without them."""
+        """Let go of a Jetson's service and of what was begun and has not ended. What is read afterwards does without them."""
+        self._gauge.close()
         self._jetson_meter.close()
         self._firmware.close()
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 from restnet_runtime.latencies import Latencies
 from restnet_runtime.profile import RouteProfile
@@ -26,6 +25,7 @@ class Served:
         self._counts = range(1, min(cores, _MOST_THREADS) + 1)
         self._latencies = Latencies()
         self._last = Reading()
+        self._stretched: dict[int, float] = {}
         self.slowdown = Slowdown(relation=lambda threads: stretch(threads, self._cores, self._last))
         self.queue_depth: Callable[[], int] | None = None
 
@@ -34,12 +34,18 @@ class Served:
         if 0 < latency_ms < math.inf:
             self._latencies.observe(route, profile.threads, latency_ms)
 
-    def complete(self, reading: Reading, now_s: float) -> Reading:
-        """A reading that has its slowdown, with what else requests show; from one thread at a time. now_s: seconds that never step back."""
+    def complete(self, reading: Reading, now_s: float, *, look: bool = True) -> Reading:
+        """A reading that has its slowdown, with what else requests show; from one thread at a time. now_s: seconds that never step back.
+
+        look: the device has been looked at; else what only a look changes, and latencies, which are for people, stay as they are
+        """
         self._last = reading
-        return replace(
-            reading,
+        seen = self.slowdown.threads
+        if look or seen not in self._stretched:
+            self._stretched = {threads: stretch(threads, self._cores, reading) for threads in sorted({*self._counts, seen})}
+        return reading.updated(
             queue_depth=None if self.queue_depth is None else self.queue_depth(),
-            latencies=self._latencies.take(now_s),
-            slowdown_by_threads=slowdown_by_threads(reading.slowdown, self.slowdown.threads, self._counts, self._cores, reading),
+            latencies=self._latencies.take(now_s) if look else reading.latencies,
+            request_threads=None if reading.slowdown is None else self.slowdown.threads,
+            slowdown_by_threads=slowdown_by_threads(reading.slowdown, seen, self._stretched),
         )

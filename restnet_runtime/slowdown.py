@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 
 from restnet_runtime.contention import demand_cores
@@ -61,20 +61,15 @@ class Slowdown:
         return 1.0 if threads == latest else self._relation(latest) / self._relation(threads)
 
 
-def slowdown_by_threads(
-    slowdown: float | None, seen: int, wanted: Collection[int], cores: int, reading: Reading
-) -> Mapping[int, float] | None:
+def slowdown_by_threads(slowdown: float | None, seen: int, stretched: Mapping[int, float]) -> Mapping[int, float] | None:
     """The slowdown of requests of each number of threads, from that of the number that was seen; `None` where that is unknown.
 
-    seen:    threads of the requests that the slowdown is of
-    wanted:  the numbers that are asked for; `seen` is added
-    cores:   that this process may run on
-    reading: what others take, how long our threads wait, the quota
+    seen:       threads of the requests that the slowdown is of
+    stretched:  `stretch` of each number that is asked for, `seen` among them
     """
     if slowdown is None:
         return None
-    stretched = {threads: stretch(threads, cores, reading) for threads in {*wanted, seen}}
-    return {threads: slowdown * stretched[threads] / stretched[seen] for threads in sorted(stretched)}
+    return {threads: slowdown * stretched[threads] / stretched[seen] for threads in stretched}
 
 
 def stretch(threads: int, cores: int, reading: Reading) -> float:

@@ -1,5 +1,7 @@
 """The allowance: credit is what may still be late, ceilings are of what was seen since the weather changed."""
 
+import random
+
 from restnet_runtime.allowance import SHARE, WINDOWS_S, Allowance
 
 
@@ -34,3 +36,19 @@ def test_ceilings_begin_anew_after_a_change() -> None:
     allowance.change(now_s)
     now_s = fed(allowance, now_s, 5.0, ratio=2.0)
     assert allowance.take(now_s, 20.0)[1] == {WINDOWS_S[0]: 2.0}
+
+
+def test_ceilings_are_those_of_sorting_each_window() -> None:
+    rng, allowance, seen = random.Random(4), Allowance(), []
+    now_s = 0.0
+    for _ in range(200):
+        for _ in range(rng.randrange(30)):
+            now_s += rng.expovariate(20.0)
+            seen.append((now_s, rng.gauss(1.0, 0.1)))
+            allowance.observe(*seen[-1], False)
+        now_s += 1.0  # each call looks anew
+        ceilings = allowance.take(now_s, 20.0)[1] or {}
+        for window_s, ceiling in ceilings.items():
+            ratios = sorted(ratio for at_s, ratio in seen if at_s >= now_s - window_s)
+            assert ceiling == ratios[int(0.985 * len(ratios))]
+    assert set(ceilings) == set(WINDOWS_S)

@@ -410,7 +410,14 @@ def test_the_installed_script_is_this_function(family_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [(("--plot", "p.png"), "--plot"), (("--spread", "0.1"), "--spread"), (("--explain", "--compare", "plain"), "--explain")],
+    [
+        (("--plot", "p.png"), "--plot"),
+        (("--spread", "0.1"), "--spread"),
+        (("--arrivals", "random"), "--arrivals"),
+        (("--arrivals", "even"), "--arrivals"),
+        (("--explain", "--compare", "plain"), "--explain"),
+        (("--trace", "steady", "--compare", "plain"), "--compare"),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_would_do_nothing_is_refused(options: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]) -> None:

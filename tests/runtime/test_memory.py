@@ -101,6 +101,31 @@ def test_a_gauge_walks_seldom_and_follows_what_is_counted(tmp_path) -> None:
     assert [gauge.pss_bytes() for _ in range(3)] == [90000 * kb, 90000 * kb, 84321 * kb]  # the third asking
 
 
+def test_a_gauge_that_walks_apart_tells_what_it_knows_until_it_has_walked(tmp_path) -> None:
+    """The walk finds a pipe where the figures should be, and waits for them as it would for the kernel."""
+    root, kb = recorded(tmp_path, RECORDED, 7), 1024
+    (root / "7" / "status").write_text(STATUS)
+    gauge, rollup = Gauge(root, 7, walk_every=2, apart=True), root / "7" / "smaps_rollup"
+    assert gauge.pss_bytes() == 84321 * kb, "the first is walked at once"
+    rollup.unlink()
+    os.mkfifo(rollup)
+    assert [gauge.pss_bytes() for _ in range(6)] == [84321 * kb] * 6, "nobody waits for the walk"
+    rollup.write_text(RECORDED.replace("84321", "90000"))
+    gauge.close()
+    assert gauge.pss_bytes() == 90000 * kb
+
+
+def test_a_walk_apart_that_fails_leaves_what_was_known(tmp_path) -> None:
+    root, kb = recorded(tmp_path, RECORDED, 2**22 + 1), 1024  # no process has such a number
+    (root / str(2**22 + 1) / "status").write_text(STATUS)
+    gauge = Gauge(root, 2**22 + 1, walk_every=1, apart=True)
+    gauge.pss_bytes()
+    (root / str(2**22 + 1) / "smaps_rollup").unlink()
+    gauge.pss_bytes()
+    gauge.close()
+    assert gauge.pss_bytes() == 84321 * kb
+
+
 def test_a_gauge_walks_only_where_the_limit_is_near(tmp_path) -> None:
     """Resident pages bound PSS from above, so below the limit they decide; above it what is shared has to be divided."""
     root, kb = recorded(tmp_path, RECORDED, 7), 1024

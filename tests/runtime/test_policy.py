@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import InfeasibleError, UnitError
+from restnet_runtime.ladder import Ladder
 from restnet_runtime.policy import Candidate, Decision, History, PolicySettings, choose_for_request, decide
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
@@ -257,6 +258,46 @@ def test_a_route_that_enters_by_little_is_climbed_to_by_what_requests_took() -> 
     assert visits(loop.run([replace(reading(1.2), tail=1.0, ceilings={4: 1.0, 15: 1.2})] * 6)) == ["large"]
 
 
+def test_a_route_that_was_left_by_a_hair_is_climbed_to_again_only_with_room() -> None:
+    """Noise that lets it fall once lets it fall again; 4 % less than what a minute of requests took is another device."""
+    loop = Loop(Budget(latency_ms=50.0))
+    loop.run([reading(1.2)])
+    assert loop.run([replace(reading(1.26), tail=1.0)]) == ["middle"]
+    same = replace(reading(1.2), tail=1.0, ceilings={4: 1.0, 15: 1.2, 60: 1.2})
+    assert visits(loop.run([same] * 300)) == ["middle"]
+    assert visits(loop.run([replace(same, ceilings={4: 1.0, 15: 1.2, 60: 1.17})] * 2)) == ["large"]
+
+
+def test_a_climb_by_little_has_to_win_something() -> None:
+    """Of a ladder that reaches from 80 % to 90 %, a fiftieth."""
+    ladder = Ladder([candidate("worst", 0.80, 1), candidate("good", 0.897, 8), candidate("better", 0.8985, 9), candidate("best", 0.90, 10)])
+    best, better, good, _ = ladder.rungs
+    assert ladder.worth(good, best)
+    assert not ladder.worth(better, best)
+    unknown = candidate("unknown", None, 5)
+    first, second = Ladder([unknown, candidate("other", None, 6)]).rungs
+    assert ladder.worth(second, first)
+
+
+@pytest.mark.parametrize(("variation", "patience"), [(1.0, 0), (0.0, 2 * SETTINGS.up_after_ticks)])
+def test_requests_that_meet_by_chance_are_no_reason_to_regret_a_climb(variation: float, patience: int) -> None:
+    budget = Budget(latency_ms=42.0)
+    history = History("large", budget, {}, 0, 99.5, 99.5)
+    crowd = replace(reading(1.0), requests_per_s=23.0, gap_variation=variation)
+    decision = decide(crowd, budget, FAMILY, history, 100.0, SETTINGS)
+    assert decision.route != "large"
+    assert decision.history.patience_ticks == patience
+
+
+def test_with_credit_a_run_may_hold_up_more_requests_that_come_at_random() -> None:
+    """10 a second, quickest 10 ms, limit 49: a run of 40 ms holds up one in a hundred beyond the limit, more than usually is dared."""
+    crowd = replace(reading(1.0), requests_per_s=10.0, gap_variation=1.0)
+    routes = [
+        decide(replace(crowd, credit=credit), Budget(latency_ms=49.0), FAMILY, History(), 0.0, SETTINGS).route for credit in (0.5, 1.0)
+    ]
+    assert routes == ["middle", "large"]
+
+
 def test_entering_needs_a_margin_of_sensed_memory_too() -> None:
     """large takes 120 MB: it enters when the device leaves more than 132."""
     loop = Loop(Budget())
@@ -404,13 +445,14 @@ readings = st.builds(
 
 @st.composite
 def families(draw: st.DrawFn) -> list[Candidate]:
-    """Some without accuracy, some without profile, costs in no particular order."""
+    """Some without accuracy, half of them with a route without profile, costs in no particular order."""
+    latencies = st.floats(1, 60) if draw(st.booleans()) else maybe(st.floats(1, 60))
     made = [
         candidate(
             f"r{index}",
             draw(maybe(st.sampled_from([0.5, 0.6, 0.7, 0.8, 0.9]))),
             draw(st.integers(1, 60)),
-            draw(maybe(st.floats(1, 60))),
+            draw(latencies),
             draw(st.integers(1, 300)),
         )
         for index in range(draw(st.integers(1, 6)))
@@ -498,6 +540,17 @@ def test_noise_in_latency_does_not_make_it_flap(
     rng, usual = random.Random(seed), sample.slowdown or 1.0
     noisy = [replace(sample, slowdown=usual * rng.choice([0.96, 1.04, rng.uniform(0.96, 1.04)])) for _ in range(40)]
     routes = visits(loop.run(noisy))
+    assert len(routes) == len(set(routes))
+
+
+@given(latency_ms=st.floats(5, 60), usual=st.floats(0.3, 5), at=st.floats(0.95, 1.05), seed=st.integers(0, 2**32))
+def test_noise_around_the_limit_of_a_route_does_not_make_it_flap(latency_ms: float, usual: float, at: float, seed: int) -> None:
+    """A better route needs what the limit is, give or take 5 %: it is entered once at most, and left once at most."""
+    family = [candidate("small", 0.8, 1, 1.0), candidate("large", 0.9, 10, latency_ms)]
+    loop = Loop(Budget(latency_ms=latency_ms * usual * at), family)
+    loop.step(reading(3 * usual))
+    rng = random.Random(seed)
+    routes = visits(loop.run([reading(usual * rng.choice([0.96, 0.98, 1.0, 1.02, 1.04])) for _ in range(300)]))
     assert len(routes) == len(set(routes))
 
 
@@ -600,6 +653,15 @@ def test_the_tail_counts_and_is_told() -> None:
     )
     assert decision.route == "small"
     assert "latency 33 ms over the limit of 32 ms (20 ms x slowdown 1.5 x tail 1.1); small does, predicted 16.5 ms" in decision.reason
+
+
+def test_what_a_request_takes_beside_its_run_counts_and_is_told() -> None:
+    limit = Budget(latency_ms=50.0)
+    decision = decide(replace(reading(), around_ms=15.0), limit, FAMILY, History("large", limit), 0.0, SETTINGS)
+    assert decision.route == "middle"
+    assert "latency 55 ms over the limit of 50 ms (40 ms + 15 ms of decoding and the like)" in decision.reason
+    most = decide(replace(reading(), around_ms=1e6), limit, FAMILY, History("small", limit), 0.0, SETTINGS)
+    assert (most.route, most.feasible) == ("small", True), "half of the limit is left to the run: no route makes up for the rest"
 
 
 loads = st.builds(

@@ -111,10 +111,11 @@ def test_a_quota_slows_down_by_what_it_takes_from_the_threads() -> None:
 
 def test_what_was_seen_stands_and_the_others_follow() -> None:
     reading = Reading(others_cpu_cores=1.0, waiting_share=0.0)
-    assert slowdown_by_threads(1.0, 1, {2}, 2, reading) == {1: 1.0, 2: 1.75}
-    assert slowdown_by_threads(3.5, 2, {1, 2}, 2, reading) == {1: 2.0, 2: 3.5}
-    assert slowdown_by_threads(3.0, 2, set(), 2, QUIET) == {2: 3.0}
-    assert slowdown_by_threads(None, 1, {1, 2}, 2, reading) is None
+    stretched = {threads: stretch(threads, 2, reading) for threads in (1, 2)}
+    assert slowdown_by_threads(1.0, 1, stretched) == {1: 1.0, 2: 1.75}
+    assert slowdown_by_threads(3.5, 2, stretched) == {1: 2.0, 2: 3.5}
+    assert slowdown_by_threads(3.0, 2, {2: 1.0}) == {2: 3.0}
+    assert slowdown_by_threads(None, 1, stretched) is None
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.floats(0, 16), st.one_of(st.none(), st.floats(0.1, 8)))
