@@ -19,7 +19,7 @@ from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
 from restnet_runtime.dashboard import add_pages
-from restnet_runtime.errors import InfeasibleError, InputError, RequestError, RestnetError, UnitError
+from restnet_runtime.errors import ExpiredError, InfeasibleError, InputError, RequestError, RestnetError, UnitError
 from restnet_runtime.events import Events
 from restnet_runtime.executor import Executor
 from restnet_runtime.guard import Guard
@@ -57,12 +57,13 @@ STATUS_OF: dict[type[Exception], int] = {
     InputError: 422,  # read, but not what this bundle takes
     UnitError: 422,
     InfeasibleError: 503,
+    ExpiredError: 504,
     RestnetError: 500,
 }
 _MEDIA_KINDS: dict[str, BodyKind] = {"multipart/form-data": "form", "application/json": "json", "application/x-npy": "npy"}
 _UNTOLD_MEDIA = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _ALLOWED_MEDIA = "multipart/form-data, image/*, application/json, application/x-npy, or application/octet-stream with an image or .npy file"
-_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 401, 403, 408, 413, 415, 422, 500, 503)}
+_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 401, 403, 408, 413, 415, 422, 500, 503, 504)}
 
 T = TypeVar("T")
 
@@ -143,15 +144,16 @@ def create_app(
         """Classify an image, or a batch of inputs."""
         intake.refuse_unready()
         intake.refuse_overload()
+        deadline = intake.deadline(request)
         top_k, budget = _wishes(request)
         content_type = request.headers.get("content-type", "")
         body = await intake.receive(request)
         kind = body_kind(content_type, body)
 
         def answer(arrived_s: float) -> PredictAnswer | BatchAnswer:
-            return service.predict(kind, content_type, body, top_k=top_k, budget=budget, arrived_s=arrived_s)
+            return service.predict(kind, content_type, body, top_k=top_k, budget=budget, arrived_s=arrived_s, deadline=deadline)
 
-        answered = await intake.run(answer)
+        answered = await intake.run(answer, deadline)
         traced = request.scope.get(FACTS)
         if traced is not None:
             traced.update(route=answered.route, run_ms=answered.latency_ms, budget_met=answered.budget_met)

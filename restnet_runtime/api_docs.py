@@ -74,6 +74,13 @@ PREDICT_PARAMETERS: list[dict[str, Any]] = [
         "example": BUDGET_EXAMPLE,
     },
     {
+        "name": "X-Restnet-Deadline",
+        "in": "header",
+        "description": "what has waited so long since its headers came is not run: 504",
+        "schema": {"type": "string"},
+        "example": "200ms",
+    },
+    {
         "name": "X-Restnet-Budget",
         "in": "header",
         "description": "the same as a header; the lower limit of each kind counts",

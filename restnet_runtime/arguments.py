@@ -59,6 +59,17 @@ def wait(text: str) -> float:
     return value
 
 
+def deadline(text: str) -> float:
+    """Milliseconds."""
+    try:
+        kind, value = parse_quantity(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if kind != "latency_ms" or value > 3_600_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no deadline: give a time up to an hour, as in 500ms")
+    return value
+
+
 def share(text: str) -> float:
     try:
         value = float(text)

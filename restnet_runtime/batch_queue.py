@@ -8,6 +8,7 @@ the plan says so, but never while others wait.
 In mode auto a request is asked about first (`apart`): for which nothing is to be gained together, that one does not come here at all.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Request:
 
     wake:       called when it leads `group`, or has its outcome
     attending:  as what it was counted among the coming before, and will be again; `None` if it was not
+    expires_s:  from then on it is not run
     outcome:    whatever its owner makes of the run; `None` before
     gone:       it has left
     """
@@ -52,6 +54,7 @@ class Request:
     arrived_s: float
     wake: Callable[[], None]
     attending: object = None
+    expires_s: float = math.inf
     group: "Group | None" = None
     outcome: Any = None
     gone: bool = False

@@ -3,6 +3,7 @@
 There is no thread here and no queue of anything but blocked callers: one of them runs the batch for all.
 """
 
+import math
 import sys
 import threading
 import time
@@ -15,8 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from restnet_runtime.batch_plan import BatchSettings
-from restnet_runtime.batch_queue import BatchQueue, Input, Key, Request
+from restnet_runtime.batch_queue import BatchQueue, Group, Input, Key, Request
 from restnet_runtime.batch_trials import BatchTrials
+from restnet_runtime.deadline import expired
 from restnet_runtime.errors import RestnetError
 from restnet_runtime.executor import Answer
 from restnet_runtime.profile import RouteProfile
@@ -56,7 +58,7 @@ class BatchCounts:
     runs: int
 
 
-Run = Callable[[Input, str, float | None], Batched]
+Run = Callable[[Input, str, float | None, float], Batched]
 """`Batcher.run`."""
 TOO_SHORT_MS = 0.2
 """In mode auto, routes whose single run takes less are left alone: with such, the queue alone costs more than batches can bring."""
@@ -86,13 +88,14 @@ class Batcher:
         self._short: dict[str, bool] = {}
         self._left = threading.Condition(self._lock)
 
-    def run(self, x: Input, route: str, limit_ms: float | None = None) -> Batched:
+    def run(self, x: Input, route: str, limit_ms: float | None = None, expires_s: float = math.inf) -> Batched:
         """Run x (batch, C, H, W) float32 on `route`, a single input together with others on that route where that pays.
 
         limit_ms: of the request, from its arrival to the end of its run; `None` for no limit
+        expires_s: by the clock; what waits until then for its run is not run, and raises `ExpiredError`
         Raises what `Executor.run` does, each caller of a batch its own, and `RestnetError` after `close`.
         """
-        return Batched(self._executor.run(x, route)) if self.settings.mode == "off" else self._run(x, route, limit_ms)
+        return Batched(self._executor.run(x, route)) if self.settings.mode == "off" else self._run(x, route, limit_ms, expires_s)
 
     @contextmanager
     def attend(self) -> Iterator[Run]:
@@ -119,7 +122,7 @@ class Batcher:
             self._queue.close()
             self._left.wait_for(lambda: self._queue.idle)
 
-    def _run(self, x: Input, route: str, limit_ms: float | None, attending: object = None) -> Batched:
+    def _run(self, x: Input, route: str, limit_ms: float | None, expires_s: float = math.inf, attending: object = None) -> Batched:
         key = (route, limit_ms, x.shape[1:], x.dtype.str)
         if self.settings.mode == "auto":
             if self._too_short(route):
@@ -128,7 +131,7 @@ class Batcher:
                 apart, trials = self._queue.apart(key, attending)
                 if apart:
                     return self._run_apart(x, key, trials, attending)
-        return self._run_queued(x, key, attending)
+        return self._run_queued(x, key, expires_s, attending)
 
     def _run_apart(self, x: Input, key: Key, trials: BatchTrials | None, attending: object) -> Batched:
         """Run x by itself and at once. No lock is waited for here."""
@@ -154,10 +157,10 @@ class Batcher:
                     self._lock.release()
         return Batched(answer)
 
-    def _run_queued(self, x: Input, key: Key, attending: object) -> Batched:
+    def _run_queued(self, x: Input, key: Key, expires_s: float, attending: object) -> Batched:
         woken = threading.Lock()  # taken twice: a tenth of the cost of an event
         woken.acquire()
-        request = Request(x, key, self._clock(), woken.release, attending)
+        request = Request(x, key, self._clock(), woken.release, attending, expires_s)
         with self._lock:
             if self._closed:
                 raise _stopped()
@@ -183,9 +186,12 @@ class Batcher:
         if group.ready is not None and not group.ready.wait(group.plan.wait_ms / 1e3):
             with self._lock:
                 self._queue.start(group)
-        requests, started_s = group.requests, self._clock()
+        started_s = self._clock()
+        requests = self._unexpired(group, started_s)
+        if not requests:
+            return
         try:
-            x = leader.x if len(requests) == 1 else np.concatenate([request.x for request in requests])
+            x = requests[0].x if len(requests) == 1 else np.concatenate([request.x for request in requests])
             answer = self._executor.run(x, leader.key[0])
         except Exception as error:
             for request in requests:
@@ -195,6 +201,16 @@ class Batcher:
         for row, request in enumerate(requests):
             own = answer if len(requests) == 1 else Answer(answer.logits[row : row + 1], answer.route, answer.latency_ms)
             request.outcome = Batched(own, len(requests), (started_s - request.arrived_s) * 1e3)
+
+    def _unexpired(self, group: Group, now_s: float) -> list[Request]:
+        """Those of a group that are to be run. The others get their outcome here."""
+        if all(now_s < request.expires_s for request in group.requests):
+            return group.requests
+        group.trials = None  # it tells nothing of a batch of that size
+        for request in group.requests:
+            if now_s >= request.expires_s:
+                request.outcome = expired((now_s - request.arrived_s) * 1e3)
+        return [request for request in group.requests if request.outcome is None]
 
     def _too_short(self, route: str) -> bool:
         if route not in self._short:  # asked once: a route's order of magnitude stays

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restnet_runtime import __version__
-from restnet_runtime.arguments import accuracy, add_access_options, add_engine_options, common_parser, port, positive, share, wait
+from restnet_runtime.arguments import accuracy, add_access_options, add_engine_options, common_parser, deadline, port, positive, share, wait
 from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
@@ -86,6 +86,12 @@ def serve(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch-max", type=positive(int), default=batches.max_batch, metavar="N", help="requests in a batch (%(default)s)")
     parser.add_argument("--max-in-flight", type=positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
+    parser.add_argument(
+        "--deadline",
+        type=deadline,
+        metavar="TIME",
+        help="requests that have waited so long are not run (504), as 500ms (default: no such limit)",
+    )
     add_access_options(parser)
     parser.add_argument(
         "--otel", action="store_true", help="send a span for each request as OTLP (OTEL_EXPORTER_OTLP_ENDPOINT; extra otel)"
@@ -113,6 +119,7 @@ def _serve(args: argparse.Namespace) -> int:
         workers=args.workers or max(usable_cores(), 1 if batching.mode == "off" else batching.max_batch),
         max_in_flight=args.max_in_flight,
         read_only=args.read_only,
+        deadline_ms=args.deadline,
         access=read_access(args),
     )
     if args.min_accuracy is not None:

@@ -8,6 +8,7 @@
           KilledError      the process that compiled it was killed, most likely because memory ran out
           StoppedError     compiling has been stopped, and nothing is wrong with the route
       UnitError            a quantity or a budget could not be read
+      ExpiredError         a request was not run, because its deadline had passed
       InfeasibleError      no route fits the budget, and the operator chose to refuse rather than overrun
       TraceError           a trace that cannot be read or made
       AddressError         the address to serve on cannot be had
@@ -66,6 +67,10 @@ class UnitError(RestnetError):
 
 class InfeasibleError(RestnetError):
     """No route fits the budget, and running one anyway was ruled out."""
+
+
+class ExpiredError(RestnetError):
+    """A request that was not run, because its deadline had passed."""
 
 
 class TraceError(RestnetError):

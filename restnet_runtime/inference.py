@@ -11,6 +11,7 @@ import numpy.typing as npt
 from restnet_runtime.batching import Batched, Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
+from restnet_runtime.deadline import Deadline
 from restnet_runtime.errors import InfeasibleError
 from restnet_runtime.executor import Executor
 from restnet_runtime.policy import Decision
@@ -72,14 +73,19 @@ class Inference:
         self._strict = strict
 
     def run(
-        self, prepare: Callable[[], PreparedT], budget: Budget | None = None, arrived_s: float | None = None
+        self,
+        prepare: Callable[[], PreparedT],
+        budget: Budget | None = None,
+        arrived_s: float | None = None,
+        deadline: Deadline | None = None,
     ) -> tuple[PreparedT, npt.NDArray[np.float32], Verdict]:
         """Decode by `prepare`, decide, run: what was decoded, the logits (B, classes), and the verdict.
 
         budget:     what came beside the body; that of `prepare` narrows further
         arrived_s:  when the request came, by `time.perf_counter`: what it has waited since counts towards its latency limit
-        Raises what `prepare` does, and in strict mode or under a floor of accuracy `InfeasibleError` when no route fits; in any mode
-        while no route is loaded.
+        deadline:   `prepare` may narrow it
+        Raises what `prepare` does, `ExpiredError` where the deadline passes before it runs, and in strict mode or under a floor of
+        accuracy `InfeasibleError` when no route fits; in any mode while no route is loaded.
         """
         called_s = time.perf_counter()
         arrived_s = called_s if arrived_s is None else arrived_s
@@ -87,13 +93,16 @@ class Inference:
         waited_ms = waited_ms if waited_ms >= _HAND_OVER_MS else 0.0
         if self._executor.current is None:
             raise InfeasibleError("no route is loaded yet")
+        deadline = deadline or Deadline(arrived_s)
+        deadline.check()
         with self._batcher.attend() as run:
             prepared = prepare()
+            deadline.check()
 
             def answered(decision: Decision) -> Batched:
                 if (self._strict or decision.refused) and not decision.feasible:
                     raise InfeasibleError(_refusal(decision))
-                return run(prepared.inputs, decision.route, decision.limits.latency_ms)
+                return run(prepared.inputs, decision.route, decision.limits.latency_ms, deadline.expires_s)
 
             limits = prepared.budget.narrowed(budget or Budget())
             decision, batched = self._controller.run_decided(limits, answered, waited_ms)

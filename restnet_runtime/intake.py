@@ -10,6 +10,7 @@ from typing import TypeVar
 from fastapi import HTTPException, Request
 
 from restnet_runtime.controller import Controller
+from restnet_runtime.deadline import DEADLINE_HEADER, Deadline, parse_deadlines
 from restnet_runtime.executor import Executor
 from restnet_runtime.observing import Unready
 from restnet_runtime.receiving import Receiver
@@ -45,8 +46,20 @@ class Intake:
         """The whole body, in one of the `encodings` if it is in any. Raises what `Receiver.read` does."""
         return await self._receiver.read(request, encodings)
 
-    async def run(self, work: Callable[[float], T]) -> T:
-        """Run `work(arrived_s)` in a worker thread; arrived_s by `time.perf_counter`. Raises HTTP 503 where too many do already."""
+    def deadline(self, request: Request) -> Deadline:
+        """Of a request whose headers are here: what it wishes in X-Restnet-Deadline, and what the server allows. Raises `UnitError`."""
+        deadline = Deadline()
+        for limit_ms in (parse_deadlines(request.headers.getlist(DEADLINE_HEADER)), self._settings.deadline_ms):
+            if limit_ms is not None:
+                deadline.narrow(limit_ms)
+        return deadline
+
+    async def run(self, work: Callable[[float], T], deadline: Deadline) -> T:
+        """Run `work(arrived_s)` in a worker thread; arrived_s by `time.perf_counter`.
+
+        Raises HTTP 503 where too many do already, and `ExpiredError` where the deadline has passed.
+        """
+        deadline.check()
         self._controller.arrive()
         arrived_s = time.perf_counter()
         self.refuse_overload()  # others may have come while the body did

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from restnet_runtime.errors import ImageError, InfeasibleError, InputError, RequestError, RestnetError, UnitError
+from restnet_runtime.errors import ExpiredError, ImageError, InfeasibleError, InputError, RequestError, RestnetError, UnitError
 
 REQUEST_ID = "X-Request-ID"
 _HEADER = REQUEST_ID.lower().encode()
@@ -22,6 +22,7 @@ _KINDS: tuple[tuple[type[Exception], str], ...] = (
     (RequestError, "request"),
     (UnitError, "unit"),
     (InfeasibleError, "infeasible"),
+    (ExpiredError, "expired"),
 )
 _STATUS_KINDS = {
     400: "request",
@@ -33,7 +34,7 @@ _STATUS_KINDS = {
     429: "overload",
     503: "overload",
 }
-_OUTCOMES = {"infeasible": "refused", "not_ready": "refused", "overload": "overloaded", "internal": "failed"}
+_OUTCOMES = {"infeasible": "refused", "not_ready": "refused", "overload": "overloaded", "expired": "overloaded", "internal": "failed"}
 
 logger = logging.getLogger(__name__)
 

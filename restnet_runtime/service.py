@@ -5,6 +5,7 @@ from typing import Any
 from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
+from restnet_runtime.deadline import Deadline
 from restnet_runtime.executor import Executor
 from restnet_runtime.inference import Answered, Inference
 from restnet_runtime.payload import BodyKind, PayloadReader
@@ -42,15 +43,17 @@ class PredictService:
         top_k: int | None = None,
         budget: Budget | None = None,
         arrived_s: float | None = None,
+        deadline: Deadline | None = None,
     ) -> PredictAnswer | BatchAnswer:
         """Decode, decide, run, rank.
 
         budget and top_k are what came beside the body; the body's own budget narrows further, its own top_k goes first.
         arrived_s: when it came, by `time.perf_counter`: what it has waited since counts towards its latency limit.
+        deadline: as `Inference.run` has it
         Raises `RequestError` and its kin for what cannot be used, `UnitError` for a budget that cannot be read, and in
         strict mode or under a floor of accuracy `InfeasibleError` when no route fits; in any mode while no route is loaded.
         """
-        payload, logits, verdict = self._inference.run(lambda: self._reader.read(kind, content_type, body), budget, arrived_s)
+        payload, logits, verdict = self._inference.run(lambda: self._reader.read(kind, content_type, body), budget, arrived_s, deadline)
         best = best_classes(logits, self._classes, payload.top_k or top_k or self._settings.top_k)
         if payload.single:
             return PredictAnswer(**vars(verdict), **_prediction(best[0]))

@@ -25,6 +25,7 @@ class ServeSettings:
     strict:               refuse a request when no route fits the budget, rather than overrun it
     workers:              how many requests are decoded and run at once
     read_only:            budget and pin cannot be changed over HTTP
+    deadline_ms:          what has waited so long since its headers came is not run; `None` for no such limit
     access:               who may ask for what
     max_in_flight:        how many requests whose body is there may wait or run before further ones are refused
     """
@@ -39,6 +40,7 @@ class ServeSettings:
     workers: int = field(default_factory=usable_cores)
     max_in_flight: int = 256
     read_only: bool = False
+    deadline_ms: float | None = None
     access: Access = field(default_factory=Access)
 
     def __post_init__(self) -> None:

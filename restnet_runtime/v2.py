@@ -31,7 +31,7 @@ _FIXED = "models are given when the server starts: they are neither loaded nor u
 # By name and not as a model: FastAPI would take a millisecond for each, on each path, and a device starts slowly enough.
 _ERROR = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"description": HTTPStatus(code).phrase, "content": _ERROR} for code in (400, 404, 408, 413, 415, 500, 503)
+    code: {"description": HTTPStatus(code).phrase, "content": _ERROR} for code in (400, 404, 408, 413, 415, 500, 503, 504)
 }
 
 
@@ -79,14 +79,15 @@ def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
         intake.refuse_overload()
         headers = request.headers
         try:
+            deadline = intake.deadline(request)
             budget = Budget()
             for text in headers.getlist(BUDGET_HEADER):
                 budget = budget.narrowed(Budget.parse(text))
             body = await intake.receive(request, encodings=ENCODINGS)
             encoding = headers.get("content-encoding", "identity").strip().lower()
             accepted = ",".join(headers.getlist("accept-encoding"))
-            posted = Posted(body, encoding, accepted, headers.get(HEADER_LENGTH), budget, request.scope.get(FACTS))
-            content, sent = await intake.run(partial(model.infer, posted))
+            posted = Posted(body, encoding, accepted, headers.get(HEADER_LENGTH), budget, request.scope.get(FACTS), deadline)
+            content, sent = await intake.run(partial(model.infer, posted), deadline)
         except TooLongError as error:
             raise HTTPException(413, str(error)) from error
         except (RequestError, UnitError) as error:

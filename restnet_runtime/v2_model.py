@@ -22,6 +22,7 @@ from restnet_runtime.base64_text import decode_base64
 from restnet_runtime.batching import Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
+from restnet_runtime.deadline import Deadline
 from restnet_runtime.encodings import choose_encoding, compress, decompress
 from restnet_runtime.errors import InputError, UnitError
 from restnet_runtime.executor import Executor
@@ -41,6 +42,7 @@ _OUTPUTS = ("logits", "probabilities", "class")
 _INSTEAD = {
     "pixels": "instead of input: UINT8 [-1, height, width, channels], preprocessed here",
     "image": "instead of input: BYTES [-1], encoded images, in JSON as base64; preprocessed here",
+    "timeout": "request parameter: microseconds after which the request is not run any more",
     "budget": "request parameter: limits that narrow the standing budget, as 30ms,200MFLOPs",
 }
 
@@ -61,6 +63,7 @@ class Posted:
     header_length: str | None = None
     budget: Budget = field(default_factory=Budget)
     facts: dict[str, Any] | None = None
+    deadline: Deadline = field(default_factory=Deadline)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Model:
 
         Raises `RequestError` and its kin, `UnitError` for a budget that cannot be read, and what `Inference.run` does.
         """
-        prepared, logits, verdict = self._inference.run(lambda: self._prepare(posted), posted.budget, arrived_s)
+        prepared, logits, verdict = self._inference.run(lambda: self._prepare(posted), posted.budget, arrived_s, posted.deadline)
         if posted.facts is not None:
             posted.facts.update(route=verdict.route, run_ms=verdict.latency_ms, budget_met=verdict.budget_met)
         response = write_response(
@@ -138,6 +141,12 @@ class Model:
         budget = request.parameters.get("budget", "")
         if not isinstance(budget, str):
             raise UnitError("the parameter budget is no string: give limits, as 30ms,200MFLOPs")
+        timeout_us = request.parameters.get("timeout", 0)
+        if type(timeout_us) is not int or timeout_us < 0:
+            raise UnitError(f"the parameter timeout is {str(timeout_us)[:60]}: give microseconds, a whole number, 0 for none")
+        if timeout_us:
+            posted.deadline.narrow(timeout_us / 1e3)
+            posted.deadline.check()  # before anything is decoded
         wanted = request.outputs or tuple(WantedOutput(name, request.binary) for name in _OUTPUTS)
         self._check_outputs(wanted)
         return _Prepared(request, wanted, self._inputs(request.inputs), Budget.parse(budget))

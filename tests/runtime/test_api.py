@@ -651,6 +651,80 @@ def test_slow_requests_do_not_block_the_rest_and_keep_their_route(make):
         wait_for(client, in_flight=0)
 
 
+def test_what_has_expired_is_not_run(make):
+    with make(workers=1) as served, ThreadPoolExecutor(8) as clients:
+        client = served.client
+        served.executor.gate.clear()
+        served.executor.waiting.clear()
+        first = clients.submit(client.post, "/predict", content=png(0))
+        assert served.executor.waiting.wait(20)
+        runs = count_runs(served.executor)
+        v2 = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(png()).decode()]}]}
+        hurried = [
+            clients.submit(client.post, "/predict", content=png(1), headers={"X-Restnet-Deadline": "50ms"}),
+            clients.submit(client.post, "/predict", content=png(1), headers=[("X-Restnet-Deadline", v) for v in ("2s", "20ms")]),
+            clients.submit(
+                client.post, "/predict", content=b"no image", headers={"X-Restnet-Deadline": "50ms", "Content-Type": "image/png"}
+            ),
+            clients.submit(client.post, "/v2/models/shapes/infer", json={**v2, "parameters": {"timeout": 50_000}}),
+            clients.submit(client.post, "/v2/models/shapes/infer", json=v2, headers={"X-Restnet-Deadline": "50ms"}),
+        ]
+        patient = clients.submit(client.post, "/predict", content=png(2), headers={"X-Restnet-Deadline": "30s"})
+        wait_for(client, in_flight=7)
+        time.sleep(0.1)
+        served.executor.gate.set()
+        for answer in hurried:
+            assert_error(answer.result(), 504, "the deadline has passed")
+        assert first.result().status_code == patient.result().status_code == 200
+        assert runs == [1]  # of the patient one
+        assert 'restnet_request_errors_total{kind="expired",model="shapes"} 5.0' in client.get("/metrics").text
+
+
+def test_what_expires_where_requests_wait_for_a_common_run_is_not_run(make):
+    with make(workers=8, batching=BatchSettings("on", max_wait_ms=0)) as served, ThreadPoolExecutor(8) as clients:
+        client, queue = served.client, served.batcher._queue
+        served.controller.pin = served.executor.current.name
+        served.executor.gate.clear()
+        runs = count_runs(served.executor)
+        asked = [
+            clients.submit(client.post, "/predict", content=png(seed), headers={"X-Restnet-Deadline": "300ms" if seed % 2 else "30s"})
+            for seed in range(8)
+        ]
+        wait_for(client, in_flight=8)
+        deadline = time.monotonic() + 20
+        while queue._running + len(queue._waiting) < 8:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(0.4)
+        served.executor.gate.set()
+        statuses = [future.result().status_code for future in asked]
+        assert statuses[::2] == [200] * 4
+        # At most two were running before they expired: the first, and the first that had company.
+        assert 2 <= statuses[1::2].count(504) <= 4
+        assert sum(runs) == statuses.count(200)
+
+
+def test_the_server_may_set_a_deadline_of_its_own(make):
+    with make(workers=1, deadline_ms=50) as served, ThreadPoolExecutor() as clients:
+        served.executor.gate.clear()
+        served.executor.waiting.clear()
+        first = clients.submit(served.client.post, "/predict", content=png())
+        assert served.executor.waiting.wait(20)
+        second = clients.submit(served.client.post, "/predict", content=png(), headers={"X-Restnet-Deadline": "10s"})
+        wait_for(served.client, in_flight=2)
+        time.sleep(0.1)
+        served.executor.gate.set()
+        assert first.result().status_code == 200  # what runs is not broken off
+        assert_error(second.result(), 504, "the deadline has passed")
+
+
+@pytest.mark.parametrize("deadline", ["", "soon", "200", "-5ms", "0ms", "30MB", "2000000s", "nan ms", "1e999ms"])
+def test_deadlines_that_cannot_be_read(client, deadline):
+    answer = client.post("/predict", content=png(), headers={"X-Restnet-Deadline": deadline})
+    assert answer.status_code == 422
+    assert client.post("/v2/models/shapes/infer", content=b"{}", headers={"X-Restnet-Deadline": deadline}).status_code == 400
+
+
 def test_many_clients_get_their_own_answers(served):
     files = [png(seed) for seed in range(12)]
     expected = [expected_top(served, inputs_of(served.bundle, data))[0] for data in files]
@@ -686,6 +760,18 @@ def test_requests_that_meet_share_a_run(make, monkeypatch):
         late = [answer["reason"] for answer in answers if not answer["budget_met"]]
         assert len(late) >= 6
         assert all(re.fullmatch(r"it took .+ per input \(.+ of it waiting\), and the limit is 400 ms", reason) for reason in late)
+
+
+def count_runs(executor):
+    """A list to which each run from now on adds its inputs."""
+    run, runs = executor.run, []
+
+    def counted(x, route=None):
+        runs.append(len(x))
+        return run(x, route)
+
+    executor.run = counted
+    return runs
 
 
 # About itself
@@ -826,7 +912,12 @@ def test_openapi_documents_every_body_with_examples_that_work(served):
     content = paths["/predict"]["post"]["requestBody"]["content"]
     assert set(content) == {"multipart/form-data", "image/*", "application/json", "application/x-npy", "application/octet-stream"}
     assert all(entry["examples"] for entry in content.values())
-    assert {entry["name"] for entry in paths["/predict"]["post"]["parameters"]} == {"top_k", "budget", "X-Restnet-Budget"}
+    assert {entry["name"] for entry in paths["/predict"]["post"]["parameters"]} == {
+        "top_k",
+        "budget",
+        "X-Restnet-Budget",
+        "X-Restnet-Deadline",
+    }
     for name, example in content["application/json"]["examples"].items():
         assert read_json(PredictRequest, json.dumps(example["value"]).encode())
         if name != "inputs":  # its shape is of another bundle

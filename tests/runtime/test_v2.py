@@ -81,7 +81,7 @@ def test_server_metadata(client: httpx.Client, path: str) -> None:
 @pytest.mark.parametrize("path", ["/v2/models/shapes", "/v2/models/shapes/versions/1"])
 def test_model_metadata(client: httpx.Client, path: str) -> None:
     answer = client.get(path).raise_for_status().json()
-    assert set(answer.pop("parameters")) == {"pixels", "image", "budget"}
+    assert set(answer.pop("parameters")) == {"pixels", "image", "budget", "timeout"}
     assert answer == {
         "name": "shapes",
         "versions": ["1"],
