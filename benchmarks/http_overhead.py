@@ -58,7 +58,18 @@ class Load:
 
 def wrk(url: str, body: Path, headers: dict[str, str], *, connections: int, seconds: float, rate: float = 0.0) -> Load:
     """rate: requests per second that all connections offer together; 0 for as quick as answers come."""
-    command = ["wrk", f"-t{connections}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s", "-s", str(SCRIPT), url, "--"]
+    command = [
+        "wrk",
+        f"-t{connections}",
+        f"-c{connections}",
+        f"-d{max(1, round(seconds))}s",
+        "--timeout",
+        "10s",
+        "-s",
+        str(SCRIPT),
+        url,
+        "--",
+    ]
     command += [str(body), f"{rate / connections:.6f}", *(f"{name}={value}" for name, value in headers.items())]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     times = [float(one) for line in re.findall(r"TIMES (.*)", told) for one in line.split(",") if one]
