@@ -14,7 +14,7 @@ DEV_ENV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz lint format serve bench bench-exporter bench-precision bench-controller bundle clean
+.PHONY: help demo test test-slow fuzz lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze bundle clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
@@ -90,15 +90,22 @@ CIFAR := build/benchmarks/cifar
 bench-precision: $(DEV_ENV) ## Int8: latency, accuracy, size and the joint front, and docs/int8.md; an hour and a half
 	@mkdir -p $(INT8)
 	$(BIN)/python benchmarks/int8_latency.py --rounds 30 --json $(INT8)/01-latency.json
+	$(BIN)/python benchmarks/int8_kinds.py --json $(INT8)/01b-kinds.json
 	$(BIN)/python benchmarks/int8_accuracy.py --json $(INT8)/02-untuned.json
 	$(TUNING) --modes full --steps 1400 --shift 2 --teacher 44
 	$(BIN)/python benchmarks/requantise.py $(CIFAR)/20-56-lossless-restnet/full $(CIFAR)/tuned-int8
 	$(BIN)/python benchmarks/int8_accuracy.py --bundles $(CIFAR)/tuned-int8 --picture docs/int8.png --json $(INT8)/03-tuned.json
+	$(BIN)/python benchmarks/int8_cause.py $(CIFAR)/jpeg-int8 --json $(INT8)/04-cause-untuned.json
+	$(BIN)/python benchmarks/int8_cause.py $(CIFAR)/tuned-int8 --json $(INT8)/05-cause-tuned.json
+	$(BIN)/python benchmarks/saturation.py --processors --json $(INT8)/06-saturation.json
 	$(BIN)/python benchmarks/int8_page.py $(INT8)/*.json
 
 bench-controller: $(DEV_ENV) ## The controller on made traces, beside what one would do without it, and docs/controller.md; minutes
 	$(BIN)/python benchmarks/decision.py --json $(RESULTS)/decision.json
 	$(BIN)/python benchmarks/replay.py --page docs/controller.md --picture docs/replay.png --json build/benchmarks/replay.json
+
+bench-squeeze: $(DEV_ENV) ## A served process really squeezed in its own control group, and docs/squeeze.md; six minutes, as root
+	$(BIN)/python benchmarks/squeeze.py --threads 2 --page docs/squeeze.md --picture docs/squeeze.png --json $(RESULTS)/squeeze.json
 
 bundle: $(DEMO_ENV) ## Make the digits bundle that ships anew
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/bundle.sh

@@ -20,6 +20,7 @@ DIGITS = "digits"
 FAMILIES = {
     "resnet18-50": (("resnet18", "resnet50"), (1, 2), 224),
     "resnet18-50-32px": (("resnet18", "resnet50"), (1, 2), 32),
+    "resnet18-50-96px": (("resnet18", "resnet50"), (1, 2), 96),
     "deit-ti-s": (("deit_tiny_patch16_224", "deit_small_patch16_224"), None, 224),
     "mobilenetv2": (("mobilenetv2_050", "mobilenetv2_100"), None, 224),
     "deit-ti-s-b": (("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"), None, 224),

@@ -198,6 +198,8 @@ def main() -> None:
         )
         result.cells.append((what, *cells))
 
+        print(f"... {what}: p50 {cells[0]}, p99 {cells[1]}, {cells[2]}/s, {cells[3]} refused/s", file=sys.stderr)
+
     def command(port: int, *options: object) -> list[str]:
         code = "import sys; from restnet_runtime.cli import serve; sys.exit(serve())"
         line = [sys.executable, "-c", code, str(bundle.path), "--cache", str(CACHE), "--pin", route, "--port", str(port)]
@@ -216,6 +218,7 @@ def main() -> None:
                 own_ms, own_p99_ms = engine.ask(args.seconds / 2)
                 loads.append(wrk(url + path, body, headers, connections=1, seconds=args.seconds / 2))
                 overheads.append(loads[-1].ms(0.5) - own_ms)
+                print(f"... Engine.run: p50 {own_ms:.2f} ms, p99 {own_p99_ms:.2f} ms", file=sys.stderr)
                 result.cells.append(("Engine.run", f"{own_ms:.2f} ms", f"{own_p99_ms:.2f} ms", "", "", ""))
                 add("restnet-serve, 1 connection", loads[-1])
         overhead = statistics.median(overheads)
@@ -283,7 +286,9 @@ def write_plain(bundle: Any, route: str, path: Path) -> None:
     from restnet_runtime.compose import compose
 
     model = compose(bundle, bundle.route(route))
-    onnx.load_external_data_for_model(model, str(bundle.path))
+    weights = path.with_name("weights.bin")
+    shutil.copyfile(bundle.path / "weights.bin", weights)  # onnx refuses files that have a second name
+    onnx.load_external_data_for_model(model, str(path.parent))
     onnx.save(model, path)
 
 

@@ -2,7 +2,8 @@
 
 python benchmarks/int8_page.py build/benchmarks/int8/*.json
 
-The files are those that `--json` of int8_latency.py and int8_accuracy.py writes; `make bench-precision` makes all of them, and the picture.
+The files are those that `--json` of int8_latency.py, int8_kinds.py, int8_accuracy.py, int8_cause.py, saturation.py and int8_elsewhere.py
+writes; `make bench-precision` makes all but the last, which needs another machine, and the picture.
 """
 
 import argparse
@@ -19,7 +20,9 @@ Written by `make bench-precision` (`benchmarks/int8_page.py`); edit the benchmar
 them; accuracies are of public CIFAR-10 checkpoints on held-out images: `cifar/tuned-int8` is what `benchmarks/cifar_tuning.py --modes
 full --steps 1400 --shift 2 --teacher 44 --bf16` writes, quantised by `benchmarks/requantise.py`; `cifar/jpeg-int8` is the pair for JPEG
 images, which `benchmarks/int8_accuracy.py` makes by itself: stitched by least squares alone and not tuned, its routes lie below its
-anchors in any precision. A star is an anchor: what somebody would deploy who deploys one model, in fp32 or in int8.
+anchors in any precision. `benchmarks/saturation.py` plays other processors, which needs qemu; the answers of another machine are
+those of `scripts/score_check.py` there, beside the same here (`benchmarks/int8_elsewhere.py`). A star is an anchor: what somebody
+would deploy who deploys one model, in fp32 or in int8.
 
 ![accuracy over latency of all routes in both precisions](int8.png)"""
 

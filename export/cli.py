@@ -6,9 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from restnet_runtime import __version__
 from restnet_runtime.errors import ExportError, RestnetError
+from restnet_runtime.manifest import Precision
 from restnet_runtime.tables import routes_table
 
 from .interrupts import Terminated, terminating
@@ -120,7 +122,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--precision",
         nargs="+",
-        choices=("fp32", "int8"),
+        choices=get_args(Precision),
+        metavar="{fp32,int8}",
         default=["fp32"],
         help="int8 adds every route in 8-bit integers, calibrated on --samples and scored in ONNX Runtime (default: fp32 alone)",
     )

@@ -60,7 +60,13 @@ def _most_routes(args: argparse.Namespace) -> int | None:
 
 
 def _precisions(given: Sequence[str]) -> tuple[Precision, ...]:
-    """fp32 first. Raises `SpecError` without it: the others are made of it and judged by it."""
+    """fp32 first. Raises `SpecError` without it: the others are made of it and judged by it; and for half precisions."""
+    halves = sorted({*given} - {"fp32", "int8"})
+    if halves:
+        raise SpecError(
+            f"--precision {' '.join(given)}: {' and '.join(halves)} cannot be written: ONNX Runtime's CPU provider, by which routes are "
+            "scored, has no kernels for it, so nothing could be said of such a route; give fp32 int8"
+        )
     if "fp32" not in given:
         raise SpecError(f"--precision {' '.join(given)}: fp32 is always among them; give --precision fp32 {' '.join(given)}")
     return ("fp32", "int8") if "int8" in given else ("fp32",)

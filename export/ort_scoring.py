@@ -12,7 +12,7 @@ import onnxruntime as ort
 from restnet_runtime.compose import INPUT, OUTPUT
 from restnet_runtime.errors import ExportError
 from restnet_runtime.precision import exact_products
-from restnet_runtime.profile import Timing, time_runs
+from restnet_runtime.profile import percentile
 from restnet_runtime.threads import usable_cores
 
 Floats = npt.NDArray[np.float32]
@@ -21,6 +21,7 @@ Network = Callable[[], onnx.ModelProto]
 
 _BATCH = 16
 _OPEN_BYTES = 256 * 2**20
+_LEAST_ROUNDS, _MOST_ROUNDS, _ROUNDS_S = 9, 61, 3.0
 
 
 def answers(network: Network, images: Floats) -> Floats:
@@ -61,12 +62,25 @@ def score_networks(networks: Sequence[Network], batches: Callable[[], Iterable[t
     return found
 
 
-def latency_ms(network: Network, shape: Sequence[int]) -> float:
-    """Median of one input of that shape (C, H, W) on one thread."""
-    session = _session(network(), threads=1)
+def latencies_ms(networks: Sequence[Network], shape: Sequence[int]) -> list[float]:
+    """Of each the median of one input of that shape (C, H, W) on one thread.
+
+    All run in turns, forwards and backwards, so that whatever disturbs the machine for longer than a moment disturbs all of them.
+    """
+    sessions = [_session(network(), threads=1) for network in networks]
     image = np.zeros((1, *shape), np.float32)
-    _run(session, image)
-    return Timing.of(time_runs(lambda: _run(session, image), time.perf_counter)).latency_ms
+    times: list[list[float]] = [[] for _ in sessions]
+    for session in sessions:
+        _run(session, image)
+    started = time.perf_counter()
+    rounds = 0
+    while rounds < _LEAST_ROUNDS or (rounds < _MOST_ROUNDS and time.perf_counter() - started < _ROUNDS_S):
+        for index in range(len(sessions)) if rounds % 2 == 0 else reversed(range(len(sessions))):
+            before = time.perf_counter()
+            _run(sessions[index], image)
+            times[index].append((time.perf_counter() - before) * 1e3)
+        rounds += 1
+    return [percentile(taken, 0.5) for taken in times]
 
 
 def _session(model: onnx.ModelProto, threads: int | None = None) -> ort.InferenceSession:

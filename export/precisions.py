@@ -14,8 +14,9 @@ from restnet_runtime.manifest import Precision
 from restnet_runtime.routes import fronts, in_precision
 
 from .calibration import METHODS, Cuts, Method, calibrate
-from .ort_scoring import Floats, answers, latency_ms, relative_error, score_networks
-from .quantise import RECIPES, Range, Recipe, folded, integer_bytes, quantised
+from .leads import Lead, leads
+from .ort_scoring import Floats, answers, latencies_ms, relative_error, score_networks
+from .quantise import RECIPES, Range, Recipe, folded, integer_bytes, is_quantised, quantised
 
 Batches = Callable[[], Iterable[tuple[Floats, npt.NDArray[np.int64]]]]
 
@@ -23,6 +24,8 @@ AS_GOOD = 2.0
 """A recipe whose error is at most so many times that of the best one may be chosen for its latency."""
 NEGLIGIBLE = 0.01
 """An error of the logits, relative to their variance, that is nothing."""
+AS_QUICK = 1.02
+"""Products are kept in float32 only where that makes an anchor quicker by more than this; of several such leads, the shortest."""
 STITCH_COST = 1.1
 """A stitching layer stays in int8 unless the route's error is more than so many times what it is with the layer in fp32."""
 LOST = 0.005
@@ -61,6 +64,7 @@ class Trial:
 
     error:      of the logits, relative to their variance, on images that calibration has not seen
     latency_ms: of one image on one thread here; None where another method of the same recipe was truer
+    floats:     so many of its first products stay in float32
     """
 
     anchor: str
@@ -68,6 +72,7 @@ class Trial:
     method: Method | None
     error: float
     latency_ms: float | None = None
+    floats: int = 0
     chosen: bool = False
 
 
@@ -89,7 +94,7 @@ class Quantised:
 
     models:      segments in int8 by name, those that a route has so
     trials:      of every anchor
-    sensitivity: by block, the error of its anchor with this block alone in int8
+    sensitivity: by block, the error of its anchor with this block alone in int8; by folded block that of the first route that has it
     """
 
     models: Mapping[str, onnx.ModelProto]
@@ -113,9 +118,13 @@ def quantise_family(
     for trial in trials:
         if trial.chosen:
             by = f", ranges by {trial.method}" if trial.method else ""
+            by += f", {trial.floats} of its first products in fp32" if trial.floats else ""
             say(f"int8 of {trial.anchor}: {trial.recipe}{by}, error {trial.error:.2g}, {trial.latency_ms:.3g} ms on one thread")
     work.quantise_stitches()
     sensitivity = {block: work.error(blocks, {block}) for blocks in family.anchors.values() for block in blocks}
+    for segments in family.routes.values():
+        for name in work.models.keys() & family.alike.keys() & set(segments) - sensitivity.keys():
+            sensitivity[name] = work.error(segments, {name})
     plain = [work.in_int8(segments) for segments in family.routes.values()]
     scored = work.scored(list(family.routes), plain, scoring)
     say(f"scored {len(scored)} routes in int8: median loss {100 * float(np.median([route.loss for route in scored])):.1f} points")
@@ -167,15 +176,30 @@ class _Work:
         most = max(integer_bytes(models.values()) for _, models in best)
         best = [one for one in best if integer_bytes(one[1].values()) >= most / 2]
         limit = max(NEGLIGIBLE, AS_GOOD * min(trial.error for trial, _ in best))
-        timed = [
-            (replace(trial, latency_ms=latency_ms(partial(self._joined, blocks, models), self._family.input_shape)), models, trial)
-            for trial, models in best
-        ]
+        took = latencies_ms([partial(self._joined, blocks, models) for _, models in best], self._family.input_shape)
+        timed = [(replace(trial, latency_ms=ms), models, trial) for (trial, models), ms in zip(best, took, strict=True)]
         chosen, models, _ = min((one for one in timed if one[0].error <= limit), key=lambda one: one[0].latency_ms or 0)
+        trials = [next((after for after, _, before in timed if before is trial), trial) for trial in trials]
+        tried, models = self._with_leads(chosen, models, limit)
+        (chosen,) = [trial for trial in tried if trial.chosen]
         self.models.update(models)
         self._chosen[anchor] = chosen.recipe, chosen.method or "minmax"
-        told = {id(before): replace(after, chosen=after is chosen) for after, _, before in timed}
-        return [told.get(id(trial), trial) for trial in trials]
+        return [*(trial for trial in trials if (trial.recipe, trial.method) != (chosen.recipe, chosen.method)), *tried]
+
+    def _with_leads(self, trial: Trial, models: dict[str, onnx.ModelProto], limit: float) -> tuple[list[Trial], dict[str, onnx.ModelProto]]:
+        """A trial as it is and with its first products in float32, timed beside each other: the one to be chosen, and its models."""
+        blocks = self._family.anchors[trial.anchor]
+        tried = [(trial, models)]
+        for count, lead in enumerate(leads(blocks, self._folded) if trial.recipe != "dynamic" else (), 1):
+            made = {**models, **self._quantise(list(lead), trial.recipe, trial.method or "minmax", lead)}
+            error = self._error(blocks, made)
+            if error <= limit:
+                tried.append((replace(trial, error=error, floats=count), made))
+        took = latencies_ms([partial(self._joined, blocks, made) for _, made in tried], self._family.input_shape)
+        enough = min(took) * AS_QUICK
+        at = next(index for index, ms in enumerate(took) if ms <= enough)
+        timed = [replace(one, latency_ms=ms, chosen=index == at) for index, ((one, _), ms) in enumerate(zip(tried, took, strict=True))]
+        return timed, tried[at][1]
 
     def quantise_stitches(self) -> None:
         """In the way of the anchor that they lead to. One that ONNX Runtime cannot quantise stays in fp32."""
@@ -234,12 +258,15 @@ class _Work:
                     break
         return twins, found
 
-    def _quantise(self, names: Sequence[str], recipe: Recipe, method: Method) -> dict[str, onnx.ModelProto]:
+    def _quantise(self, names: Sequence[str], recipe: Recipe, method: Method, lead: Lead | None = None) -> dict[str, onnx.ModelProto]:
+        """A segment of which nothing is quantised is the one in fp32, so that its weights are in the bundle once."""
         ranges = {} if recipe == "dynamic" else self._known(method)
-        return {
-            name: quantised(self._folded[name], ranges.get(name, {}), recipe, last=self._cuts.ends[name][1] in self._heads)
-            for name in names
-        }
+        found = {}
+        for name in names:
+            last, floats = self._cuts.ends[name][1] in self._heads, (lead or {}).get(name, ())
+            made = quantised(self._folded[name], ranges.get(name, {}), recipe, last=last, floats=floats)
+            found[name] = made if is_quantised(made) else self._family.models[name]
+        return found
 
     def _known(self, method: Method) -> dict[str, dict[str, Range]]:
         if method not in self._ranges:

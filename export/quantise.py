@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,23 +51,27 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
             raise ExportError(f"segment {model.graph.name}: ONNX Runtime cannot fold it: {error}") from error
         made = onnx.load(options.optimized_model_filepath)
     made.graph.name = model.graph.name
+    _pool(made)
     for index, node in enumerate(made.graph.node):
         node.name = f"n{index}"  # the quantiser tells nodes apart by names, which are optional
     del made.graph.value_info[:]
     return made
 
 
-def quantised(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe, *, last: bool = False) -> onnx.ModelProto:
+def quantised(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe, *, last: bool = False, floats: Collection[str] = ()
+) -> onnx.ModelProto:
     """A folded segment in int8, with the same float32 input `x` and output `y`.
 
     ranges: of its values, input and output included, as `calibration.calibrate` gives them; of no use to `dynamic`
     last:   its output are logits, which nothing quantised reads: they are not quantised
+    floats: names of nodes that stay in float32; of no use to `dynamic` either
 
     Where nothing in it can be quantised, the answer is the folded segment. Raises `ExportError` if ONNX Runtime cannot quantise it.
     """
     try:
         with quiet():
-            made = _dynamic(model) if recipe == "dynamic" else _static(model, ranges, recipe)
+            made = _dynamic(model) if recipe == "dynamic" else _static(model, ranges, recipe, floats)
     except Exception as error:  # the quantiser fails in as many ways as there are operators
         raise ExportError(f"segment {model.graph.name}: ONNX Runtime cannot quantise it: {' '.join(str(error).split())[:300]}") from error
     if last:
@@ -75,6 +79,11 @@ def quantised(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recip
     _float_biases(made.graph, model.graph)
     _tidy(made, model)
     return made
+
+
+def is_quantised(model: onnx.ModelProto) -> bool:
+    """Is anything in it not in float32?"""
+    return any(node.op_type == "QuantizeLinear" or "Quantize" in node.op_type or "Integer" in node.op_type for node in model.graph.node)
 
 
 def integer_bytes(models: Iterable[onnx.ModelProto]) -> int:
@@ -100,7 +109,31 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _static(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe) -> onnx.ModelProto:
+def _pool(model: onnx.ModelProto) -> None:
+    """Let the mean over both sides of a map be what it is: for pooling ONNX Runtime has an integer kernel, for ReduceMean none."""
+    graph = model.graph
+    axes = {
+        tensor.name: numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT64
+    }
+    means = [node for node in graph.node if node.op_type == "ReduceMean" and len(node.input) > 1 and node.input[1] in axes]
+    if not means:
+        return
+    shaped = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*shaped.value_info, *shaped.input)}
+    for node in means:
+        kept = next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1)
+        rank = ranks.get(node.input[0], 0)
+        if rank == 4 and kept and sorted(axis % rank for axis in axes[node.input[1]]) == [2, 3]:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:]
+            del node.attribute[:]
+    read = {name for node in graph.node for name in node.input}
+    tensors = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
+
+
+def _static(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe, floats: Collection[str]) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     shaped = save_and_reload_model_with_shape_infer(copy)
@@ -116,7 +149,7 @@ def _static(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe)
         activation_qType=QuantType.QUInt8,
         tensors_range=data,
         nodes_to_quantize=[],
-        nodes_to_exclude=_unknown(shaped.graph, ranges),
+        nodes_to_exclude=[*_unknown(shaped.graph, ranges), *floats],
         op_types_to_quantize=list(_PRODUCTS if recipe == "products" else _EVERYTHING),
         extra_options=options,
     )

@@ -28,7 +28,8 @@ class Report:
     settings:    all that is needed to repeat the run, JSON values by name
     scored_on:   number of images behind the accuracies
     trials:      ways in which anchors were quantised; empty without int8
-    sensitivity: by block, the error of its anchor's logits with this block alone in int8, relative to their variance
+    sensitivity: by block, the error of its anchor's (or of a folded one its route's) logits with this block alone in int8, relative to
+                 their variance
     """
 
     routes: Sequence[RouteResult]
@@ -190,6 +191,7 @@ def _quantised(report: Report) -> str:
             trial.anchor,
             trial.recipe,
             trial.method or "",
+            str(trial.floats or ""),
             f"{trial.error:.2g}",
             "" if trial.latency_ms is None else f"{trial.latency_ms:.3g} ms",
             "yes" if trial.chosen else "",
@@ -199,8 +201,9 @@ def _quantised(report: Report) -> str:
     blocks = [(block, f"{error:.2g}") for block, error in sorted(report.sensitivity.items(), key=lambda item: -item[1])]
     return (
         "<h2>How anchors were quantised</h2>\n"
-        "<p>Errors are of the logits, relative to their variance, on images that calibration did not see.</p>\n"
-        f"{_texts(('anchor', 'recipe', 'ranges by', 'error', 'latency, one thread', 'chosen'), rows)}\n"
+        "<p>Errors are of the logits, relative to their variance, on images that calibration did not see. "
+        "Latencies are medians of runs in turns.</p>\n"
+        f"{_texts(('anchor', 'recipe', 'ranges by', 'first products in fp32', 'error', 'latency, one thread', 'chosen'), rows)}\n"
         f"<details><summary>Each block alone in int8</summary>{_texts(('block', 'error'), blocks)}</details>\n"
     )
 

@@ -16,6 +16,7 @@ from restnet_runtime.bundle import Bundle
 from restnet_runtime.errors import BundleError
 from restnet_runtime.files import read_checked
 from restnet_runtime.manifest import PAGE_BYTES, WEIGHTS_FILE, Precision, Segment
+from restnet_runtime.quantised import unshare
 from restnet_runtime.routes import Route
 
 INPUT, OUTPUT = "x", "y"
@@ -67,6 +68,7 @@ def join(segments: Sequence[tuple[str, onnx.ModelProto]], input_shape: Sequence[
     for index, (name, model) in enumerate(segments):
         exit_ = OUTPUT if index == len(segments) - 1 else border(name)
         renamed = within(model.graph, name, current, exit_)
+        unshare(renamed)
         if any(node.op_type == "DequantizeLinear" and current in node.output for node in nodes):
             _leave_out_pair(renamed, current, exit_)
         nodes.extend(renamed.node)

@@ -1,7 +1,8 @@
 """The controller: at every tick one reading, one decision, at most one switch. A thread of its own, off the request path.
 
 The device is read once in `interval_s`. Between two readings it decides `BEATS` times on the last one with what requests have told since,
-and at once when they say that they have become late. A request that has waited already is moved to a route that makes up for it.
+and at once when they say that they have become late; memory and the CPU quota, which others can take away at any moment, are looked at each
+time. A request that has waited already is moved to a route that makes up for it.
 """
 
 import logging
@@ -10,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -23,7 +25,7 @@ from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
 from restnet_runtime.served import Served
-from restnet_runtime.switchable import ReadingSource, Switchable
+from restnet_runtime.switchable import Glancing, ReadingSource, Switchable
 from restnet_runtime.threads import affinity_cores
 from restnet_runtime.traffic import Traffic
 from restnet_runtime.watch import UNKNOWN_TAIL, Watch
@@ -53,6 +55,7 @@ class Controller:
 
     interval_s:   seconds between two looks at the device
     pin:          the route that an operator wants whatever it costs, if one
+    servers:      requests that run at once without slowing each other down, as that changes; by default what the settings say
     log_length:   how many switches are kept
     clock, wall:  seconds that never step back, for the policy; seconds since the epoch, for the log
 
@@ -71,12 +74,13 @@ class Controller:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         pin: str | None = None,
+        servers: Callable[[], int] | None = None,
     ) -> None:
         if not 0 < interval_s < math.inf:
             raise UnitError(f"controller interval {interval_s!r} s must be above zero and finite")
         self._executor = executor
         self._sensors = sensors
-        self._settings = settings
+        self._settings, self._servers = settings, servers
         self._interval_s = interval_s
         self._clock = clock
         self._wall = wall
@@ -157,15 +161,16 @@ class Controller:
     def memory_limit_bytes(self) -> int | None:
         """What this process may take now: the lower of the budget's limit and what the device leaves; `None` when neither is known."""
         budget, reading = self._standing[:2]
-        return in_force(budget, reading or Reading(), self._settings).memory_bytes
+        return in_force(budget, reading or Reading(), self._settings_now()).memory_bytes
 
     def arrive(self) -> None:
         """Report a request when it comes. For the request path: one append."""
         self._traffic.arrive(self._clock())
 
-    def observe(self, route: str, latency_ms: float) -> bool:
-        """Report one answered request of batch 1. For the request path: no lock, two appends. Routes without profile are left out.
+    def observe(self, route: str, latency_ms: float, around_ms: float = 0.0) -> bool:
+        """Report one answered request of batch 1. For the request path: no lock, a few appends. Routes without profile are left out.
 
+        latency_ms: of its run; around_ms: what it took beside that and its wait, as decoding
         Returns whether the thread was woken, because requests have become late: then `react` is what it does.
         """
         profile = self._executor.profile(route)
@@ -177,7 +182,9 @@ class Controller:
         self._slowdown.observe(ratio, profile.threads)
         self._served.observe(route, latency_ms, profile)
         now_s, decision, limit_ms = self._clock(), self._standing.decision, self._standing.budget.latency_ms
-        over = limit_ms is not None and latency_ms + self._traffic.waited_ms > limit_ms
+        if around_ms > 0:
+            self._traffic.surround(around_ms)
+        over = limit_ms is not None and latency_ms + self._traffic.waited_ms + around_ms > limit_ms
         self._allowance.observe(now_s, ratio, over and (decision is None or decision.feasible))
         longer = self._watch.observe(ratio, now_s)
         if longer:
@@ -233,10 +240,13 @@ class Controller:
             self._again()
 
     def _again(self) -> None:
-        """Decide on the last reading. Needs `_sensing`."""
+        """Decide on the last reading, memory and quota looked at again. Needs `_sensing`."""
         reading = self._standing.reading
         if self._blind or reading is None:
             return
+        if isinstance(self._sensors, Glancing):
+            with suppress(Exception):  # the next look at the device tells
+                reading = self._sensors.glance(reading)
         reading = self._seen(reading, look=False)
         with self._deciding:
             self._decide(self._standing.budget, reading)
@@ -257,6 +267,7 @@ class Controller:
             requests_per_s=rate,
             gap_variation=variation,
             waiting_ms=waiting_ms,
+            around_ms=self._traffic.around_ms(),
         )
         return self._served.complete(seen, now_s, look=look)
 
@@ -290,7 +301,7 @@ class Controller:
         if caution:
             reading = reading.updated(slowdown=max(caution, reading.slowdown or 0.0))
         ladder = self._loaded_ladder(loaded)
-        chosen = choose_for_request(standing, both, ladder, reading, self._current(), self._settings, self._pin)
+        chosen = choose_for_request(standing, both, ladder, reading, self._current(), self._settings_now(), self._pin)
         if limit_ms is None or waited_ms == 0:
             return chosen
         limits = chosen.limits
@@ -374,6 +385,11 @@ class Controller:
                 with self._deciding:
                     self._complain(f"the tick failed: {error!r}", self._problem, error)
 
+    def _settings_now(self) -> PolicySettings:
+        if self._servers is not None and (servers := max(1, self._servers())) != self._settings.servers:
+            self._settings = replace(self._settings, servers=servers)
+        return self._settings
+
     def _current(self) -> str | None:
         route = self._executor.current
         return None if route is None else route.name
@@ -398,6 +414,8 @@ class Controller:
     def _decide(self, budget: Budget, reading: Reading | None) -> Decision | None:
         """Decide, switch, and let this budget, reading and decision stand. Needs `_deciding`."""
         problem, self._problem = self._problem, None
+        if _given_back(self._standing.reading, reading):  # what was learnt to be patient about was learnt in other weather
+            self._history = replace(self._history, patience_ticks=0, near_ticks=0)
         served = self._standing.decision is not None or problem == _NONE_LOADED
         known, now_s, loaded = reading or Reading(), self._clock(), self._executor.loaded
         stood = self._standing.budget
@@ -406,12 +424,12 @@ class Controller:
             self._ladders = self._made_ladders(loaded)
         _, usable, every = self._ladders
         if fresh or self._wanted is None:
-            self._wanted = choose_for_request(budget, NO_LIMITS, every, known, None, self._settings, self._pin).route
+            self._wanted = choose_for_request(budget, NO_LIMITS, every, known, None, self._settings_now(), self._pin).route
         history, current = self._history, self._current()
         if history.current != current:
             history = replace(history, current=current)
         while usable:
-            decision = decide(known, budget, usable, history, now_s, self._settings, self._pin)
+            decision = decide(known, budget, usable, history, now_s, self._settings_now(), self._pin)
             if decision.route == history.current or self._switch(history.current or "", decision, problem):
                 self._standing, self._history = _Standing(budget, reading, decision), decision.history
                 return decision
@@ -445,3 +463,10 @@ class Controller:
 def _in_time(decision: Decision, left_ms: float | None, waited_ms: float) -> bool:
     """Is what was decided still within the limit for a request that has waited? What does not fit anyway is not made up for here."""
     return waited_ms <= 0 or left_ms is None or decision.predicted_ms is None or decision.predicted_ms <= left_ms
+
+
+def _given_back(before: Reading | None, now: Reading | None) -> bool:
+    """Has a CPU quota been raised or lifted?"""
+    if before is None or now is None or before.cpu_quota_cores is None:
+        return False
+    return now.cpu_quota_cores is None or now.cpu_quota_cores > before.cpu_quota_cores

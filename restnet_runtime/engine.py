@@ -91,7 +91,11 @@ class Engine:
         for note in chosen.notes:
             log.warning("%s", note)
         executor = Executor(bundle, compiler, SessionSettings(first, providers=chosen))
-        controller = Controller(executor, sensors, budget, interval_s, pin=pin)
+
+        def at_once() -> int:
+            return max(1, cores // executor.settings.threads)
+
+        controller = Controller(executor, sensors, budget, interval_s, pin=pin, servers=at_once)
         loader = Loader(
             executor,
             preparation_order(bundle),
@@ -108,10 +112,6 @@ class Engine:
             else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),
         )
         settings = batching if isinstance(batching, BatchSettings) else BatchSettings(batching)
-
-        def at_once() -> int:
-            return max(1, cores // executor.settings.threads)
-
         batcher = Batcher(executor, settings, at_once, room=BatchRoom(executor, lambda: controller.memory_limit_bytes, at_once))
         return cls(executor, controller, loader, compiler, batcher, sensors)
 

@@ -136,11 +136,12 @@ class Executor:
     def outdone_before(self) -> dict[str, str]:
         """Routes that earlier starts found outdone here, run as `settings` says, each with the one that is better."""
 
-        def run_now(name: str) -> str:
-            return how(self._settings.of(self.bundle.route(name)))
-
-        found = {route.name: self._ledger.outdone_by(route.name, run_now) for route in self.bundle.routes}
+        found = {route.name: self._ledger.outdone_by(route.name, self._how) for route in self.bundle.routes}
         return {name: by for name, by in found.items() if by is not None}
+
+    def refutes(self, name: str, by: str) -> bool:
+        """Whether `by` has been measured, run as `settings` says, to be slower than the route that it is said to outdo."""
+        return self._ledger.refutes(name, by, self._how)
 
     def mark_outdone(self, name: str, by: str) -> None:
         """Keep for later starts that `by` outdoes a loaded route here."""
@@ -239,8 +240,8 @@ class Executor:
             with self._loading:
                 self._ledger.refine(resident, Timing.of(times), instead=quiet)
 
-    def compare(self, name: str, reference: str) -> list[float]:
-        """Run two loaded routes in turns on noise, for about 0.3 s: what the first takes over what the second takes, in each round.
+    def compare(self, name: str, reference: str, rounds: int = 6) -> list[float]:
+        """Run two loaded routes in turns on noise, for about 0.3 s or so many rounds: of each round, the first over the second.
 
         None where one of them is not loaded any more.
         """
@@ -248,7 +249,7 @@ class Executor:
         if one is None or other is None:
             return []
         x = noise(self.bundle)
-        return compare_runs(lambda: infer(one.session, x), lambda: infer(other.session, x), time.perf_counter)
+        return compare_runs(lambda: infer(one.session, x), lambda: infer(other.session, x), time.perf_counter, rounds)
 
     def correct(self, name: str, latency_ms: float) -> None:
         """Let a loaded route's timing be this median, its 95th percentile in proportion."""
@@ -342,6 +343,10 @@ class Executor:
             self._current = None
             self._residents.clear()
 
+    def _how(self, name: str) -> str:
+        """How a route is run now."""
+        return how(self._settings.of(self.bundle.route(name)))
+
     def _resident(self, name: str) -> Resident:
         resident = self._residents.get(name)
         if resident is None:
@@ -354,7 +359,7 @@ class Executor:
         settings = self._settings.of(route)
         compiled, session = self._ahead.open(route, settings, on_compile)
         resident = Resident(route, session, compiled, settings)
-        if not self._ledger.recall(resident):
+        if not self._ledger.recall(resident) and not (route.name in self._residents and self._ledger.estimate(resident)):
             self._weigh_route(resident)
         elif warm or not self._residents:
             self._run_once(resident)

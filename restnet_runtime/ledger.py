@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from restnet_runtime.bundle import Bundle
+from restnet_runtime.front import LATENCY_NOISE
 from restnet_runtime.heap import trim_heap
 from restnet_runtime.measured import GUESSED_SESSION_BYTES, Measured, MeasuredStore
 from restnet_runtime.memory import footprint
@@ -11,6 +12,8 @@ from restnet_runtime.profile import RouteProfile, Timing
 from restnet_runtime.residency import Need, together
 from restnet_runtime.resident import Resident
 
+_BY_THREADS = 0.9
+"""So much of a power of the number of threads: two of them take 0.54 of the time that one takes."""
 _NOTHING = frozenset[tuple[int, int]]()
 
 
@@ -69,6 +72,11 @@ class Ledger:
         theirs = self._store.get(by, how(by)) if by in known else None
         return by if mine and theirs and theirs.timing.latency_ms <= mine.timing.latency_ms else None
 
+    def refutes(self, name: str, by: str, how: Callable[[str], str]) -> bool:
+        """Was `by` measured to be slower than the route that it is said to outdo, by more than noise? how: each is run now."""
+        mine, theirs = self._store.get(name, how(name)), self._store.get(by, how(by))
+        return mine is not None and theirs is not None and theirs.timing.latency_ms > mine.timing.latency_ms * (1 + LATENCY_NOISE)
+
     def mark(self, name: str, how: str, by: str) -> None:
         """Keep for later starts that `by` outdoes a route that is run in this way."""
         self._store.mark(name, how, by)
@@ -79,6 +87,22 @@ class Ledger:
         if known is not None:
             self._enter(resident, known)
         return known is not None
+
+    def estimate(self, resident: Resident) -> bool:
+        """Enter what another number of threads should make of a route that is known with one. Returns whether it is.
+
+        All routes are estimated alike, so that what the estimate is off by is taken for slowdown, and they are still told apart.
+        """
+        name = resident.route.name
+        if name not in self._timings or name not in self._needs:
+            return False
+        threads, timing = self._timings[name]
+        factor = (threads / resident.settings.threads) ** _BY_THREADS
+        need = self._needs[name]
+        estimated = Timing(timing.latency_ms * factor, timing.p95_ms * factor)
+        self._enter(resident, Measured(estimated, need.session_bytes, need.activation_bytes))
+        self._provisional.add(name)
+        return True
 
     def enter(self, resident: Resident, measured: Measured, *, quiet: bool) -> None:
         """Enter what was measured now. quiet: no requests ran meanwhile; what they took would be in it, and it is not kept on disk then."""

@@ -6,6 +6,8 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.ladder import Bounds, Rung
+from restnet_runtime.quota import BUSIEST as QUOTA_BUSIEST
+from restnet_runtime.quota import longest_run_ms, share_taken
 from restnet_runtime.reading import Reading
 from restnet_runtime.units import format_bytes, format_macs, format_ms
 
@@ -19,6 +21,8 @@ CAUTION = {4: 0.04, 15: 0.03, 60: 0.01}
 """What is added to a ceiling, by the seconds over which it was seen: the fewer, the less sure."""
 _AT_RANDOM = 0.5
 """A variation of gaps above this is no metronome's."""
+_MOST_AROUND = 0.5
+"""Of a latency limit, what decoding and the like may take of it: beyond, no route could make up for it."""
 LOOK_AHEAD_S = 1.0
 """How far ahead a queue that grows is looked at."""
 
@@ -130,8 +134,16 @@ class Limits:
         self._exact = math.inf if budget.memory_bytes is None else budget.memory_bytes
         self._sensed = math.inf if self.sensed_bytes is None else self.sensed_bytes
         unprofiled = math.inf if budget.memory_bytes is not None or own is None else own
-        self._limit_ms = math.inf if budget.latency_ms is None else budget.latency_ms
+        limit_ms = math.inf if budget.latency_ms is None else budget.latency_ms
+        self.around_ms = min(reading.around_ms or 0.0, _MOST_AROUND * limit_ms) if limit_ms < math.inf else 0.0
+        self._limit_ms = limit_ms - self.around_ms
         self._margin, self._room, self._reserve_bytes = margin, room, reserve_bytes
+        self.quota = reading.cpu_quota_cores
+        self.threads = reading.request_threads or 1
+        # Of a profile: by the quota, not by the slowdown, which tells nothing of others once a quota is used up.
+        self._quota_ms = math.inf
+        if self.quota is not None and limit_ms < math.inf:
+            self._quota_ms = longest_run_ms(self.quota, self.threads, reading.requests_per_s, self._limit_ms)
         self._credit, self._ceilings = reading.credit, reading.ceilings
         self._longest: dict[float, float] = {}  # by tail, the longest run
         self.bounds = Bounds(macs, self._profiled(self._limit_ms), min(self._exact, self._sensed), unprofiled)
@@ -159,8 +171,8 @@ class Limits:
     @_Once
     def stay(self) -> Bounds:
         """For the route that serves: with credit, less of the tail."""
-        credit, limit_ms = self._credit or 0.0, self.budget.latency_ms
-        if credit <= 0.0 or self.tail <= 1.0 or limit_ms is None:
+        credit, limit_ms = self._credit or 0.0, self._limit_ms
+        if credit <= 0.0 or self.tail <= 1.0 or limit_ms == math.inf:
             return self.bounds
         return self.bounds._replace(latency_ms=self._profiled(limit_ms, tail=1.0 + (self.tail - 1.0) * (1.0 - credit)))
 
@@ -177,8 +189,9 @@ class Limits:
 
     def crowded(self, rung: Rung) -> bool:
         """Is a route too slow only for requests that have met by chance? Its run alone keeps the limits, and they come at random."""
-        alone = self.load is not None and self.load.variation > _AT_RANDOM and rung.latency_ms * self.slowdown * self.tail <= self._limit_ms
-        return alone and rung.memory_bytes <= self.bounds.memory_bytes
+        run_ms = rung.latency_ms
+        alone = self.load is not None and self.load.variation > _AT_RANDOM and run_ms * self.slowdown * self.tail <= self._limit_ms
+        return alone and run_ms <= self._quota_ms and rung.memory_bytes <= self.bounds.memory_bytes
 
     def _profiled(self, limit_ms: float, margin: float = 1.0, tail: float | None = None) -> float:
         """The longest profiled latency that keeps a limit, were runs `margin` times as long; tail: by default that of the reading."""
@@ -186,14 +199,15 @@ class Limits:
         if limit_ms == math.inf:
             return math.inf
         factor = self.slowdown * margin
+        by_quota = self._quota_ms / margin
         if self.load is None:
-            return _largest(limit_ms, factor * tail)
+            return min(by_quota, _largest(limit_ms, factor * tail))
         if limit_ms != self._limit_ms:
-            return self.load.longest_run_ms(limit_ms, tail) / factor
+            return min(by_quota, self.load.longest_run_ms(limit_ms, tail) / factor)
         longest = self._longest.get(tail)
         if longest is None:
             longest = self._longest[tail] = self.load.longest_run_ms(limit_ms, tail)
-        return longest / factor
+        return min(by_quota, longest / factor)
 
     def in_force(self) -> Budget:
         """The budget, its memory lowered to what the device leaves."""
@@ -232,13 +246,17 @@ class Limits:
             yield from self._over("latency", None, limit_ms)
             return
         run_ms = rung.latency_ms * self.slowdown
-        taken = run_ms * self.tail
+        taken = run_ms * self.tail + self.around_ms
         factors = [format_ms(rung.latency_ms)]
         if self.slowdown != 1.0:
             factors.append(f"slowdown {self.slowdown:.3g}")
         if self.tail != 1.0:
             factors.append(f"tail {self.tail:.3g}")
-        note = f" ({' x '.join(factors)})" if len(factors) > 1 else ""
+        beside = f" + {format_ms(self.around_ms)} of decoding and the like" if self.around_ms else ""
+        note = f" ({' x '.join(factors)}{beside})" if len(factors) > 1 or beside else ""
+        if self.quota is not None and rung.latency_ms > self._quota_ms and taken <= limit_ms:
+            yield "latency", self._by_quota(rung.latency_ms, self.quota)
+            return
         if self.throttled and self.slowdown > 1.0:
             note += f"; the device is throttled: {', '.join(self.throttled)}"
         if taken > limit_ms or self.load is None:
@@ -251,6 +269,12 @@ class Limits:
             yield from self._over("latency", taken + wait, limit_ms, f" ({format_ms(wait)} of it waiting)")
         else:
             yield "latency", f"runs of {format_ms(run_ms)} hold up others that come at random beyond the limit of {format_ms(limit_ms)}"
+
+    def _by_quota(self, run_ms: float, quota: float) -> str:
+        runs = f"runs of {format_ms(run_ms)} on {self.threads} thread{'s' if self.threads > 1 else ''}"
+        if self.load is not None and (share := share_taken(quota, self.threads, self.load.rate_per_s, run_ms)) > QUOTA_BUSIEST:
+            return f"{self.load.rate_per_s:.3g} requests/s, {runs}, would take {share:.0%} of the CPU quota of {quota:g} cores"
+        return f"{runs} would be stopped by the CPU quota of {quota:g} cores, and not end within the limit of {format_ms(self._limit_ms)}"
 
     def _over(self, kind: _Kind, need: float | None, limit: float, note: str = "") -> Iterator[tuple[_Kind, str]]:
         write = {"memory": format_bytes, "latency": format_ms, "macs": format_macs}[kind]

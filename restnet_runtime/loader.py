@@ -13,7 +13,7 @@ from restnet_runtime.precision import lacking
 from restnet_runtime.pruning import Pruner
 from restnet_runtime.reading import Reading
 from restnet_runtime.refinement import Refiner
-from restnet_runtime.residency import by_value, keep
+from restnet_runtime.residency import by_value, keep, stays_lean
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.threads import affinity_cores, usable_cores
@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 _SETTLE_S = 1.0
 """After a batch the memory that it took is kept for the next one for so long."""
 
+_GLANCES = 4
+"""In an interval: so often memory is looked at."""
+_FALLEN = 0.98
+"""Of the last limit: what is less has fallen, and is not waited with."""
 _FORGIVE_LOOKS = 60
 _MOST_AT_ONCE = 4
 """Sessions that are opened at the same time."""
@@ -37,6 +41,7 @@ class Progress:
 
     compiled, failed_compiles: routes compiled since the start, and compiles of which no route came that could be loaded
     outdone: routes that are not kept loaded because another one is better here in every respect, and why
+    verdicts: of all routes whose profiles could be believed so far, loaded or not, why another one is better, `None` where none is
     """
 
     total: int
@@ -47,6 +52,7 @@ class Progress:
     failed: dict[str, str]
     failed_compiles: int = 0
     outdone: dict[str, str] = field(default_factory=dict)
+    verdicts: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -97,9 +103,11 @@ class Loader:
             if reason is not None and route.name in self._names:
                 self._failed[route.name] = reason
         self._left_out: tuple[str, ...] = ()
-        self._refiner = Refiner(executor, reading, affinity_cores())
+        self._refiner = Refiner(executor, reading, affinity_cores(), lambda: executor.busy_s)
         self._pressed_for: Route | None = None
         self._gauge = Gauge()
+        self._lean: str | None = None
+        self._limit: int | None = None  # as it was at the last step
         self._looks = 0
         self._roomless: set[str] = set()
         self._stuck: dict[str, SessionSettings] = {}
@@ -128,8 +136,10 @@ class Loader:
         loaded = len(set(self._names) & set(self._executor.loaded))
         failed = dict(self._failed)
         there = self._executor.loaded
-        aside = {name: why for name, why in self._pruner.reasons().items() if name in self._names and name not in there}
-        return Progress(len(self._names), loaded, self._loading, self._compiled, self._left_out, failed, self._failed_compiles, aside)
+        without, reasons = self._pruner.aside(there), self._pruner.reasons()
+        aside = {name: reasons[name] for name in without if name in self._names and name in reasons}
+        compiles = self._compiled, self._left_out, failed, self._failed_compiles
+        return Progress(len(self._names), loaded, self._loading, *compiles, aside, self._pruner.verdicts())
 
     def run(self) -> None:
         """Load and release until nothing is left to do, then run once what has not run yet, in this thread."""
@@ -151,7 +161,7 @@ class Loader:
     def step(self) -> bool:
         """Release what does not fit, else load the next that does. Returns whether there was anything to do."""
         limit = self._memory_limit() if self._memory_limit is not None else None
-        current = self._executor.current
+        self._limit, current = limit, self._executor.current
         if limit is not None and self._gauge.exceeds(limit):
             self._executor.weigh()  # more than was predicted: the plan below must know
             if current != self._pressed_for:  # at once; what is released below takes longer
@@ -174,6 +184,13 @@ class Loader:
         staying = self._fitting([name for name in order if name in loaded], limit)
         missing = sorted((name for name in self._names if name in fitting and name not in loaded), key=lambda name: name != wanted)
         coming, staying = self._next(missing, order, staying, room)
+        down = self._way_down(order, loaded, staying, limit)
+        if down is not None and coming is None:
+            staying = [*staying, down]
+            if down != self._lean:
+                log.info("%s stays as the way down, its weights handed back", down)
+                self._executor.hand_back()
+        self._lean = down
         later = [] if coming is None else fitting
         self._left_out = tuple(name for name in able if name not in later and name not in staying and name not in self._failed)
         gone = [name for name in loaded if name in self._names and name not in staying]
@@ -203,11 +220,31 @@ class Loader:
                 among = staying  # once more: what goes may have weights that `name` was taken to share
         return None, list(loaded)
 
+    def _way_down(self, order: Sequence[str], loaded: Sequence[str], staying: Sequence[str], limit: int | None) -> str | None:
+        """The cheapest route, where it is loaded and stays only without its weights in memory (`residency.stays_lean`)."""
+        down = min(order, key=lambda name: self._executor.bundle.route(name).macs, default=None)
+        if limit is None or down is None or down not in loaded or down in staying:
+            return None
+        needs = {name: self._executor.need(name, order) for name in (*staying, down)}
+        return down if stays_lean(down, staying, needs, self._executor.overhead_bytes, limit) else None
+
     def _loop(self) -> None:
         self._guarded(self.run)
         self._settled.set()
-        while not self._stop.wait(self._interval_s):
-            self._guarded(self._look)
+        turn = 0
+        while not self._stop.wait(self._interval_s / _GLANCES):
+            turn += 1
+            if turn % _GLANCES == 0:
+                self._guarded(self._look)
+            else:
+                self._guarded(self._glance)
+
+    def _glance(self) -> None:
+        """Memory can be taken away at any moment, and the kernel takes the pages of what serves along with those of what is idle."""
+        limit = self._memory_limit() if self._memory_limit is not None else None
+        before = self._limit
+        if limit is not None and (before is None or limit < _FALLEN * before) and self._gauge.exceeds(limit):
+            self.step()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Whatever goes wrong, memory is to be watched further."""

@@ -83,6 +83,11 @@ class Gauge:
             return False
         return self.pss_bytes() > limit_bytes
 
+    def moved_bytes(self) -> int | None:
+        """PSS by what has been counted along since the last walk; `None` where that is not known."""
+        counted, known = resident(self._proc, self._pid), self._walked
+        return None if counted is None or known is None else max(0, known[0] + counted.anonymous_bytes - known[1].anonymous_bytes)
+
     def pss_bytes(self) -> int:
         """Raises what `footprint` raises."""
         counted = resident(self._proc, self._pid)

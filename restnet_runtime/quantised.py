@@ -30,6 +30,24 @@ _ZERO_POINT_AT = 5  # of the filters of a QLinearConv
 _OUT_ZERO_POINT_AT = {"QLinearConv": 7, "QLinearMatMul": 7, "QGemm": 8}
 
 
+def unshare(graph: onnx.GraphProto) -> None:
+    """Give every node int8 tensors of its own: of those that several read, such as zero points, all but the first get a named copy.
+
+    Where ONNX Runtime turns int8 weights into uint8 ones (`precision.exact_products`) it fails at a tensor that it has turned already. A
+    copy of one in another file is another reference to the same bytes.
+    """
+    tensors = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    copies: dict[str, int] = {}
+    for node in graph.node:
+        for at, name in enumerate(node.input):
+            if name in tensors:
+                copies[name] = copies.get(name, -1) + 1
+                if copies[name]:
+                    copy = graph.initializer.add()
+                    copy.CopyFrom(tensors[name])
+                    copy.name = node.input[at] = f"{name}:{copies[name]}"
+
+
 def share_filters(graph: onnx.GraphProto, kinds: Collection[Filters] = EVERY_FILTER) -> None:
     """Make the zero points of quantised filters of these kinds inputs with a default, one for all that are equal."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}

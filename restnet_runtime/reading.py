@@ -54,12 +54,14 @@ class Reading:
     latencies:               of each route that answered lately
     slowdown:                recent measured latency over the profiled latency of the routes that served it, 1.0 = as profiled
     slowdown_by_threads:     the same by the number of threads of a request: those that were seen, and the others as they follow from those
+    request_threads:         of the requests that the slowdown is of
     tail:                    what 97 of 100 recent requests stayed within, over their median, at least 1.0
     credit:                  of the requests that may be late, the share that is saved, up to 1: few were late; below 0: too many were
     ceilings:                by seconds: over so many, what all but the slowest requests took over what was profiled
     requests_per_s:          requests that arrived lately, per second
     gap_variation:           local variation of the gaps between them: 0 = a metronome, 1 = at random
     waiting_ms:              how long the latest requests waited before they ran
+    around_ms:               what they take beside that and the run of the network: decoding, and making the answer
     """
 
     memory_available_bytes: int | None = None
@@ -93,12 +95,14 @@ class Reading:
     latencies: Mapping[str, RouteLatency] | None = None
     slowdown: float | None = None
     slowdown_by_threads: Mapping[int, float] | None = None
+    request_threads: int | None = None
     tail: float | None = None
     credit: float | None = None
     ceilings: Mapping[int, float] | None = None
     requests_per_s: float | None = None
     gap_variation: float | None = None
     waiting_ms: float | None = None
+    around_ms: float | None = None
 
     def updated(self, **changes: object) -> "Reading":
         """The same but for these fields; `dataclasses.replace` takes ten times as long. Raises `TypeError` for another field."""

@@ -1,7 +1,7 @@
 """Which routes stay loaded. Pure: needs and a limit in, names out."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from restnet_runtime.routes import Route
 
@@ -56,3 +56,14 @@ def keep(order: Sequence[str], needs: Mapping[str, Need], overhead_bytes: int, l
         if not kept or limit_bytes is None or overhead_bytes + together(needs[one] for one in grown) <= limit_bytes:
             kept = grown
     return kept
+
+
+def stays_lean(name: str, kept: Sequence[str], needs: Mapping[str, Need], overhead_bytes: int, limit_bytes: float) -> bool:
+    """Does a loaded route fit beside those that are kept once its weights have gone back to the kernel?
+
+    They come back when it is switched to. Without the cheapest loaded, a limit that goes on falling would find no route to fall to. So it
+    stays too where the first of `kept`, which serves, does not fit even alone: then it is the one that will serve in a moment.
+    """
+    lean = replace(needs[name], touched=frozenset())
+    together_fit = overhead_bytes + together([*(needs[one] for one in kept), lean]) <= limit_bytes
+    return together_fit or overhead_bytes + together([needs[kept[0]]]) > limit_bytes

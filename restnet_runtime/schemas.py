@@ -171,7 +171,9 @@ class RouteAnswer(_Answer):
     weight_bytes: int
     accuracy: float | None
     on_front: Annotated[bool, Field(description="of its precision, over multiply-accumulates")]
-    on_front_here: Annotated[bool | None, Field(description="no other route is as good here in every respect; null: not measured yet")]
+    on_front_here: Annotated[
+        bool | None, Field(description="no other route is as good here in every respect; null: not measured well enough to tell yet")
+    ]
     outdone: Annotated[str | None, Field(description="why it is not on the front here")]
     loaded: bool
     current: bool
@@ -295,12 +297,14 @@ class ReadingAnswer(_Answer):
     latencies: Annotated[dict[str, RouteLatencyAnswer] | None, Field(description="by route")]
     slowdown: Annotated[float | None, Field(description="recent latency over profiled latency")]
     slowdown_by_threads: Annotated[dict[int, float] | None, Field(description="the same by threads of a request, as seen or as it follows")]
+    request_threads: Annotated[int | None, Field(description="of the requests that the slowdown is of")] = None
     tail: Annotated[float | None, Field(description="what 97 of 100 recent requests stay within, over their median")] = None
     credit: Annotated[float | None, Field(description="of the requests that may be late, the share that is saved: few were late")] = None
     ceilings: Annotated[dict[int, float] | None, Field(description="by seconds: what all but the slowest took, over profiled")] = None
     requests_per_s: Annotated[float | None, Field(description="requests that arrived lately")] = None
     gap_variation: Annotated[float | None, Field(description="of the gaps between them: 0 = a metronome, 1 = at random")] = None
     waiting_ms: Annotated[float | None, Field(description="how long the latest requests waited before they ran")] = None
+    around_ms: Annotated[float | None, Field(description="what they take beside waiting and the network: decoding and the like")] = None
 
 
 class StatusAnswer(_Answer):

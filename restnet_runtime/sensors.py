@@ -6,6 +6,7 @@ Which file each figure comes from, and where there is one: docs/sensors.md.
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -105,6 +106,18 @@ class Sensors:
             gpu_load_share=jetson.gpu_load_share,
             throttled=name_throttling(firmware, heat, frequency, quota),
             throttled_since_boot=firmware.since_boot,
+        )
+
+    def glance(self, last: Reading) -> Reading:
+        """The last reading with what others can take away from one moment to the next: memory and the CPU quota. A tenth of its time."""
+        limits = limits_of(self._groups.find())
+        left = [value for value in (_or_none(_host_available_bytes), limits.headroom_bytes) if value is not None]
+        own_bytes = _or_none(self._gauge.moved_bytes)
+        return replace(
+            last,
+            memory_available_bytes=min(left, default=None),
+            own_memory_bytes=last.own_memory_bytes if own_bytes is None else own_bytes,
+            cpu_quota_cores=limits.quota_cores,
         )
 
     def cgroup_limits(self) -> CgroupLimits:

@@ -46,5 +46,6 @@ class Served:
         return reading.updated(
             queue_depth=None if self.queue_depth is None else self.queue_depth(),
             latencies=self._latencies.take(now_s) if look else reading.latencies,
+            request_threads=None if reading.slowdown is None else self.slowdown.threads,
             slowdown_by_threads=slowdown_by_threads(reading.slowdown, seen, self._stretched),
         )

@@ -87,8 +87,11 @@ def plain_session(bundle: Bundle, route: Route, settings: SessionSettings, joine
 def segment_session(bundle: Bundle, name: str, precision: Precision) -> ort.InferenceSession:
     """A plain session on one segment, for checks. Raises `BundleError` for a bad graph and `CompileError`."""
     from restnet_runtime.compose import load_segment
+    from restnet_runtime.quantised import unshare
 
-    graph: bytes = load_segment(bundle, bundle.segments[name], precision).SerializeToString()
+    model = load_segment(bundle, bundle.segments[name], precision)
+    unshare(model.graph)
+    graph: bytes = model.SerializeToString()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1

@@ -45,12 +45,9 @@ def describe_pin(controller: Controller) -> PinAnswer:
 
 
 def describe_routes(executor: Executor, progress: Progress | None = None) -> RoutesAnswer:
-    """The routes of the bundle, cheapest first."""
+    """The routes of the bundle, cheapest first. progress: of the loader, which knows which profiles can be believed."""
     loaded, current = executor.loaded, _current(executor)
-    profiles = [(route, executor.profile(route.name)) for route in executor.bundle.routes]
-    found = {name: one.reason for name, one in outdone([(route, one) for route, one in profiles if one is not None]).items()}
-    reasons = {**found, **(progress.outdone if progress else {})}
-    profiled = {route.name for route, profile in profiles if profile is not None}
+    verdicts = _verdicts(executor) if progress is None else progress.verdicts
     routes = [
         RouteAnswer(
             name=route.name,
@@ -60,8 +57,8 @@ def describe_routes(executor: Executor, progress: Progress | None = None) -> Rou
             weight_bytes=route.weight_bytes,
             accuracy=route.accuracy,
             on_front=route.on_front,
-            on_front_here=False if route.name in reasons else True if route.name in profiled else None,
-            outdone=reasons.get(route.name),
+            on_front_here=verdicts[route.name] is None if route.name in verdicts else None,
+            outdone=verdicts.get(route.name),
             loaded=route.name in loaded,
             current=route.name == current,
             profile=_profile(executor, route.name),
@@ -124,6 +121,14 @@ def describe_server(
         batching=_batching(batcher),
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     )
+
+
+def _verdicts(executor: Executor) -> dict[str, str | None]:
+    """Where no loader judges: what the profiles say as they are."""
+    profiles = [(route, executor.profile(route.name)) for route in executor.bundle.routes]
+    known = [(route, profile) for route, profile in profiles if profile is not None]
+    found = outdone(known)
+    return {route.name: found[route.name].reason if route.name in found else None for route, _ in known}
 
 
 def _current(executor: Executor) -> str | None:

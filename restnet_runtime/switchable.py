@@ -1,7 +1,7 @@
 """What a controller moves and reads, as protocols: the executor and the sensors, or what stands in for them on a virtual clock."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
@@ -32,3 +32,10 @@ class ReadingSource(Protocol):
     """What the controller needs of `sensors.Sensors`."""
 
     def read(self) -> Reading: ...
+
+
+@runtime_checkable
+class Glancing(Protocol):
+    """What such a source may have besides: a quick look at what can change from one moment to the next."""
+
+    def glance(self, last: Reading, /) -> Reading: ...

@@ -12,6 +12,8 @@ _SURE = 2.0
 """Standard errors: a second in which by so much more or fewer requests came than in each of the last ten is another rate."""
 _GAPS = 48
 _LEAST = 8
+_AROUND = 64
+_STEP = 0.15
 
 
 class Traffic:
@@ -30,6 +32,8 @@ class Traffic:
         self.waited_ms = 0.0
         """What the latest waited."""
         self._since_s: float | None = None
+        self._around_ms: deque[float] = deque(maxlen=_AROUND)
+        self._known_around_ms: float | None = None
 
     def arrive(self, now_s: float) -> None:
         """A request is here."""
@@ -50,6 +54,19 @@ class Traffic:
         arrivals = tuple(self._arrivals)
         place = bisect_right(arrivals, now_s - waited_ms / 1e3 + _SAME_S)
         return (now_s - arrivals[place]) * 1e3 if place < len(arrivals) else None
+
+    def surround(self, around_ms: float) -> None:
+        """A request was answered: what it took beside its wait and the run of its network, as decoding."""
+        self._around_ms.append(around_ms)
+
+    def around_ms(self) -> float | None:
+        """The median of the latest requests; it moves only where they are surely others. For one thread at a time."""
+        latest = sorted(self._around_ms)
+        if len(latest) >= _LEAST:
+            middle, known = latest[len(latest) // 2], self._known_around_ms
+            if known is None or abs(middle - known) > _STEP * known:
+                self._known_around_ms = middle
+        return self._known_around_ms
 
     def take(self, now_s: float) -> tuple[float | None, float | None, float | None]:
         """(requests per second, local variation of the gaps, median wait in ms of those that began since the last call).

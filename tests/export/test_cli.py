@@ -285,6 +285,12 @@ def test_help_names_the_defaults_that_tuning_has() -> None:
     assert float(shown["temperature"]) == objective.temperature
 
 
+def test_half_precisions_are_refused_with_the_reason(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*line, "--precision", "fp32", "fp16", "--out", str(tmp_path / "bundle")]) == 2
+    assert "--precision fp32 fp16: fp16 cannot be written: ONNX Runtime's CPU provider" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_int8_alone_is_refused(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is made of fp32 and judged by it."""
     assert main([*line, "--precision", "int8", "--out", str(tmp_path / "bundle")]) == 2

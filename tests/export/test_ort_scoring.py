@@ -43,3 +43,27 @@ def test_products_are_as_exact_as_on_a_device(head: onnx.ModelProto, monkeypatch
     monkeypatch.setattr(ort_scoring, "exact_products", lambda: {"session.x64quantprecision": "1"})
     ort_scoring.answers(lambda: head, X[:1])
     assert [options.get_session_config_entry("session.x64quantprecision") for options in made] == ["1"]
+
+
+def test_latencies_are_of_runs_in_turns(graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disturbance that lasts for a third of the rounds falls upon all networks alike, and moves no median."""
+    now, order = 0.0, []
+
+    def clock() -> float:
+        return now
+
+    run = ort_scoring._run
+
+    def slow(session: ort.InferenceSession, images: np.ndarray) -> np.ndarray:  # the real one, on a clock of its own
+        nonlocal now
+        classes = session.get_outputs()[0].shape[1]
+        order.append(classes)
+        now += classes * 1e-3 * (20 if 8 <= len(order) < 14 else 1)
+        return run(session, images)
+
+    monkeypatch.setattr(ort_scoring, "_run", slow)
+    monkeypatch.setattr(ort_scoring.time, "perf_counter", clock)
+    monkeypatch.setattr(ort_scoring, "_ROUNDS_S", 0.0)
+    heads = [graphs.head("h", np.ones((classes, 3)), np.zeros(classes), 4) for classes in (4, 5)]
+    assert ort_scoring.latencies_ms([lambda: heads[0], lambda: heads[1]], (3, 4, 4)) == pytest.approx([4.0, 5.0])
+    assert order[:6] == [4, 5, 4, 5, 5, 4], "warmed up, then forwards and backwards"

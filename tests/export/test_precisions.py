@@ -10,6 +10,7 @@ import pytest
 from onnx import helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from restnet_export import leads, precisions
 from restnet_export.calibration import Cuts, calibrate
 from restnet_export.ort_scoring import relative_error
 from restnet_export.precisions import Family, Quantised, quantise_family
@@ -137,6 +138,30 @@ def test_every_way_was_tried_and_a_true_one_was_chosen(case: Case) -> None:
         assert chosen.latency_ms is not None
 
 
+def test_first_products_stay_in_fp32_where_that_is_quicker(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is quicker is told by a stand-in clock; that nothing of the block is quantised then is real, and that its weights are shared."""
+    asked: list[int] = []
+
+    def clock(networks, _):  # type: ignore[no-untyped-def]
+        asked.append(len(networks))
+        return [10.0, 8.0, 7.9, 9.0][: len(networks)] if len(asked) % 2 == 0 else [3.0, 4.0, 5.0][: len(networks)]
+
+    monkeypatch.setattr(precisions, "latencies_ms", clock)
+    monkeypatch.setattr(leads, "SHARE", 1.0)
+    case.accuracy("a", {})
+    said: list[str] = []
+    made = case.quantised(said)
+    for anchor in ("a", "b"):
+        (chosen,) = [trial for trial in made.trials if trial.chosen and trial.anchor == anchor]
+        assert (chosen.recipe, chosen.floats, chosen.latency_ms) == ("everything", 1, 8.0), "a second one gains too little"
+        assert [trial.floats for trial in made.trials if trial.anchor == anchor and trial.floats] == [1, 2]
+        assert made.models[f"{anchor}.0"] is case.models[f"{anchor}.0"]
+    assert made.sensitivity["a.0"] == 0
+    assert {route.name for route in made.routes} >= {"a@int8", "b@int8"}
+    assert case.error(made, "a@int8") < 0.01
+    assert any("1 of its first products in fp32" in line for line in said)
+
+
 def outlying(model: onnx.ModelProto) -> onnx.ModelProto:
     """A weight in every output channel so large that the others round to nothing, for an input channel that is always zero."""
     for tensor in model.graph.initializer:
@@ -190,6 +215,7 @@ def test_a_head_behind_a_folded_layer_answers_logits_as_heads_do(case: Case) -> 
     case.alike["a.1~b.1+2"] = "b.2"
     made = case.quantised()
     assert case.error(made, "a[0-1]>b[2-2]@int8") < 0.01
+    assert 0 < made.sensitivity["a.1~b.1+2"] < 0.01, "a folded block has one as any other"
     last = {name: next(node.op_type for node in model.graph.node if "y" in node.output) for name, model in made.models.items()}
     assert "DequantizeLinear" not in {last[name] for name in ("a.2", "b.2", "a.1~b.1+2")}
 

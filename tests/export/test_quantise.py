@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from restnet_export.ort_scoring import relative_error
-from restnet_export.quantise import Range, Recipe, folded, integer_bytes, quantised
+from restnet_export.quantise import Range, Recipe, folded, integer_bytes, is_quantised, quantised
 from restnet_runtime.compose import join
 from restnet_runtime.errors import ExportError
 
@@ -191,3 +191,58 @@ def test_dynamic_and_static_segments_go_together(graphs) -> None:
     assert operators(joined).count("QuantizeLinear") == sum(operators(model).count("QuantizeLinear") for _, model in made)
     for optimised in (False, True):
         assert relative_error(value, graphs.run(joined, x, optimised=optimised)) < 1e-3
+
+
+def test_named_nodes_stay_in_float(graphs, conv: onnx.ModelProto) -> None:
+    """And where that is all of them, the segment is as it was: nothing is rounded at its borders either."""
+    spans = inner_spans(conv, X)
+    floats = {node.name for node in conv.graph.node}
+    made = quantised(conv, spans, "everything", floats=floats)
+    assert not is_quantised(made)
+    assert is_quantised(quantised(conv, spans, "everything"))
+    assert np.array_equal(graphs.run(made, X), graphs.run(conv, X))
+
+
+def test_an_integer_segment_behind_a_float_one_is_quantised_once_at_the_border(graphs, conv: onnx.ModelProto, tmp_path: Path) -> None:
+    """What ONNX Runtime makes of it: a float convolution, one QuantizeLinear, an integer convolution."""
+    after = folded(graphs.conv("b", weights(8, 8, 3, 3), weights(8, 1)[:, 0], 8))
+    between = graphs.run(conv, X)
+    first = quantised(conv, inner_spans(conv, X), "everything", floats={node.name for node in conv.graph.node})
+    second = quantised(after, inner_spans(after, between), "everything", last=True)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "route.onnx")
+    route = join([("a", first), ("b", second)], (3, 8, 8), 8)
+    ort.InferenceSession(route.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = operators(onnx.load(tmp_path / "route.onnx"))
+    assert kinds.count("QuantizeLinear") == 1
+    assert "DequantizeLinear" not in kinds[: kinds.index("QuantizeLinear")]
+
+
+@pytest.mark.parametrize(("axes", "rank", "pooled"), [((2, 3), 4, True), ((-1, -2), 4, True), ((1, 2), 4, False), ((2, 3), 5, False)])
+def test_the_mean_over_a_map_is_pooled(graphs, axes: tuple[int, ...], rank: int, pooled: bool) -> None:
+    shape = (3, 4, 5, 6)[: rank - 1]
+    made = [1 if index + 1 in [axis % rank for axis in axes] else size for index, size in enumerate(shape)]
+    model = graphs.segment("a", [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=1)], {}, shape, made)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), "axes"))
+    found = folded(model)
+    assert operators(found) == (["GlobalAveragePool"] if pooled else ["ReduceMean"])
+    x = RNG.standard_normal((2, *shape)).astype(np.float32)
+    assert np.allclose(graphs.run(found, x), graphs.run(model, x), atol=1e-6)
+
+
+def test_a_route_loads_where_weights_are_turned_into_unsigned_ones(graphs) -> None:
+    """As on x86 without dot products. The two convolutions of the segment have one tensor of zero points in the bundle."""
+    first, second = (weights(8, 8, 3, 3) for _ in range(2))
+    nodes = [
+        helper.make_node("Conv", [before, name, "b"], [after], pads=[1] * 4) for before, name, after in (("x", "w", "z"), ("z", "v", "y"))
+    ]
+    model = folded(graphs.segment("a", nodes, {"w": first, "v": second, "b": weights(8, 1)[:, 0]}, (8, 8, 8), (8, 8, 8)))
+    x = RNG.standard_normal((2, 8, 8, 8)).astype(np.float32)
+    made = quantised(model, inner_spans(model, x), "everything")
+    zeros = [tensor.name for tensor in made.graph.initializer if tensor.data_type == TensorProto.INT8 and list(tensor.dims) == [8]]
+    assert sum(zeros[0] in node.input for node in made.graph.node) == 2
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    route = join([("a", made)], (8, 8, 8), 8)
+    session = ort.InferenceSession(route.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert np.allclose(session.run(None, {"x": x})[0], graphs.run(route, x), atol=1e-5)

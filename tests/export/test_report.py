@@ -100,7 +100,7 @@ def test_in_two_precisions_each_has_a_front_and_both_have_one() -> None:
         )
         for index, route in enumerate(ROUTES)
     ]
-    trials = (Trial("s", "everything", "minmax", 0.25, 1.5, chosen=True), Trial("s", "dynamic", None, 0.125))
+    trials = (Trial("s", "everything", "minmax", 0.25, 1.5, floats=3, chosen=True), Trial("s", "dynamic", None, 0.125))
     found = page(routes=[*plain, *int8], trials=trials, sensitivity={"s.0": 0.5})
     rows = {row[0]: dict(zip(found.header, row, strict=False)) for row in found.rows[1:9]}
     assert {
@@ -115,6 +115,7 @@ def test_in_two_precisions_each_has_a_front_and_both_have_one() -> None:
     }
     assert rows["s"]["on the front of its precision"] == "yes", "over MACs, among its own"
     assert "everything" in found.text
+    assert "first products in fp32" in found.text
     assert "on the joint front over latency" not in page(routes=[*plain[:3], *int8[:3], replace(ROUTES[3])]).header
 
 

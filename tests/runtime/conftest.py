@@ -138,6 +138,28 @@ def family_bundle(family_path: Path) -> Bundle:
     return open_bundle(family_path)
 
 
+@pytest.fixture(scope="session")
+def wide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose large anchor (512 channels, 453 million MACs, 28 MB) takes milliseconds and the small one next to nothing."""
+    rng, source = np.random.default_rng(0), family()
+    wide = [conv("wide.0", rng, 1, 512, 3, "wide"), *(conv(f"wide.{place}", rng, 512, 512, 3, "wide") for place in (1, 2, 3))]
+    segments = (*(one for one in source.segments if one.anchor == "small"), *wide, head("wide.4", rng, 512, "wide"))
+    join = conv("small.1~wide.3", rng, 4, 512, 1, None)
+    small, large = source.anchors[0].segments, tuple(f"wide.{place}" for place in range(5))
+    made = dataclasses.replace(
+        source,
+        name="wide",
+        anchors=(source.anchors[0], Anchor(name="wide", segments=large)),
+        segments=(*segments, join),
+        routes=(
+            RouteSource("small", small, 0.80),
+            RouteSource("small[0-1]>wide[3-4]", (*small[:2], join.name, *large[3:]), 0.90),
+            RouteSource("wide", large, 0.95),
+        ),
+    )
+    return write_bundle(made, tmp_path_factory.mktemp("bundles") / "wide").path
+
+
 Range = tuple[np.ndarray, np.ndarray]
 
 

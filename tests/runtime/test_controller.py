@@ -188,7 +188,7 @@ def test_requests_of_unknown_routes_or_without_latency_do_not_count(rig: Rig) ->
     controller.tick()
     latencies = {"small": RouteLatency(30.0, 30.0, 1, 1)}
     assert controller.status().reading == replace(
-        FINE, slowdown=2.0, tail=UNKNOWN_TAIL, credit=1.0, latencies=latencies, slowdown_by_threads=ANY
+        FINE, slowdown=2.0, tail=UNKNOWN_TAIL, credit=1.0, latencies=latencies, slowdown_by_threads=ANY, request_threads=1
     )
 
 
@@ -477,3 +477,94 @@ def test_moves_a_real_executor(executor: Executor) -> None:
     reading = controller.status().reading
     assert reading is not None
     assert reading.slowdown is not None
+
+
+class Squeezable(Device):
+    """A device whose quota and memory can be looked at by themselves."""
+
+    def glance(self, last: Reading) -> Reading:
+        assert isinstance(self.sample, Reading)
+        return replace(last, cpu_quota_cores=self.sample.cpu_quota_cores, memory_available_bytes=self.sample.memory_available_bytes)
+
+
+@pytest.mark.parametrize("squeezed", [replace(FINE, cpu_quota_cores=0.5), replace(FINE, memory_available_bytes=20 * MB)])
+def test_a_squeeze_is_seen_between_two_looks_at_the_device(squeezed: Reading) -> None:
+    """Of memory, or of the CPU: 10 requests a second of 40 ms are more than half a core has."""
+    rig = Rig(device=Squeezable())
+    controller = rig.controller(Budget(latency_ms=60.0))
+    for _ in range(8):
+        for _ in range(5):
+            controller.arrive()
+            controller.observe(rig.executor.name or "", PROFILES[rig.executor.name or ""].latency_ms)
+            rig.clock.now_s += 0.1
+        controller.step()
+    assert rig.executor.name == "large"
+    rig.device.sample, reads = squeezed, rig.device.reads
+    controller.step()
+    if rig.device.reads != reads:  # this one was a look
+        rig.executor.name = "large"
+        controller.step()
+    assert rig.device.reads <= reads + 1
+    assert rig.executor.name != "large"
+
+
+def test_a_glance_that_fails_changes_nothing() -> None:
+    rig = Rig(device=Squeezable())
+    controller = rig.controller()
+    controller.tick()
+    rig.device.sample = OSError("gone")
+    controller.react()
+    assert controller.reading is not None
+    assert controller.reading.memory_available_bytes == FINE.memory_available_bytes
+    assert rig.executor.name == "large"
+
+
+def test_what_requests_take_beside_their_run_is_in_the_reading(rig: Rig) -> None:
+    controller = rig.controller(Budget(latency_ms=60.0))
+    for _ in range(4):
+        for _ in range(5):
+            controller.observe(rig.executor.name or "", PROFILES[rig.executor.name or ""].latency_ms, 30.0)
+            rig.clock.now_s += 0.05
+        controller.tick()
+    assert controller.reading is not None
+    assert controller.reading.around_ms == 30.0
+    assert rig.executor.name == "middle", "40 and 30 are more than 60"
+
+
+def test_a_change_of_the_requests_that_run_at_once_is_followed(rig: Rig) -> None:
+    """On one core after another 30 requests a second of 40 ms queue up; on two at once they do not."""
+    at_once = [2]
+    controller = rig.controller(Budget(latency_ms=100.0), servers=lambda: at_once[0])
+
+    def second() -> None:
+        for _ in range(30):
+            controller.arrive()
+            controller.observe(rig.executor.name or "", PROFILES[rig.executor.name or ""].latency_ms)
+            rig.clock.now_s += 1 / 30
+        controller.tick()
+
+    for _ in range(3):
+        second()
+    assert rig.executor.name == "large"
+    at_once[0] = 1
+    second()
+    assert rig.executor.name == "middle"
+
+
+def test_a_quota_that_is_lifted_is_climbed_after_without_the_patience_learnt_under_it() -> None:
+    """Up and down again in a squeeze, each soon after the other: patience grows long, until the squeeze is over."""
+
+    def controlled(quota: float | None) -> int:
+        """Ticks until the large route serves once the device is quick again; quota: while it was squeezed."""
+        rig = Rig()
+        rig.device.sample = replace(FINE, cpu_quota_cores=quota)
+        controller = rig.controller(Budget(latency_ms=60.0))
+        for _ in range(12):
+            rig.run(controller, 6, lambda name: PROFILES[name].latency_ms)
+            rig.run(controller, 1, lambda name: 3 * PROFILES[name].latency_ms)
+        rig.run(controller, 3, lambda name: 4 * PROFILES[name].latency_ms)
+        assert rig.executor.name == "small"
+        rig.device.sample = FINE
+        return rig.run(controller, 200, lambda name: PROFILES[name].latency_ms).index("large")
+
+    assert controlled(2.0) < controlled(None)

@@ -1,5 +1,6 @@
 """The ledger: guesses before anything is measured, what is entered, and what is kept for a later start."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,19 @@ def test_the_process_is_weighed_without_what_its_routes_add(family_bundle: Bundl
     kept.weigh([resident])
     assert without - kept.overhead_bytes == pytest.approx(16 * 2**20, abs=3 * 2**20)
     assert without == pytest.approx(footprint().pss_bytes, rel=0.05)
+
+
+def test_another_number_of_threads_is_estimated_until_it_is_measured(family_bundle: Bundle, tmp_path: Path, resident: Resident) -> None:
+    known = ledger(family_bundle, tmp_path)
+    two = replace(resident, settings=SessionSettings(threads=2))
+    assert not known.estimate(two), "nothing is known of it"
+    known.enter(resident, MEASURED, quiet=True)
+    assert known.estimate(two)
+    profile = known.profile("small")
+    assert profile is not None
+    assert 1.0 < profile.latency_ms < 2.0
+    assert (profile.threads, known.need("small")) == (2, Need(frozenset(), 1000, 200))
+    assert known.provisional("small")
+    assert not ledger(family_bundle, tmp_path).recall(two), "an estimate is not kept"
+    known.enter(two, MEASURED, quiet=True)
+    assert not known.provisional("small")

@@ -170,7 +170,8 @@ def test_loaded_routes_follow_the_number_of_threads(family_bundle, make, tmp_pat
     assert executor.settings.threads == 1
     threads[0] = 2
     until(lambda: executor.settings.threads == 2 and not executor.stale)
-    assert "large on 2 threads" in next(tmp_path.rglob("profiles.json")).read_text()
+    # Estimated at first, measured once no request is disturbed.
+    until(lambda: "large on 2 threads" in next(tmp_path.rglob("profiles.json")).read_text())
     loader.stop()
     assert set(executor.loaded) == {route.name for route in family_bundle.routes}
     assert loader.progress().failed == {}
@@ -340,3 +341,38 @@ def test_a_route_that_failed_and_is_outdone_counts_once() -> None:
     progress = Progress(total=3, loaded=1, loading=None, compiled=0, left_out=(), failed={"a": "x"}, outdone={"a": "by b"})
     assert not progress.done, "the third is still to come"
     assert replace(progress, loaded=2).done
+
+
+def test_the_way_down_stays_where_it_fits_without_its_weights(watched) -> None:
+    """A limit that falls further finds the cheapest loaded, and does not wait for a load in the worst moment."""
+    watched.load("large")
+    watched.switch("large")
+    lean = replace(watched.need("small"), touched=frozenset())
+    limit = [together([watched.need("large"), lean])]
+    assert watched.total(["large", "small"]) > limit[0]
+    loader = Loader(watched, preparation_order(watched.bundle), memory_limit=lambda: limit[0], wanted=lambda: "large")
+    while loader.step():
+        pass
+    assert set(watched.loaded) == {"large", "small"}
+    assert set(loader.progress().left_out) == {LARGER, MIDDLE}
+    limit[0] = together([watched.need("large")]) - 1
+    while loader.step():
+        pass
+    assert set(watched.loaded) == {"large", "small"}, "what serves does not fit at all: the cheapest is about to"
+    limit[0] = together([watched.need("large"), lean]) - 1
+    while loader.step():
+        pass
+    assert watched.loaded == ("large",)
+
+
+def test_memory_that_is_taken_away_is_answered_well_within_an_interval(family_bundle, make) -> None:
+    executor, limit = make(family_bundle), [10**12]
+    loader = Loader(executor, preparation_order(family_bundle), memory_limit=lambda: limit[0], interval_s=20.0)
+    loader.start()
+    loader.join(60)
+    until(lambda: len(executor.loaded) == 4)
+    began = time.monotonic()
+    limit[0] = 1
+    until(lambda: len(executor.loaded) == 1)
+    assert time.monotonic() - began < 10.0
+    loader.stop()

@@ -655,6 +655,15 @@ def test_the_tail_counts_and_is_told() -> None:
     assert "latency 33 ms over the limit of 32 ms (20 ms x slowdown 1.5 x tail 1.1); small does, predicted 16.5 ms" in decision.reason
 
 
+def test_what_a_request_takes_beside_its_run_counts_and_is_told() -> None:
+    limit = Budget(latency_ms=50.0)
+    decision = decide(replace(reading(), around_ms=15.0), limit, FAMILY, History("large", limit), 0.0, SETTINGS)
+    assert decision.route == "middle"
+    assert "latency 55 ms over the limit of 50 ms (40 ms + 15 ms of decoding and the like)" in decision.reason
+    most = decide(replace(reading(), around_ms=1e6), limit, FAMILY, History("small", limit), 0.0, SETTINGS)
+    assert (most.route, most.feasible) == ("small", True), "half of the limit is left to the run: no route makes up for the rest"
+
+
 loads = st.builds(
     Reading,
     slowdown=maybe(st.floats(0.3, 5)),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from restnet_export.writer import BundleSource, RouteSource, write_bundle
+from restnet_runtime import sessions
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
@@ -110,7 +111,12 @@ def test_the_slower_precision_goes_and_a_later_start_does_not_load_it(start, mea
 
 def test_an_operator_can_keep_all(start) -> None:
     start(INT8_WINS).judged()
-    assert start(keep_all=True).judged().loaded == {"small", "large", "large@int8"}
+    again = start(keep_all=True).judged()
+    assert again.loaded == {"small", "large", "large@int8"}
+    again.executor.switch("small")
+    again.executor.release("large")
+    progress = again.loader.progress()
+    assert (progress.outdone, progress.done) == ({}, False), "it is still to be loaded"
 
 
 def test_it_comes_back_where_it_was_measured_to_be_quicker(start) -> None:
@@ -123,6 +129,46 @@ def test_a_verdict_stands_although_the_better_one_is_timed_again(start) -> None:
     start(INT8_WINS).judged()
     assert "large" not in start({"large@int8": (29.0, 10)}).loaded, "still at most as slow"
     assert "large" in start({"large@int8": (31.0, 10)}).loaded
+
+
+def test_a_verdict_ends_while_serving_where_the_better_one_turns_out_slower(start, caplog) -> None:
+    """By more than noise: what was let go is loaded again, and judged by what is known now."""
+    caplog.set_level("INFO")
+    first = start(INT8_WINS).judged()
+    for latency_ms, back in ((31.0, False), (40.0, True)):
+        first.executor.correct("large@int8", latency_ms)
+        first.judged()
+        assert ("large" in first.loaded) == back
+        assert (first.judged().loader.progress().verdicts["large"] is None) == back
+    assert "route large is measured again: large@int8, by which it was outdone, is slower now" in caplog.text
+
+
+def test_with_other_threads_there_are_other_verdicts(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "SMALL_MACS", 0)  # or these routes had one thread in any case
+    first = start(INT8_WINS).judged()
+    first.executor.settings = SessionSettings(threads=2)
+    first.judged()
+    assert "large" not in first.loaded, "while threads are followed nothing is judged"
+    for name in first.executor.stale:
+        first.executor.reload(name)
+    first.loader._pruner.judge(())
+    first.loader.step()
+    assert "large" in first.loaded, "with two threads it was never measured"
+
+
+def test_routes_and_status_tell_the_same(start) -> None:
+    """Before a profile can be believed neither says anything of a route; then both do. So it is where an operator keeps all."""
+    for keep_all in (False, True):
+        one = start({**INT8_WINS, "small": (1.0, 5 + keep_all)}, keep_all=keep_all)
+
+        def told(one: Start = one) -> dict[str, bool | None]:
+            return {answer.name: answer.on_front_here for answer in describe_routes(one.executor, one.loader.progress()).routes}
+
+        assert told() == {"small": None, "large": None, "large@int8": None}, "measured, but in which moment?"
+        assert one.loader.progress().outdone == {}
+        one.judged()
+        assert told() == {"small": True, "large": False, "large@int8": True}
+        assert one.loader.progress().outdone.keys() == (set() if keep_all else {"large"}), "not kept loaded"
 
 
 def test_it_is_taken_back_where_the_better_one_cannot_be_loaded(start) -> None:

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from restnet_runtime.cache import Cache
 from restnet_runtime.packing import pack
-from restnet_runtime.quantised import WEIGHT_AT, share_filters
+from restnet_runtime.quantised import WEIGHT_AT, share_filters, unshare
 
 RNG = np.random.default_rng(4)
 CONTRIB = "com.microsoft"
@@ -149,3 +149,19 @@ def test_nothing_else_is_touched() -> None:
 def test_every_operator_that_is_listed_is_tried_here() -> None:
     made = {(product(kind).graph.node[0].domain, product(kind).graph.node[0].op_type) for kind in KINDS}
     assert made == set(WEIGHT_AT) - {(CONTRIB, "QLinearConv")}, "that one is what optimised routes have: test_int8.py"
+
+
+def test_int8_tensors_are_given_to_each_node_alone() -> None:
+    """Others stay shared, and what lies in a file stays there."""
+    outside = TensorProto(name="w", data_type=TensorProto.INT8, dims=[64, 64], data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value="weights.bin")
+    inside = [numpy_helper.from_array(np.zeros(64, np.int8), "wz"), numpy_helper.from_array(scale(0.1, 64), "ws")]
+    nodes = [helper.make_node("DequantizeLinear", ["w", "ws", "wz"], [f"y{index}"]) for index in range(3)]
+    made = helper.make_graph(nodes, "g", [], [helper.make_tensor_value_info("y0", TensorProto.FLOAT, None)], [outside, *inside])
+    unshare(made)
+    names = [list(node.input) for node in made.node]
+    assert len({name[0] for name in names}) == len({name[2] for name in names}) == 3
+    assert {name[1] for name in names} == {"ws"}
+    tensors = {tensor.name: tensor for tensor in made.initializer}
+    assert len(tensors) == len(made.initializer) == 7
+    assert all(tensors[name[0]].external_data == outside.external_data for name in names)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from restnet_runtime.profile import RouteProfile, compare_runs
-from restnet_runtime.reading import Reading
+from restnet_runtime.reading import Reading, RouteLatency
 from restnet_runtime.refinement import Refiner, is_quiet
 
 QUIET = Reading(others_cpu_cores=0.0, waiting_share=0.0)
@@ -30,9 +30,9 @@ class Table:
         if quiet:
             self.correct(name, self.true_ms[name])
 
-    def compare(self, name: str, reference: str) -> list[float]:
+    def compare(self, name: str, reference: str, rounds: int = 6) -> list[float]:
         self.compared.append((name, reference))
-        return [self.true_ms[name] * self.busy / (self.true_ms[reference] * self.busy)] * 6
+        return [self.true_ms[name] * self.busy / (self.true_ms[reference] * self.busy)] * rounds
 
     def correct(self, name: str, latency_ms: float) -> None:
         self.profiles[name] = replace(self.profiles[name], latency_ms=latency_ms)
@@ -151,3 +151,92 @@ def test_slow_programs_have_at_least_one_turn() -> None:
         now_s[0] += 0.2
 
     assert compare_runs(run, run, lambda: now_s[0], max_s=0.3) == [1.0]
+
+
+class Traffic:
+    """Requests that run for `share` of the time, and a clock that a timing takes `takes_s` of."""
+
+    def __init__(self, table: Table, share: float, takes_s: float) -> None:
+        self.now_s, self.busy_s, self.share, self.spent_s = 0.0, 0.0, share, 0.0
+        refine, compare = table.refine, table.compare
+
+        def taking(what):
+            def timed(*args, **options):
+                self.pass_(takes_s)
+                self.spent_s += takes_s
+                return what(*args, **options)
+
+            return timed
+
+        table.refine, table.compare = taking(refine), taking(compare)
+
+    def pass_(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.busy_s += seconds * self.share
+
+
+def test_beside_requests_timing_takes_little_of_the_time() -> None:
+    table = Table({"a": 10, "b": 20, "c": 30}, profiles(a=10, b=20, c=30))
+    traffic = Traffic(table, share=0.5, takes_s=0.05)
+    refiner = Refiner(table, lambda: BUSY, 2, lambda: traffic.busy_s, lambda: traffic.now_s)
+    for _ in range(300):
+        traffic.pass_(1.0)
+        refiner.step()
+    assert 3 * 0.05 <= traffic.spent_s <= 0.01 * traffic.now_s
+    assert not table.asked, "only single rounds, of which each holds up one request at most"
+
+
+@pytest.mark.parametrize("pressed", [replace(BUSY, credit=0.2), replace(BUSY, cpu_quota_cores=0.5)])
+def test_no_timing_while_requests_are_late_or_there_is_a_quota(pressed: Reading) -> None:
+    table = Table({"a": 10, "b": 20}, profiles(a=10, b=20))
+    traffic, reading = Traffic(table, share=0.5, takes_s=0.3), [pressed]
+    refiner = Refiner(table, lambda: reading[0], 2, lambda: traffic.busy_s, lambda: traffic.now_s)
+    for _ in range(60):
+        traffic.pass_(1.0)
+        refiner.step()
+    assert not table.asked
+    assert not table.compared
+    traffic.share = 0.0
+    traffic.pass_(1.0)
+    refiner.step()
+    assert table.asked, "without requests nobody is disturbed"
+
+
+def test_a_single_turn_puts_no_profile_right() -> None:
+    """Beside requests there is one turn at a time: one that met a busy moment must not be believed."""
+
+    class Disturbed(Table):
+        def compare(self, name: str, reference: str, rounds: int = 6) -> list[float]:
+            first = not self.compared
+            return [0.1] * rounds if super().compare(name, reference, rounds) and first else [2.0] * rounds
+
+    table = Disturbed({"a": 10, "b": 20}, profiles(a=10, b=20))
+    traffic, seen = Traffic(table, share=0.5, takes_s=0.01), []
+    refiner = Refiner(table, lambda: BUSY, 2, lambda: traffic.busy_s, lambda: traffic.now_s)
+    for _ in range(200):
+        traffic.pass_(1.0)
+        refiner.step()
+        seen.append(table.profiles["b"].latency_ms)
+    assert len(table.compared) > 5
+    assert set(seen) == {20}
+
+
+@pytest.mark.parametrize(
+    ("live", "profiled_ms"),
+    [
+        (RouteLatency(5.0, 9.0, 20, 2), 5.0),
+        (RouteLatency(30.0, 40.0, 20, 2), 12.0),  # slower: that is what the slowdown is for
+        (RouteLatency(11.5, 12.0, 20, 2), 12.0),
+        (RouteLatency(5.0, 9.0, 3, 2), 12.0),
+        (RouteLatency(5.0, 9.0, 20, 1), 12.0),
+    ],
+)
+def test_requests_that_are_quicker_than_the_profile_put_it_right_even_under_a_quota(live: RouteLatency, profiled_ms: float) -> None:
+    table = Table({"a": 5}, profiles(a=12.0))
+    traffic = Traffic(table, share=0.5, takes_s=0.3)
+    reading = replace(BUSY, cpu_quota_cores=0.5, latencies={"a": live, "gone": live})
+    refiner = Refiner(table, lambda: reading, 2, lambda: traffic.busy_s, lambda: traffic.now_s)
+    traffic.pass_(1.0)
+    refiner.step()
+    assert table.profiles["a"].latency_ms == profiled_ms
+    assert not table.asked

@@ -1,0 +1,82 @@
+"""A real server in a control group of its own, really squeezed: a CPU quota, then memory. From the client's side."""
+
+import io
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
+MB = 1_000_000
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """The benchmark's own groups, client and server."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import memory_group
+    import squeeze
+    import squeeze_client
+    import squeeze_groups
+
+    modules: tuple[ModuleType, ...] = (memory_group, squeeze, squeeze_client, squeeze_groups)
+    yield SimpleNamespace(**{module.__name__: module for module in modules})
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+def test_a_squeezed_server_falls_fails_nothing_and_climbs_again(tools: SimpleNamespace, wide_path: Path, tmp_path: Path) -> None:
+    """25 requests a second of the wide network take a quarter of a core: a fifth of one is too little."""
+    content = io.BytesIO()
+    np.save(content, np.zeros((1, 8, 8), np.float32))
+    try:
+        with tools.squeeze_groups.boxes("server", "client") as boxes:
+            boxes["client"].take(os.getpid())
+            box = boxes["server"]
+            options = ("--cache", str(tmp_path / "cache"), "--budget", "150ms", "--threads", "1")
+            server = tools.squeeze.Server(box, SimpleNamespace(path=wide_path), *options)
+            try:
+                server.wait()
+                client = tools.squeeze_client.Client(server.url, content.getvalue(), "application/x-npy", 25)
+                client.start()
+                time.sleep(2.5)
+                squeezed_s = time.monotonic()
+                box.quota(0.2)
+                time.sleep(5)
+                eased_s = time.monotonic()
+                box.quota(None)
+                time.sleep(5)
+                pressed_s = time.monotonic()
+                limit = box.used_bytes() - 12 * MB  # of the 28 that the wide one reads
+                for _ in range(20):
+                    box.limit(limit)
+                    time.sleep(0.15)
+                ended_s = time.monotonic()
+                asked = client.stop()
+                alive, killed, status = server.process.poll() is None, box.killed(), server.get("/status")
+            finally:
+                box.limit(None)
+                box.quota(None)
+                server.end()
+    except tools.memory_group.NoGroupError as error:
+        pytest.skip(f"no control groups can be made here: {error}")
+
+    def routes(begin_s: float, end_s: float) -> list[str]:
+        return [one.route for one in asked if begin_s <= one.due_s < end_s]
+
+    assert [one for one in asked if not one.ok] == []
+    assert (alive, killed) == (True, 0)
+    assert routes(squeezed_s - 1, squeezed_s)[-1] == "wide"
+    assert "wide" not in routes(squeezed_s + 3, eased_s)
+    late = [one.latency_ms for one in asked if squeezed_s + 3 <= one.due_s < eased_s and one.latency_ms > 150]
+    assert len(late) <= 3
+    assert "CPU quota of 0.2 cores" in " ".join(one["reason"] for one in status["switches"])
+    assert routes(eased_s, pressed_s)[-1] == "wide"
+    assert "wide" not in routes(ended_s - 0.5, ended_s)
