@@ -24,7 +24,7 @@ def listen(host: str, port: int, *, remote: bool = False) -> socket.socket:
     remote:  it may be one that other machines reach
     Raises `AddressError`.
     """
-    # The protocol is named because asyncio switches Nagle's algorithm off only where it is: otherwise every answer, written as head and body,
+    # The protocol is named because asyncio switches off the algorithm of Nagle only where it is: otherwise answers, written as head and body,
     # would wait 40 ms for the client to acknowledge its head.
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
