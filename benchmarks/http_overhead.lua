@@ -26,7 +26,7 @@ function init(args)
     headers[name] = value
   end
   prepared = wrk.format("POST", nil, headers, body)
-  accepted, refused, errors, sent, due = {}, 0, 0, 0, nil
+  accepted, runs, refused, errors, sent, due = {}, {}, 0, 0, 0, nil
 end
 
 function delay()
@@ -44,25 +44,24 @@ function request()
   return prepared
 end
 
-function response(status)
+function response(status, _, body)
   local took = now() - began
   if status == 200 then
     accepted[#accepted + 1] = string.format("%.6f", took)
+    runs[#runs + 1] = body:match('"latency_ms":([%d.]+)')
   elseif status == 503 or status == 429 then
     refused = refused + 1
   else
     errors = errors + 1
   end
-  joined = nil
 end
 
 function done(summary)
-  local parts = {}
   for _, thread in ipairs(threads) do
     local times = thread:get("accepted")
-    parts[#parts + 1] = table.concat(times, ",")
     io.write(string.format("THREAD refused=%d errors=%d sent=%d\n", thread:get("refused"), thread:get("errors"), thread:get("sent")))
     io.write("TIMES " .. table.concat(times, ",") .. "\n")
+    io.write("RUNS " .. table.concat(thread:get("runs"), ",") .. "\n")
   end
   io.write(string.format("SECONDS %.6f SOCKET %d\n", summary.duration / 1e6,
     summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout))
