@@ -15,7 +15,7 @@ from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.errors import CompileError, RestnetError, TraceError
-from restnet_runtime.logs import FORMATS, configure_logs
+from restnet_runtime.logs import FORMATS, configure_logs, quiet_parsers
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.signals import TerminatedError, terminable, unwind_if_told
 from restnet_runtime.tables import routes_table
@@ -111,6 +111,7 @@ def _serve(args: argparse.Namespace) -> int:
     from restnet_runtime.threads import affinity_cores, usable_cores
 
     configure_logs(args.log_format)
+    quiet_parsers()
     batching = BatchSettings(args.batching, args.batch_wait, args.batch_max)
     settings = ServeSettings(
         max_body_bytes=args.max_body,

@@ -271,6 +271,17 @@ def test_headers_that_trickle_do_not_hold_it_open(small: int) -> None:
     assert 0.3 < time.monotonic() - started < 3
 
 
+def test_headers_that_never_end_are_not_kept(small: int) -> None:
+    with socket.create_connection(("127.0.0.1", small)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nx: ")
+        with suppress(ConnectionResetError, BrokenPipeError):
+            for _ in range(100):
+                connection.sendall(b"y" * 10_000)
+        received, seconds = _until_closed(connection)
+    assert received[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400", b"")  # nothing where the reset was quicker than the answer
+    assert seconds < 0.3
+
+
 def test_the_second_request_has_the_same_time(small: int) -> None:
     with socket.create_connection(("127.0.0.1", small)) as connection:
         for _ in range(2):
