@@ -46,7 +46,8 @@ def bounded_protocol(most: int, header_timeout_s: float) -> type[asyncio.Protoco
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            self._incomplete_bytes = 0 if self._busy() else self._incomplete_bytes + len(data)
+            within_body = self.cycle is not None and self.cycle.more_body  # of a request that was refused, say
+            self._incomplete_bytes = 0 if self._busy() or within_body else self._incomplete_bytes + len(data)
             if self._incomplete_bytes > _MOST_HEADER_BYTES and not self.transport.is_closing():
                 self.transport.write(_TOO_LARGE)
                 self.transport.close()
