@@ -14,7 +14,7 @@ DEV_ENV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze bundle clean
+.PHONY: help demo test test-slow fuzz lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze bundle clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
@@ -32,10 +32,16 @@ test: $(DEV_ENV) ## The test suite with coverage; ARGS="-k name" chooses tests
 test-slow: $(DEV_ENV) ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-lint: $(DEV_ENV) ## ruff check, ruff format --check and mypy --strict
+MINUTES ?= 5
+
+fuzz: $(DEV_ENV) ## Hostile images, bodies and bundles against a real server for MINUTES=5, and counts of what came of it
+	$(BIN)/python scripts/fuzz.py --minutes $(MINUTES) $(ARGS)
+
+lint: $(DEV_ENV) ## ruff check, ruff format --check, mypy --strict, and pip-audit where it can be asked
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/audit.py
 
 format: $(DEV_ENV) ## Let ruff put imports and layout right
 	$(BIN)/ruff check --fix-only .

@@ -15,7 +15,7 @@ from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.errors import CompileError, RestnetError, TraceError
-from restnet_runtime.logs import FORMATS, configure_logs
+from restnet_runtime.logs import FORMATS, configure_logs, quiet_parsers
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.signals import TerminatedError, terminable, unwind_if_told
 from restnet_runtime.tables import routes_table
@@ -42,6 +42,8 @@ def _run(command: str, action: Callable[[], int]) -> int:
 
 def serve(argv: Sequence[str] | None = None) -> int:
     """`restnet-serve`: serve a bundle over HTTP until SIGTERM. Returns the exit status: 0, or 2 with one line on standard error."""
+    from restnet_runtime.settings import ServeSettings as limits  # noqa: N813  the other commands need no HTTP
+
     parser = common_parser("restnet-serve", "Serve a bundle over HTTP and keep to a budget.")
     add_engine_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; others need --allow-remote)")
@@ -86,6 +88,8 @@ def serve(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch-max", type=positive(int), default=batches.max_batch, metavar="N", help="requests in a batch (%(default)s)")
     parser.add_argument("--max-in-flight", type=positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
+    parser.add_argument("--max-pixels", type=positive(int), default=limits.max_pixels, metavar="N", help="of an image (%(default)s)")
+    parser.add_argument("--max-inputs", type=positive(int), default=limits.max_batch, metavar="N", help="in one request (%(default)s)")
     parser.add_argument(
         "--deadline",
         type=deadline,
@@ -111,6 +115,7 @@ def _serve(args: argparse.Namespace) -> int:
     from restnet_runtime.threads import affinity_cores, usable_cores
 
     configure_logs(args.log_format)
+    quiet_parsers()
     batching = BatchSettings(args.batching, args.batch_wait, args.batch_max)
     settings = ServeSettings(
         max_body_bytes=args.max_body,
@@ -118,6 +123,8 @@ def _serve(args: argparse.Namespace) -> int:
         strict=args.strict,
         workers=args.workers or max(usable_cores(), 1 if batching.mode == "off" else batching.max_batch),
         max_in_flight=args.max_in_flight,
+        max_pixels=args.max_pixels,
+        max_batch=args.max_inputs,
         read_only=args.read_only,
         deadline_ms=args.deadline,
         access=read_access(args),

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 else:
     Base = AutoHTTPProtocol
 
+_MOST_HEADER_BYTES = 65_536
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _BODY = b'{"error": "as many connections as are allowed are here: try again"}'
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
@@ -18,7 +20,9 @@ _FULL = (
 
 
 def bounded_protocol(most: int, header_timeout_s: float) -> type[asyncio.Protocol]:
-    """uvicorn's protocol with two limits that it lacks. Bodies have theirs in `receiving.py`.
+    """uvicorn's protocol with three limits that it lacks, or has for one parser only. Bodies have theirs in `receiving.py`.
+
+    Headers may take 64 KiB before they are complete; what is refused then is in `guard.py`.
 
     most:              connections at once; further ones get HTTP 503 and are closed
     header_timeout_s:  from the beginning of a connection, or of a request on it, to the end of the request's headers
@@ -26,6 +30,7 @@ def bounded_protocol(most: int, header_timeout_s: float) -> type[asyncio.Protoco
 
     class Bounded(Base):
         _late: asyncio.TimerHandle | None = None
+        _incomplete_bytes = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -41,6 +46,11 @@ def bounded_protocol(most: int, header_timeout_s: float) -> type[asyncio.Protoco
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
+            within_body = self.cycle is not None and self.cycle.more_body  # of a request that was refused, say
+            self._incomplete_bytes = 0 if self._busy() or within_body else self._incomplete_bytes + len(data)
+            if self._incomplete_bytes > _MOST_HEADER_BYTES and not self.transport.is_closing():
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
             if self._late is not None:
                 if self._busy():
                     self._headers_came()

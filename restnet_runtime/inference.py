@@ -87,9 +87,9 @@ class Inference:
         Raises what `prepare` does, `ExpiredError` where the deadline passes before it runs, and in strict mode or under a floor of
         accuracy `InfeasibleError` when no route fits; in any mode while no route is loaded.
         """
-        called_s = time.perf_counter()
-        arrived_s = called_s if arrived_s is None else arrived_s
-        waited_ms = (called_s - arrived_s) * 1e3
+        begun_s = time.perf_counter()
+        arrived_s = begun_s if arrived_s is None else arrived_s
+        waited_ms = (begun_s - arrived_s) * 1e3
         waited_ms = waited_ms if waited_ms >= _HAND_OVER_MS else 0.0
         if self._executor.current is None:
             raise InfeasibleError("no route is loaded yet")
@@ -108,7 +108,7 @@ class Inference:
             decision, batched = self._controller.run_decided(limits, answered, waited_ms)
         answer, count = batched.answer, len(prepared.inputs)
         if count == batched.size == 1:  # what profiles are of
-            around_ms = (time.perf_counter() - called_s) * 1e3 - answer.latency_ms - batched.queued_ms
+            around_ms = (time.perf_counter() - begun_s) * 1e3 - answer.latency_ms - batched.queued_ms
             self._controller.observe(answer.route.name, answer.latency_ms, around_ms)
         met, reason = _judge(decision, answer.latency_ms / count, batched.queued_ms + waited_ms)
         verdict = Verdict(

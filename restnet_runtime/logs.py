@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from datetime import datetime, timezone
 from typing import Literal
 
@@ -27,3 +28,10 @@ def configure_logs(form: LogFormat) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def quiet_parsers() -> None:
+    """What decoders say of each damaged upload is in its answer already: in the log it would be a client's to fill."""
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -43,20 +43,23 @@ class Receiver:
             raise HTTPException(400, "the client went away before the body was complete") from gone
 
     async def _receive(self, request: Request) -> bytes:
-        body, limit = bytearray(), self._settings.max_receiving_bytes
+        chunks: list[bytes] = []
+        size, limit = 0, self._settings.max_receiving_bytes
         try:
             async for chunk in request.stream():
-                if len(body) + len(chunk) > self._settings.max_body_bytes:
+                if size + len(chunk) > self._settings.max_body_bytes:
                     raise self._too_long()
                 if self.held_bytes + len(chunk) > limit:
                     raise HTTPException(
                         503, f"the bodies being received exceed {limit} bytes, which is the limit: try again", {"Retry-After": "1"}
                     )
-                body += chunk
+                if chunk:
+                    chunks.append(chunk)
+                size += len(chunk)
                 self.held_bytes += len(chunk)
-            return bytes(body)
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
         finally:
-            self.held_bytes -= len(body)
+            self.held_bytes -= size
 
     def _too_long(self) -> HTTPException:
         return HTTPException(413, f"the body exceeds {self._settings.max_body_bytes} bytes, which is the limit")

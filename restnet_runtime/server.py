@@ -24,7 +24,9 @@ def listen(host: str, port: int, *, remote: bool = False) -> socket.socket:
     remote:  it may be one that other machines reach
     Raises `AddressError`.
     """
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # The protocol is named because asyncio switches Nagle's algorithm off only where it is: otherwise answers, which are written as head
+    # and body, would wait 40 ms for the client to acknowledge the head.
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         # A port whose last connections still linger can be had; one that is listened on cannot.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -126,15 +126,16 @@ def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
         if method == "GET":
             app.add_route(path, endpoint, ["HEAD"], include_in_schema=False)
 
+    model_parameter = _path_parameter("model_name", list(by_name))
     add("/v2", server)
     add("/v2/", server, include_in_schema=False)
     add("/v2/health/live", live)
     add("/v2/health/ready", ready)
     for path, parameters in (
-        ("/v2/models/{model_name}", [_path_parameter("model_name")]),
+        ("/v2/models/{model_name}", [model_parameter]),
         (
             "/v2/models/{model_name}/versions/{model_version}",
-            [_path_parameter("model_name"), _path_parameter("model_version")],
+            [model_parameter, _path_parameter("model_version", [VERSION])],
         ),
     ):
         add(path, metadata, openapi_extra={"parameters": parameters})
@@ -143,8 +144,8 @@ def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
         add(f"{path}/infer", infer, "POST", openapi_extra=documented, responses={200: INFER_RESPONSE, **_ERRORS})
     add("/v2/repository/index", index, "POST")
     for action in ("load", "unload"):
-        add(f"/v2/repository/models/{{model_name}}/{action}", load, "POST", openapi_extra={"parameters": [_path_parameter("model_name")]})
+        add(f"/v2/repository/models/{{model_name}}/{action}", load, "POST", openapi_extra={"parameters": [model_parameter]})
 
 
-def _path_parameter(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+def _path_parameter(name: str, values: list[str]) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": values}}

@@ -180,6 +180,52 @@ def test_serve_stays_on_this_machine_unless_it_is_told_otherwise(family_path: Pa
     assert (code, "may change budget and pin" in told) == (0, True)
 
 
+def test_serve_under_load_stays_healthy_refuses_and_ends_in_order(serve: Callable[..., Server]) -> None:
+    server = serve("--max-in-flight", 2, "--workers", 2, "--deadline", "5s")
+    server.loaded()
+    url = str(server.client.base_url)
+    ended, told = threading.Event(), threading.Event()
+    statuses: list[int] = []
+    waited: list[str | None] = []
+    broken: list[str] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+            while not ended.is_set():
+                try:
+                    answer = client.post("/predict", files=[("image", ("x.png", png()))] * 20)
+                except httpx.TransportError as error:
+                    if not told.is_set():
+                        broken.append(repr(error))
+                    return
+                statuses.append(answer.status_code)
+                if answer.status_code == 503:
+                    waited.append(answer.headers.get("retry-after"))
+
+    clients = [threading.Thread(target=ask) for _ in range(12)]
+    for client in clients:
+        client.start()
+    try:
+        deadline, checks = time.monotonic() + 30, []
+        while time.monotonic() < deadline and (statuses.count(200) < 20 or statuses.count(503) < 20 or len(checks) < 20):
+            started = time.perf_counter()
+            assert server.client.get("/healthz").status_code == 200
+            assert server.client.get("/readyz").status_code == 200
+            checks.append(time.perf_counter() - started)
+            assert server.client.get("/status").json()["queue"]["in_flight"] <= 2
+        told.set()
+        code, _, said = server.end()
+    finally:
+        ended.set()
+        for client in clients:
+            client.join()
+    assert (code, broken) == (0, []), said
+    assert set(statuses) == {200, 503}
+    assert min(statuses.count(200), statuses.count(503)) >= 20
+    assert set(waited) == {"1"}
+    assert sorted(checks)[len(checks) // 2] < 0.5  # two of them, while both cores predict
+
+
 def test_serve_asks_for_the_token_of_its_file(serve: Callable[..., Server], tmp_path: Path) -> None:
     secret = "0123456789abcdef0123456789abcdef"
     (tmp_path / "token").write_text(secret + "\n")

@@ -222,8 +222,8 @@ def test_names_of_models_and_routes_are_looked_up_in_lists_only(client: httpx.Cl
 def small() -> Iterator[int]:
     """A server of four connections whose headers may take 0.4 s; yields its port."""
 
-    async def app(_scope, receive, send) -> None:
-        while (await receive()).get("more_body"):
+    async def app(scope, receive, send) -> None:
+        while scope["path"] != "/refused" and (await receive()).get("more_body"):
             pass
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
@@ -269,6 +269,30 @@ def test_headers_that_trickle_do_not_hold_it_open(small: int) -> None:
                 connection.sendall(bytes([next(head)]))
                 time.sleep(0.02)
     assert 0.3 < time.monotonic() - started < 3
+
+
+def test_headers_that_never_end_are_not_kept(small: int) -> None:
+    with socket.create_connection(("127.0.0.1", small)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nx: ")
+        with suppress(ConnectionResetError, BrokenPipeError):
+            for _ in range(100):
+                connection.sendall(b"y" * 10_000)
+        received, seconds = _until_closed(connection)
+    assert received[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400", b"")  # nothing where the reset was quicker than the answer
+    assert seconds < 0.3
+
+
+def test_the_body_of_a_refused_request_is_taken_for_no_headers(small: int) -> None:
+    with socket.create_connection(("127.0.0.1", small)) as connection:
+        for _ in range(3):
+            connection.sendall(b"POST /refused HTTP/1.1\r\nHost: localhost\r\nContent-Length: 400000\r\n\r\n")
+            received = b""
+            while not received.endswith(b"ok"):
+                received += connection.recv(1000)
+            assert received.startswith(b"HTTP/1.1 200")
+            for _ in range(40):
+                connection.sendall(b"x" * 10_000)
+                time.sleep(0.002)
 
 
 def test_the_second_request_has_the_same_time(small: int) -> None:

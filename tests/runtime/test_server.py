@@ -170,6 +170,18 @@ def test_a_request_that_never_ends_is_given_up(start):
         assert b" 200 " not in receive_all(connection)
 
 
+def test_an_answer_does_not_wait_for_an_acknowledgement(start):
+    """Without TCP_NODELAY each answer on a connection that is kept takes 40 ms more."""
+    port = port_of(start())
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        times = []
+        for _ in range(20):
+            started = time.perf_counter()
+            client.get("/healthz").raise_for_status()
+            times.append(time.perf_counter() - started)
+    assert sorted(times)[10] < 0.03
+
+
 def test_a_port_that_is_listened_on_cannot_be_had_until_it_is_free():
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
