@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,16 @@ def test_requests_are_counted_by_how_they_ended(served):
     assert 0 < after["restnet_run_duration_seconds_sum", "large"] < after["restnet_request_duration_seconds_sum", "large"] < 60
 
 
+def settle(served):
+    """Until the most accurate route serves: on a busy machine a cheaper one can be the first."""
+    end_s = time.monotonic() + 60
+    while values(served).get(("restnet_route_current", "large")) != 1:
+        assert time.monotonic() < end_s
+        time.sleep(0.1)
+
+
 def test_requests_of_the_open_inference_protocol_count_too(served):
+    settle(served)
     tensor = {"name": "input", "datatype": "FP32", "shape": [2, 1, 8, 8], "data": [0.0] * 128}
     served.post("/v2/models/shapes/infer", json={"inputs": [tensor]}).raise_for_status()
     assert served.post("/v2/models/shapes/infer", json={"inputs": []}).status_code == 400
@@ -172,6 +182,7 @@ def test_a_fault_of_ours_is_a_failure(served, monkeypatch, caplog):
 
 
 def test_state_is_that_of_the_moment_of_the_scrape(served):
+    settle(served)
     first = values(served)
     assert first["restnet_route_current", "large"] == 1
     assert "restnet_budget_latency_seconds" not in {name[0] for name in first}
