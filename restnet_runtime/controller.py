@@ -90,7 +90,7 @@ class Controller:
         self._watch, self._traffic, self._allowance = Watch(), Traffic(), Allowance()
         self._observed: float | None = None  # the slowdown of now
         self._blind = True  # the last reading failed, or there was none
-        self._beat = 0
+        self._beat = self._looks = 0
         # Read without a lock on the request path: one reference, only ever replaced, so that its parts belong together.
         self._standing = _Standing(Budget() if budget is None else budget, None, None)
         # Sensors and the slowdown serve one thread at a time. Taken before the next lock, never after it.
@@ -214,7 +214,7 @@ class Controller:
             self._observed = self._slowdown.tick()
             try:
                 reading = self._seen(self._sensors.read(), look=True)
-                self._blind = False
+                self._blind, self._looks = False, self._looks + 1
             except Exception as error:
                 self._blind = True
                 with self._deciding:
@@ -346,6 +346,7 @@ class Controller:
                 budget=budget,
                 decision=decision,
                 reading=reading,
+                looks=self._looks,
                 wanted=self._wanted,
                 pin=self._pin,
                 problem=self._problem,

@@ -30,6 +30,7 @@ class Status:
 
     decision:  the last one; `None` until a tick finds a loaded route
     reading:   the last one; `None` before it
+    looks:     how many times the device was looked at; between two, memory and quota alone are
     wanted:    the route that would be chosen afresh were every route loaded
     pin:       the route that an operator wants whatever it costs, if one
     problem:   what went wrong at the last tick, if anything
@@ -41,6 +42,7 @@ class Status:
     budget: Budget
     decision: Decision | None
     reading: Reading | None
+    looks: int
     wanted: str | None
     pin: str | None
     problem: str | None

@@ -20,7 +20,7 @@ MOST_LISTENERS = 16
 class Event:
     """Something that happened, and what stands since then.
 
-    kind:      `decision` comes first and tells how it stands, then each `switch` and each `reading` of the device
+    kind:      `decision` comes first and tells how it stands, then each `switch`, and a `reading` for each look at the device
     budget:    the standing one, in words
     pin:       the pinned route, if one is
     route, feasible, reason:  the decision that stands; `None` before the first
@@ -56,7 +56,7 @@ class Follower:
         self._status = status
         fresh = min(status.switched - before.switched, len(status.switches))
         events = [_event("switch", status, switch=switch) for switch in status.switches[len(status.switches) - fresh :]]
-        if status.reading is not None and _looked(status.reading) != _looked(before.reading):
+        if status.reading is not None and status.looks != before.looks:
             events.append(_event("reading", status, reading=status.reading))
         return events
 
@@ -100,11 +100,6 @@ class Events:
                     yield ": still here\n\n"
         finally:
             self._listeners -= 1
-
-
-def _looked(reading: Any) -> object:
-    """What tells one look at the device from the next: slowdown and traffic change between two."""
-    return None if reading is None else (reading.memory_available_bytes, reading.own_memory_bytes, reading.cpu_percent, reading.load_1m)
 
 
 def _event(

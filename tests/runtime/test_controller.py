@@ -14,6 +14,7 @@ from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
 from restnet_runtime.decision_log import Switch
 from restnet_runtime.errors import CompileError, InfeasibleError, UnitError
+from restnet_runtime.events import Follower
 from restnet_runtime.executor import Executor
 from restnet_runtime.policy import PolicySettings
 from restnet_runtime.profile import RouteProfile
@@ -116,6 +117,26 @@ def test_the_first_tick_goes_to_the_best_loaded_route(rig: Rig) -> None:
     assert decision is not None
     assert decision == controller.decision
     assert (decision.route, rig.executor.name) == ("large", "large")
+
+
+class Glanced(Device):
+    """Its memory is another at every glance."""
+
+    def glance(self, last: Reading) -> Reading:
+        return replace(last, memory_available_bytes=(last.memory_available_bytes or 0) + 1)
+
+
+def test_a_follower_is_told_of_looks_and_not_of_what_is_glanced_at_between_them(rig: Rig) -> None:
+    rig.device = Glanced()
+    controller = rig.controller()
+    controller.tick()
+    follower = Follower(controller)
+    before = controller.reading
+    controller.react()
+    assert controller.reading != before
+    assert follower.fresh() == []
+    controller.tick()
+    assert [event.kind for event in follower.fresh()] == ["reading"]
 
 
 def test_a_new_budget_switches_before_the_setter_returns(rig: Rig) -> None:
