@@ -8,6 +8,7 @@
 x is float32 (batch, C, H, W).
 """
 
+import atexit
 import logging
 import time
 from collections.abc import Sequence
@@ -116,7 +117,11 @@ class Engine:
         return cls(executor, controller, loader, compiler, batcher, sensors)
 
     def start(self) -> None:
-        """Make routes ready in the background, the cheapest of the Pareto front first, and watch the device."""
+        """Make routes ready in the background, the cheapest of the Pareto front first, and watch the device.
+
+        A program that ends without `stop` is stopped here: Python ends threads where they are, within ONNX Runtime the process aborts.
+        """
+        atexit.register(self.stop)
         self.loader.start()
         self.controller.start()
 
@@ -138,6 +143,7 @@ class Engine:
 
     def stop(self) -> None:
         """End both threads and the process that compiles, answer the requests that wait for a batch, and release every session."""
+        atexit.unregister(self.stop)
         self.loader.halt()
         self.compiler.abort()
         self.batcher.close()

@@ -346,6 +346,15 @@ print(sorted({'uvicorn', 'fastapi', 'starlette', 'pydantic', 'onnx', 'torch'} & 
     assert (done.returncode, done.stdout) == (0, "True\n[]\n"), done.stderr
 
 
+@pytest.mark.usefixtures("opened")
+def test_a_program_that_ends_while_routes_are_loaded_ends_well(cache_root: Path) -> None:
+    """Three in ten aborted: a thread within ONNX Runtime does not survive being ended by Python."""
+    code = "from restnet_runtime import Runtime\nRuntime().predict(__import__('numpy').zeros((8, 8), 'uint8'))"
+    for _ in range(8):
+        done = python(code, RESTNET_CACHE=str(cache_root))
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_program_in_the_readme_works(cache_root: Path, tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     program = readme.partition("from restnet_runtime import Runtime\n")[2].partition("```")[0]
