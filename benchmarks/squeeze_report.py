@@ -208,7 +208,12 @@ threads routes are *estimated* until a quiet moment comes: what is off alike for
 **A quota is not a slower processor.** Whoever has used up his share of 100 ms stands still until the next begins, so the latency of
 *all* routes jumps at once, and no slowdown measured on one says anything of another: by it even the smallest looked hopeless, and the
 controller went up and down between the ends. What a quota bears is arithmetic (requests x time x threads), so it is reckoned before a
-request is late (`restnet_runtime/quota.py`), and the quota is looked at four times a second."""
+request is late (`restnet_runtime/quota.py`), and the quota is looked at four times a second.
+
+**What the kernel calls inactive is not free.** In a group whose weights just do not fit they are read again and again, and all of their
+pages are on the kernel's list of inactive ones. Counted as free page cache, they counted twice: as memory of the server and as memory that
+it could still take. A process with 80 MB of weights under a limit of 60 MB seemed to have 100, so the controller stayed on a route that
+did not fit, and requests took seconds. Page cache that is mapped is in use (`restnet_runtime/cgroups.py`)."""
 
 
 def write_page(page: Path, result: Result, courses: Sequence[Course], picture: Path | None) -> None:
