@@ -213,10 +213,14 @@ def test_walks_from_the_own_group_up_to_the_mount(path: str, mounts: list[Mount]
 MEMORY_V1 = Path("/sys/fs/cgroup/memory")
 
 
+def own_group() -> Path:
+    return MEMORY_V1 / f"restnet-test-{os.getpid()}"
+
+
 @contextmanager
 def limited(limit: int, program: str, *args: str) -> Iterator[int]:
     """Number of a Python process that has said it is ready, in a memory cgroup of its own. Skips where such a group cannot be made."""
-    group = MEMORY_V1 / f"restnet-test-{os.getpid()}"
+    group = own_group()
     try:
         group.mkdir()
     except OSError as error:
@@ -274,8 +278,10 @@ def test_a_process_whose_weights_do_not_fit_has_no_headroom_in_them(tmp_path: Pa
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that the group pays for them
     limit = 48 * MIB
     with limited(limit, READS_AGAIN_AND_AGAIN, str(weights)) as pid:
+        if int((own_group() / "memory.usage_in_bytes").read_text()) < limit / 2:
+            pytest.skip("the pages of a file stay where it was written, as in a tmpfs")
         sums = []
-        for _ in range(5):
+        for _ in range(15):
             headroom = read_limits(Path("/"), pid).headroom_bytes
             assert headroom is not None
             sums.append(headroom + footprint(pid=pid).pss_bytes)
