@@ -23,12 +23,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from common import ROOT, Floor, Result, arguments, compile_all, in_child, noise, plain_file, publish
+from control_groups import Box, NoGroupError, boxes
 from families import FAMILIES, family
-from memory_group import NoGroupError, group, inside
 from startup import PLAIN
 
 from restnet_runtime.bundle import Bundle, open_bundle
@@ -42,12 +44,21 @@ READY_S = 90
 FLOOR_MINUTES = 5
 
 
+@contextmanager
+def limited(limit_bytes: int) -> Iterator[Box]:
+    """A group that has so much memory. Raises `NoGroupError`."""
+    with boxes("limited", controllers=("memory",)) as made:
+        if not made["limited"].limit(limit_bytes):
+            raise NoGroupError("no memory limit can be set here")
+        yield made["limited"]
+
+
 def plain_anchors(bundle: Bundle, limit_bytes: int) -> dict[str, Any]:
     files = [str(plain_file(bundle, anchor.name)) for anchor in bundle.manifest.anchors]
-    with group(limit_bytes) as where:
-        process = inside(where, PLAIN, "2", *files, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with limited(limit_bytes) as box:
+        process = box.python(PLAIN, "2", *files, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         process.communicate()
-        return {"program": f"plain sessions of all {len(files)} anchors", "killed": bool(where.killed()), "status": process.returncode}
+        return {"program": f"plain sessions of all {len(files)} anchors", "killed": bool(box.killed()), "status": process.returncode}
 
 
 class Client:
@@ -93,9 +104,9 @@ class Client:
 
 def server(bundle: Bundle, limit_bytes: int, cache: Path, minutes: float, name: str) -> dict[str, Any]:
     """Start the server in the limit, wait until it is ready, then switch and ask for `minutes`."""
-    with group(limit_bytes) as where, tempfile.TemporaryFile("w+") as log:
+    with limited(limit_bytes) as box, tempfile.TemporaryFile("w+") as log:
         began = time.monotonic()
-        process = inside(where, SERVE, str(bundle.path), "--port", "0", "--cache", str(cache), stdout=subprocess.PIPE, stderr=log)
+        process = box.python(SERVE, str(bundle.path), "--port", "0", "--cache", str(cache), stdout=subprocess.PIPE, stderr=log)
         try:
             client = Client(_address(process), bundle)
             ready_s = _ready(process, client, began)
@@ -103,7 +114,7 @@ def server(bundle: Bundle, limit_bytes: int, cache: Path, minutes: float, name: 
                 _switch(process, client, bundle, minutes * 60)
             alive = process.poll() is None
             killed = process.poll() == -signal.SIGKILL
-            workers_killed = where.killed() - killed  # processes that compiled: the kernel takes them first, and the server goes on
+            workers_killed = box.killed() - killed  # processes that compiled: the kernel takes them first, and the server goes on
             loaded = client.loaded() if alive and ready_s is not None else []
         finally:
             process.send_signal(signal.SIGTERM)
@@ -126,7 +137,7 @@ def server(bundle: Bundle, limit_bytes: int, cache: Path, minutes: float, name: 
             "problem": client.problem,
             "routes_served": sorted(client.routes),
             "routes_loaded_at_the_end": loaded,
-            "peak_bytes": where.peak_bytes(),
+            "peak_bytes": box.peak_bytes(),
             "log_end": log.read()[-600:],
         }
 

@@ -28,12 +28,11 @@ from statistics import median
 from typing import Any
 
 from common import REPOSITORY, ROOT, Floor, Result, arguments, compile_all, in_child, publish
+from control_groups import SHORT_SLICE, Box, NoGroupError, boxes
 from families import family
-from memory_group import NoGroupError
 from replay import read_table
 from small_memory import SERVE, forget
 from squeeze_client import Client, p95_ms
-from squeeze_groups import Box, boxes
 from squeeze_report import Course, Phase, Sample, report, write_page
 
 from restnet_runtime.bundle import Bundle, open_bundle
@@ -60,7 +59,7 @@ class Plan:
         burning: list[subprocess.Popen[str]] = []
 
         def burn() -> None:
-            burning.extend(neighbour.python(BURN) for _ in range(self.cores))
+            burning.extend(neighbour.python(SHORT_SLICE + BURN) for _ in range(self.cores))
 
         def rest() -> None:
             for one in burning:
@@ -96,7 +95,7 @@ class Server:
 
     def __init__(self, box: Box, bundle: Bundle, *args: str) -> None:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed when the server has ended
-        self.process = box.python(SERVE, str(bundle.path), "--port", "0", *args, stdout=subprocess.PIPE, stderr=self.log)
+        self.process = box.python(SHORT_SLICE + SERVE, str(bundle.path), "--port", "0", *args, stdout=subprocess.PIPE, stderr=self.log)
         self.url = next(line.split()[-1] for line in self.process.stdout or () if line.startswith("listening on "))
 
     def get(self, path: str) -> Any:

@@ -3,7 +3,7 @@
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,6 @@ class Course:
     def of(
         cls, name: str, asked: list[Asked], phases: list[Phase], samples: list[Sample], began: float, status: dict[str, Any], log: str
     ) -> "Course":
-        from dataclasses import replace
-
         moved = [replace(one, due_s=one.due_s - began) for one in asked if one.due_s >= began and one.due_s < began + phases[-1].end_s]
         return cls(name, moved, phases, samples, status, log)
 
@@ -149,17 +147,14 @@ def report(result: Result, courses: Sequence[Course], budget_ms: float) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    def seconds(value: float | None) -> str:
-        return "never" if value is None else f"{value:.1f} s"
-
     return (
         row["policy"],
         row["phase"],
         f"{row['p95_ms']:.0f} ms",
         f"{row['late'] / max(1, row['requests']):.1%}",
         str(row["failed"]),
-        seconds(row["inside_again_s"]),
-        seconds(row["up_again_s"]),
+        _seconds(row["inside_again_s"]),
+        _seconds(row["up_again_s"]),
         f"{row['accuracy_mean']:.2%}",
         f"{row['accuracy_in_time']:.2%}",
         str(row["switches"]),
@@ -169,36 +164,22 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _floors(rows: list[dict[str, Any]]) -> list[Floor]:
-    squeezed = [row for row in rows if row["phase"] in SQUEEZES]
-    eased = [row for row in rows if row["phase"].endswith("again")]
-    floors = []
-    for row in squeezed:
-        found = row["inside_again_s"]
-        floors.append(
-            Floor(
-                f"{row['phase']}: p95 ({WINDOW_S:g} s window) inside the budget again",
-                "-",
-                f"<= {INSIDE_S:g} s",
-                "never" if found is None else f"{found:.1f} s",
-                found is not None and found <= INSIDE_S,
-            )
-        )
-    for row in eased:
-        found = row["up_again_s"]
-        floors.append(
-            Floor(
-                f"{row['phase']}: best route again",
-                "-",
-                f"<= {UP_S:g} s",
-                "never" if found is None else f"{found:.1f} s",
-                found is not None and found <= UP_S,
-            )
-        )
+    again = f"p95 ({WINDOW_S:g} s window) inside the budget again"
+    floors = [_soon(row["phase"], again, row["inside_again_s"], INSIDE_S) for row in rows if row["phase"] in SQUEEZES]
+    floors += [_soon(row["phase"], "best route again", row["up_again_s"], UP_S) for row in rows if row["phase"].endswith("again")]
     failed = sum(row["failed"] for row in rows)
     floors.append(Floor("failed requests", "-", "0", f"{failed} of {sum(row['requests'] for row in rows)}", failed == 0))
     dead = any(row["killed"] or not row["alive"] for row in rows)
     floors.append(Floor("killed by the kernel", "-", "never", "killed" if dead else "never", not dead))
     return floors
+
+
+def _soon(phase: str, what: str, found_s: float | None, most_s: float) -> Floor:
+    return Floor(f"{phase}: {what}", "-", f"<= {most_s:g} s", _seconds(found_s), found_s is not None and found_s <= most_s)
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"
 
 
 INTRODUCTION = f"""\
@@ -227,7 +208,12 @@ threads routes are *estimated* until a quiet moment comes: what is off alike for
 **A quota is not a slower processor.** Whoever has used up his share of 100 ms stands still until the next begins, so the latency of
 *all* routes jumps at once, and no slowdown measured on one says anything of another: by it even the smallest looked hopeless, and the
 controller went up and down between the ends. What a quota bears is arithmetic (requests x time x threads), so it is reckoned before a
-request is late (`restnet_runtime/quota.py`), and the quota is looked at four times a second."""
+request is late (`restnet_runtime/quota.py`), and the quota is looked at four times a second.
+
+**What the kernel calls inactive is not free.** In a group whose weights just do not fit they are read again and again, and all of their
+pages are on the kernel's list of inactive ones. Counted as free page cache, they counted twice: as memory of the server and as memory that
+it could still take. A process with 80 MB of weights under a limit of 60 MB seemed to have 100, so the controller stayed on a route that
+did not fit, and requests took seconds. Page cache that is mapped is in use (`restnet_runtime/cgroups.py`)."""
 
 
 def write_page(page: Path, result: Result, courses: Sequence[Course], picture: Path | None) -> None:

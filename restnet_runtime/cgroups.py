@@ -18,12 +18,18 @@ _V1_UNLIMITED_32BIT = (2**31 - 1) * 4096
 _V1_UNLIMITED = 2**62
 """64-bit kernels read LONG_MAX rounded down to a page, whatever the page size: nothing above this is a limit."""
 
+_V1_FILE = ("total_inactive_file", "total_active_file", "total_mapped_file")
+_V2_FILE = ("inactive_file", "active_file", "file_mapped")
+"""In memory.stat: page cache, and what of it is mapped."""
+
 
 @dataclass(frozen=True)
 class CgroupLimits:
     """The tightest of what could be read; `None` where nothing limits or nothing could be read.
 
-    headroom_bytes:  limit - (usage - inactive page cache), least over all groups; below zero while a group is over its limit
+    headroom_bytes:  limit - (usage - inactive page cache that nobody has mapped), least over all groups; below zero while a group is over
+                     its limit. Mapped pages are in use: of a group that reads its weights again and again because they do not fit, they are
+                     all inactive, and count as memory of the process already
     limit_bytes:     the limit of the group with the least headroom
     quota_cores:     CPU time per wall time, in cores (0.5 = half a core), least over all groups
     """
@@ -93,11 +99,11 @@ def limits_of(groups: Groups) -> CgroupLimits:
     memory: list[tuple[int, int]] = []
     quotas: list[float] = []
     for group in groups.memory_v1:
-        memory += _memory(_v1_limit(group), group, "memory.usage_in_bytes", "total_inactive_file")
+        memory += _memory(_v1_limit(group), group, "memory.usage_in_bytes", _V1_FILE)
     for group in groups.cpu_v1:
         quotas += _quota(_number(f"{group}/cpu.cfs_quota_us"), _number(f"{group}/cpu.cfs_period_us"))
     for group in groups.v2:
-        memory += _memory(_v2_limit(group), group, "memory.current", "inactive_file")
+        memory += _memory(_v2_limit(group), group, "memory.current", _V2_FILE)
         quota, _, period = (read_text(f"{group}/cpu.max") or "").partition(" ")
         quotas += _quota(_integer(quota), _integer(period))
     headroom, limit = min(memory, default=(None, None))
@@ -172,14 +178,16 @@ def _v2_limit(group: Path) -> int | None:
     return min(limits, default=None)
 
 
-def _memory(limit: int | None, group: Path, usage_file: str, inactive_key: str) -> list[tuple[int, int]]:
-    """`[(headroom, limit)]`, or nothing when the group is unlimited or one of its three figures cannot be read."""
+def _memory(limit: int | None, group: Path, usage_file: str, keys: tuple[str, str, str]) -> list[tuple[int, int]]:
+    """`[(headroom, limit)]`, or nothing when the group is unlimited, or its usage or its inactive page cache cannot be read."""
     if limit is None:
         return []
-    usage = _number(f"{group}/{usage_file}")
-    inactive = read_keyed(f"{group}/memory.stat", inactive_key).get(inactive_key)
+    usage, found = _number(f"{group}/{usage_file}"), read_keyed(f"{group}/memory.stat", *keys)
+    inactive, active, mapped = (found.get(key) for key in keys)
     if usage is None or inactive is None:
         return []
+    if active is not None and mapped is not None:
+        inactive = min(inactive, max(0, inactive + active - mapped))
     return [(limit - (usage - inactive), limit)]
 
 

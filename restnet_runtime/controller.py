@@ -15,21 +15,18 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
-from restnet_runtime.allowance import Allowance
 from restnet_runtime.budget import NO_LIMITS, Budget
 from restnet_runtime.decision_log import Status, Switch
 from restnet_runtime.errors import NotLoadedError, UnitError
 from restnet_runtime.ladder import Candidate, Ladder
+from restnet_runtime.observed import Observed
 from restnet_runtime.policy import DEFAULTS, Decision, History, PolicySettings, choose_for_request, decide, in_force
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
-from restnet_runtime.served import Served
 from restnet_runtime.switchable import Glancing, ReadingSource, Switchable
 from restnet_runtime.threads import affinity_cores
-from restnet_runtime.traffic import Traffic
 from restnet_runtime.units import format_ms
-from restnet_runtime.watch import UNKNOWN_TAIL, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +37,6 @@ BEATS = 4
 """Decisions in the time between two readings."""
 _SURELY = 1.04
 """What is chosen for one request that has waited just fits the time that it has left: by so much less it is late less often than others."""
-_ENOUGH = 8  # requests of which the median is worth taking into the slowdown between two readings
 
 
 class _Standing(NamedTuple):
@@ -85,10 +81,8 @@ class Controller:
         self._interval_s = interval_s
         self._clock = clock
         self._wall = wall
-        self._served = Served(affinity_cores())
-        self._slowdown = self._served.slowdown
-        self._watch, self._traffic, self._allowance = Watch(), Traffic(), Allowance()
-        self._observed: float | None = None  # the slowdown of now
+        self._observed = Observed(affinity_cores())
+        self._traffic = self._observed.traffic
         self._blind = True  # the last reading failed, or there was none
         self._beat = self._looks = 0
         # Read without a lock on the request path: one reference, only ever replaced, so that its parts belong together.
@@ -175,26 +169,18 @@ class Controller:
         Returns whether the thread was woken, because requests have become late: then `react` is what it does.
         """
         profile = self._executor.profile(route)
-        if profile is None or not profile.latency_ms > 0:
+        if profile is None:
             return False
-        ratio = latency_ms / profile.latency_ms
-        if not 0 < ratio < math.inf:
-            return False
-        self._slowdown.observe(ratio, profile.threads)
-        self._served.observe(route, latency_ms, profile)
-        now_s, decision, limit_ms = self._clock(), self._standing.decision, self._standing.budget.latency_ms
-        if around_ms > 0:
-            self._traffic.surround(around_ms)
-        over = limit_ms is not None and latency_ms + self._traffic.waited_ms + around_ms > limit_ms
-        self._allowance.observe(now_s, ratio, over and (decision is None or decision.feasible))
-        longer = self._watch.observe(ratio, now_s)
+        limit_ms, decision = self._standing.budget.latency_ms, self._standing.decision
+        feasible = decision is None or decision.feasible
+        longer = self._observed.observe(route, latency_ms, around_ms, profile, limit_ms, feasible, self._clock())
         if longer:
             self._wake.set()
         return longer
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """From now on readings have the queue's depth. depth: requests that wait or run; quick, and safe from any thread."""
-        self._served.queue_depth = depth
+        self._observed.served.queue_depth = depth
 
     def step(self) -> None:
         """What the thread does every `beat_s`: look at the device or, between two looks, decide on the last one."""
@@ -211,9 +197,9 @@ class Controller:
         is logged and left out of this tick.
         """
         with self._sensing:
-            self._observed = self._slowdown.tick()
+            self._observed.look()
             try:
-                reading = self._seen(self._sensors.read(), look=True)
+                reading = self._observed.complete(self._sensors.read(), self._clock(), look=True)
                 self._blind, self._looks = False, self._looks + 1
             except Exception as error:
                 self._blind = True
@@ -229,15 +215,12 @@ class Controller:
     def react(self) -> None:
         """Requests take longer than is known: decide on what the latest of them show, without waiting for it to be smoothed."""
         with self._sensing:
-            self._observed = self._slowdown.tick()
-            self._watch.alarm(self._clock())
-            self._allowance.change(self._clock())
+            self._observed.alarm(self._clock())
             self._again()
 
     def _beat_once(self) -> None:
         with self._sensing:
-            if self._watch.pending >= _ENOUGH:
-                self._observed = self._slowdown.tick()
+            self._observed.glance()
             self._again()
 
     def _again(self) -> None:
@@ -248,29 +231,9 @@ class Controller:
         if isinstance(self._sensors, Glancing):
             with suppress(Exception):  # the next look at the device tells
                 reading = self._sensors.glance(reading)
-        reading = self._seen(reading, look=False)
+        reading = self._observed.complete(reading, self._clock(), look=False)
         with self._deciding:
             self._decide(self._standing.budget, reading)
-
-    def _seen(self, reading: Reading, *, look: bool) -> Reading:
-        """A reading with what requests tell. Needs `_sensing`. look: the device has just been looked at."""
-        now_s = self._clock()
-        rate, variation, waiting_ms = self._traffic.take(now_s)
-        slowdown = self._watch.slowdown(self._observed, now_s)
-        tail = self._watch.take(slowdown)
-        credit, ceilings = self._allowance.take(now_s, rate)
-        self._watch.patient = credit is not None and credit > 0.5
-        seen = reading.updated(
-            slowdown=slowdown,
-            tail=UNKNOWN_TAIL if tail is None and slowdown is not None else tail,
-            credit=credit,
-            ceilings=ceilings,
-            requests_per_s=rate,
-            gap_variation=variation,
-            waiting_ms=waiting_ms,
-            around_ms=self._traffic.around_ms(),
-        )
-        return self._served.complete(seen, now_s, look=look)
 
     def reconsider(self) -> None:
         """The loaded routes have changed: decide at once and afresh, up or down, as after a new budget."""
@@ -289,7 +252,7 @@ class Controller:
         self._traffic.wait(waited_ms)
         behind_ms = self._traffic.behind_ms(self._clock(), waited_ms)
         both = standing if budget is NO_LIMITS or budget == NO_LIMITS else standing.narrowed(budget)
-        loaded, caution = self._executor.loaded, self._watch.caution
+        loaded, caution = self._executor.loaded, self._observed.watch.caution
         stands = decision is not None and not caution and (both is standing or both == standing) and decision.route in loaded
         limit_ms = both.latency_ms
         left_ms = None if limit_ms is None else self._left_ms(limit_ms, waited_ms, behind_ms)

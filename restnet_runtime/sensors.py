@@ -112,7 +112,7 @@ class Sensors:
         """The last reading with what others can take away from one moment to the next: memory and the CPU quota. A tenth of its time."""
         limits = limits_of(self._groups.find())
         left = [value for value in (_or_none(_host_available_bytes), limits.headroom_bytes) if value is not None]
-        own_bytes = _or_none(self._gauge.moved_bytes)
+        own_bytes = self._gauge.moved_bytes()
         return replace(
             last,
             memory_available_bytes=min(left, default=None),

@@ -116,14 +116,7 @@ def test_answers_of_two_machines_are_compared_image_by_image(int8_elsewhere: Mod
 
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import squeeze_report
-
-    yield squeeze_report
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    yield from imported("squeeze_report", monkeypatch)
 
 
 def course_of(report: ModuleType, late: list[tuple[float, float]], failed: tuple[float, ...] = ()) -> object:

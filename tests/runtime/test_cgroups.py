@@ -3,13 +3,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from statistics import median
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restnet_runtime.cgroups import CgroupLimits, Mount, parse_membership, parse_mounts, read_limits, visible_groups
+from restnet_runtime.memory import footprint
 
 TREES = Path(__file__).parents[1] / "data" / "cgroups"
 MIB = 2**20
@@ -24,10 +27,11 @@ MIB = 2**20
         ("v1-flat", CgroupLimits(268435456 - (100000000 - 30000000), 268435456, None)),
         # the slice has 400 - (350 - 30) MB left, the service in it 250 - (120 - 20) MB
         ("v2-service", CgroupLimits(80_000_000, 400_000_000, 1.5)),
-        ("v2-over-high", CgroupLimits(100_000_000 - (130_000_000 - 5_000_000), 100_000_000, None)),
-        ("v2-container", CgroupLimits(134217728 - 50_000_000, 134217728, 0.5)),
-        ("v2-container-host-path", CgroupLimits(134217728 - 50_000_000, 134217728, 0.5)),
-        ("v2-container-hidden", CgroupLimits(134217728 - 50_000_000, 134217728, 0.5)),
+        # 8 MB of page cache, of which 4.096 are mapped; in the containers 14
+        ("v2-over-high", CgroupLimits(100_000_000 - (130_000_000 - 3_904_000), 100_000_000, None)),
+        ("v2-container", CgroupLimits(134217728 - (60_000_000 - 9_904_000), 134217728, 0.5)),
+        ("v2-container-host-path", CgroupLimits(134217728 - (60_000_000 - 9_904_000), 134217728, 0.5)),
+        ("v2-container-hidden", CgroupLimits(134217728 - (60_000_000 - 9_904_000), 134217728, 0.5)),
         ("v2-outside-namespace", CgroupLimits()),
         ("v2-memory-off", CgroupLimits()),
     ],
@@ -70,6 +74,22 @@ GARBLED = ["", "\n", "abc", "-5", "1e9", "0x10", "12 34", "999999999999999999999
 def test_without_its_usage_a_group_has_no_headroom(service: Path, name: str, content: str | None) -> None:
     _replace(service / GROUP / name, content)
     assert read_limits(service, 4242) == CgroupLimits(None, None, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("stat", "reclaimable"),
+    [
+        ("inactive_file 60000000\nactive_file 0\nfile_mapped 60000000\n", 0),  # weights that do not fit: all of them inactive, and in use
+        ("inactive_file 60000000\nactive_file 0\nfile_mapped 45000000\n", 15_000_000),
+        ("inactive_file 20000000\nactive_file 40000000\nfile_mapped 40000000\n", 20_000_000),  # what is mapped is active
+        ("inactive_file 20000000\nactive_file 40000000\nfile_mapped 0\n", 20_000_000),
+        ("inactive_file 1000\nactive_file 0\nfile_mapped 5000\n", 0),  # shared memory that is mapped counts there too
+        ("inactive_file 20000000\n", 20_000_000),
+    ],
+)
+def test_mapped_page_cache_is_in_use(service: Path, stat: str, reclaimable: int) -> None:
+    _replace(service / GROUP / "memory.stat", stat)
+    assert read_limits(service, 4242).headroom_bytes == 250_000_000 - (120_000_000 - reclaimable)
 
 
 @pytest.mark.parametrize("content", [*GARBLED, "max\n", None])
@@ -193,11 +213,14 @@ def test_walks_from_the_own_group_up_to_the_mount(path: str, mounts: list[Mount]
 MEMORY_V1 = Path("/sys/fs/cgroup/memory")
 
 
-@pytest.fixture
-def limited_process() -> Iterator[tuple[int, int]]:
-    """(pid, limit): a process in a memory cgroup of its own. Skips where such a group cannot be made."""
-    group = MEMORY_V1 / f"restnet-test-{os.getpid()}"
-    limit = 192 * MIB
+def own_group() -> Path:
+    return MEMORY_V1 / f"restnet-test-{os.getpid()}"
+
+
+@contextmanager
+def limited(limit: int, program: str, *args: str) -> Iterator[int]:
+    """Number of a Python process that has said it is ready, in a memory cgroup of its own. Skips where such a group cannot be made."""
+    group = own_group()
     try:
         group.mkdir()
     except OSError as error:
@@ -208,28 +231,61 @@ def limited_process() -> Iterator[tuple[int, int]]:
             (group / "memory.limit_in_bytes").write_text(str(limit))
         except OSError as error:
             pytest.skip(f"{MEMORY_V1} takes no limits: {error}")
-        program = "import sys; held = bytearray(b'x' * 30_000_000); print('ready', flush=True); sys.stdin.read()"
         # Into the group before Python starts, so that all of its memory is counted there.
         process = subprocess.Popen(
-            ["/bin/sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$0" -c "$1"', sys.executable, program],
+            ["/bin/sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$0" -c "$@"', sys.executable, program, *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        yield process.pid, limit
+        yield process.pid
     finally:
         if process is not None:
             process.communicate(timeout=20)
         group.rmdir()
 
 
-def test_reads_a_real_limit(limited_process: tuple[int, int]) -> None:
-    pid, limit = limited_process
-    limits = read_limits(Path("/"), pid)
+def test_reads_a_real_limit() -> None:
+    limit = 192 * MIB
+    with limited(limit, "import sys; held = bytearray(b'x' * 30_000_000); print('ready', flush=True); sys.stdin.read()") as pid:
+        limits = read_limits(Path("/"), pid)
     assert limits.limit_bytes == limit
     assert limits.headroom_bytes is not None
     assert limit - 100_000_000 < limits.headroom_bytes < limit - 30_000_000
+
+
+READS_AGAIN_AND_AGAIN = """
+import mmap, os, select, sys
+weights = mmap.mmap(os.open(sys.argv[1], os.O_RDONLY), 0, prot=mmap.PROT_READ)
+turn = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    for at in range(0, len(weights), mmap.PAGESIZE):
+        weights[at]
+    turn += 1
+    if turn == 3:
+        print("ready", flush=True)
+"""
+
+
+def test_a_process_whose_weights_do_not_fit_has_no_headroom_in_them(tmp_path: Path) -> None:
+    """What it holds and what it could still take are together no more than the limit, though the kernel calls its weights inactive."""
+    weights = tmp_path / "weights"
+    with weights.open("wb") as file:
+        file.write(os.urandom(80 * MIB))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that the group pays for them
+    limit = 48 * MIB
+    with limited(limit, READS_AGAIN_AND_AGAIN, str(weights)) as pid:
+        if int((own_group() / "memory.usage_in_bytes").read_text()) < limit / 2:
+            pytest.skip("the pages of a file stay where it was written, as in a tmpfs")
+        sums = []
+        for _ in range(15):
+            headroom = read_limits(Path("/"), pid).headroom_bytes
+            assert headroom is not None
+            sums.append(headroom + footprint(pid=pid).pss_bytes)
+    assert median(sums) < 1.3 * limit
 
 
 def _replace(path: Path, content: str | None) -> None:

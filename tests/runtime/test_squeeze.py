@@ -20,12 +20,11 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """The benchmark's own groups, client and server."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import memory_group
+    import control_groups
     import squeeze
     import squeeze_client
-    import squeeze_groups
 
-    modules: tuple[ModuleType, ...] = (memory_group, squeeze, squeeze_client, squeeze_groups)
+    modules: tuple[ModuleType, ...] = (control_groups, squeeze, squeeze_client)
     yield SimpleNamespace(**{module.__name__: module for module in modules})
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
@@ -37,7 +36,7 @@ def test_a_squeezed_server_falls_fails_nothing_and_climbs_again(tools: SimpleNam
     content = io.BytesIO()
     np.save(content, np.zeros((1, 8, 8), np.float32))
     try:
-        with tools.squeeze_groups.boxes("server", "client") as boxes:
+        with tools.control_groups.boxes("server", "client") as boxes:
             boxes["client"].take(os.getpid())
             box = boxes["server"]
             options = ("--cache", str(tmp_path / "cache"), "--budget", "150ms", "--threads", "1")
@@ -65,7 +64,7 @@ def test_a_squeezed_server_falls_fails_nothing_and_climbs_again(tools: SimpleNam
                 box.limit(None)
                 box.quota(None)
                 server.end()
-    except tools.memory_group.NoGroupError as error:
+    except tools.control_groups.NoGroupError as error:
         pytest.skip(f"no control groups can be made here: {error}")
 
     def routes(begin_s: float, end_s: float) -> list[str]:

@@ -1,7 +1,4 @@
-"""Control groups of a benchmark's own: one each for the server, a neighbour and the client, with CPU and memory limits. Versions 1 and 2.
-
-All lie below one that goes before whatever else runs on the machine, so that others disturb little. Removed afterwards.
-"""
+"""Control groups of a benchmark's own, with CPU and memory limits, and Python in them. Versions 1 and 2. Removed afterwards."""
 
 import os
 import subprocess
@@ -12,25 +9,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from memory_group import NoGroupError
-
 from restnet_runtime.cgroups import Mount, parse_membership, parse_mounts, visible_groups
 
 PERIOD_US = 100_000
 _BEFORE_OTHERS_V1, _BEFORE_OTHERS_V2 = 262_144, 10_000  # the most there is: 1024 and 100 are what everybody else has
 _NO_LIMIT_V1 = -1
-
-
-# sched_setattr(2): SCHED_OTHER, a slice of 0.1 ms; threads inherit it. Older kernels take no notice.
-_SHORT_SLICE = """
+SHORT_SLICE = """
 import ctypes, platform, struct
 if platform.machine() in ("x86_64", "aarch64"):
     ctypes.CDLL(None).syscall(314 if platform.machine() == "x86_64" else 274, 0, struct.pack("IIQiIQQQ", 48, 0, 0, 0, 0, 100000, 0, 0), 0)
 """
+"""Before a program: slices of 0.1 ms for all of its threads (sched_setattr(2), SCHED_OTHER). Older kernels take no notice."""
+
+
+class NoGroupError(Exception):
+    """Here no such control group can be made."""
 
 
 class Box:
-    """One group: of version 2, or of version 1 in the hierarchies `cpu` and `memory`."""
+    """One group: of version 2, or of version 1 in the hierarchies of its controllers, `cpu` and `memory` or one of them."""
 
     def __init__(self, folders: dict[str, Path], version: int) -> None:
         self.folders, self.version = folders, version
@@ -74,6 +71,13 @@ class Box:
         lines = (self.folders["memory"] / "memory.stat").read_text().splitlines()
         return int(dict(line.split() for line in lines)["total_rss" if self.version == 1 else "anon"])
 
+    def peak_bytes(self) -> int | None:
+        """The most that was used; `None` where the kernel does not tell."""
+        try:
+            return int((self.folders["memory"] / ("memory.max_usage_in_bytes" if self.version == 1 else "memory.peak")).read_text())
+        except OSError:
+            return None
+
     def killed(self) -> int:
         """How many processes the kernel has killed here for want of memory."""
         text = (self.folders["memory"] / ("memory.oom_control" if self.version == 1 else "memory.events")).read_text()
@@ -92,41 +96,37 @@ class Box:
     def python(self, code: str, *args: str, **options: Any) -> subprocess.Popen[str]:
         """Python here from its first instruction on."""
         moves = " && ".join(f'echo $$ > "{folder}/cgroup.procs"' for folder in sorted(set(self.folders.values())))
-        code = _SHORT_SLICE + code
         return subprocess.Popen(["sh", "-c", f'{moves} && exec "$@"', "sh", sys.executable, "-c", code, *args], text=True, **options)
 
 
 @contextmanager
-def boxes(*names: str) -> Iterator[dict[str, Box]]:
-    """New groups of these names below this process's own, or below its nearest parent that allows it. Raises `NoGroupError`."""
+def boxes(*names: str, controllers: tuple[str, ...] = ("cpu", "memory")) -> Iterator[dict[str, Box]]:
+    """New groups of these names below this process's own, or below its nearest parent that allows it. Raises `NoGroupError`.
+
+    Where CPU is among the controllers, all lie below one that goes before whatever else runs here, so that others disturb little.
+    """
     membership = parse_membership(Path("/proc/self/cgroup").read_text())
     mounts = parse_mounts(Path("/proc/self/mountinfo").read_text())
-    version = 1 if {"cpu", "memory"} <= membership.keys() else 2
+    version = 1 if set(controllers) <= membership.keys() else 2
     made: list[Path] = []
     try:
-        tops = {controller: _top(controller, version, membership, mounts, made) for controller in ("cpu", "memory")}
-        if version == 2:
-            _hand_down(tops["cpu"])
-        (tops["cpu"] / ("cpu.shares" if version == 1 else "cpu.weight")).write_text(
-            str(_BEFORE_OTHERS_V1 if version == 1 else _BEFORE_OTHERS_V2)
-        )
-        found = {name: Box({controller: _make(top / name, made) for controller, top in tops.items()}, version) for name in names}
-        home = {str(path): path for path in _homes(membership, mounts, version)}
         try:
-            yield found
-        finally:
-            for path in home.values():  # whoever moved itself, goes back
-                with suppress(OSError):
-                    (path / "cgroup.procs").write_text(str(os.getpid()))
-    except OSError as error:
-        raise NoGroupError(str(error)) from error
+            tops = {controller: _top(controller, version, membership, mounts, made) for controller in controllers}
+            if version == 2:
+                _hand_down(tops[controllers[0]], controllers)
+            if "cpu" in tops:
+                name, most = ("cpu.shares", _BEFORE_OTHERS_V1) if version == 1 else ("cpu.weight", _BEFORE_OTHERS_V2)
+                (tops["cpu"] / name).write_text(str(most))
+            found = {name: Box({controller: _make(top / name, made) for controller, top in tops.items()}, version) for name in names}
+        except OSError as error:
+            raise NoGroupError(str(error)) from error
+        yield found
     finally:
+        for home in {_parents(controller, version, membership, mounts)[0] for controller in controllers} if made else ():
+            with suppress(OSError):  # whoever moved itself, goes back
+                (home / "cgroup.procs").write_text(str(os.getpid()))
         for path in reversed(made):
             _remove(path)
-
-
-def _homes(membership: dict[str, str], mounts: list[Mount], version: int) -> list[Path]:
-    return [_parents(controller, version, membership, mounts)[0] for controller in (("cpu", "memory") if version == 1 else ("",))]
 
 
 def _parents(controller: str, version: int, membership: dict[str, str], mounts: list[Mount]) -> list[Path]:
@@ -137,7 +137,7 @@ def _parents(controller: str, version: int, membership: dict[str, str], mounts: 
 def _top(controller: str, version: int, membership: dict[str, str], mounts: list[Mount], made: list[Path]) -> Path:
     reason = f"no {controller} hierarchy is mounted"
     for parent in _parents(controller, version, membership, mounts):
-        path = parent / f"restnet-squeeze-{os.getpid()}"
+        path = parent / f"restnet-benchmark-{os.getpid()}"
         try:
             return _make(path, made)
         except OSError as error:
@@ -152,10 +152,10 @@ def _make(path: Path, made: list[Path]) -> Path:
     return path
 
 
-def _hand_down(top: Path) -> None:
+def _hand_down(top: Path, controllers: tuple[str, ...]) -> None:
     """Version 2: let the groups below have limits of their own."""
     for path in (top.parent, top):
-        (path / "cgroup.subtree_control").write_text("+cpu +memory")
+        (path / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in controllers))
 
 
 def _remove(path: Path) -> None:
