@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import InputError, RequestError
+from restnet_runtime.nesting import check_nesting
 
 BUDGET_EXAMPLE = "200MFLOPs,30ms,150MB"
 _SHOWN_CHARACTERS = 60
@@ -338,6 +339,7 @@ class HealthAnswer(_Answer):
 
 def read_json(model: type[_RequestT], body: bytes) -> _RequestT:
     """`body` as `model`. Raises `RequestError` when it is not JSON, `InputError` naming what does not fit the model."""
+    check_nesting(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
