@@ -115,7 +115,6 @@ def _serve(args: argparse.Namespace) -> int:
     from restnet_runtime.threads import affinity_cores, usable_cores
 
     configure_logs(args.log_format)
-    quiet_parsers()
     batching = BatchSettings(args.batching, args.batch_wait, args.batch_max)
     settings = ServeSettings(
         max_body_bytes=args.max_body,
@@ -157,6 +156,7 @@ def _serve(args: argparse.Namespace) -> int:
                 from restnet_runtime.recorder import Recorder
 
                 stack.enter_context(Recorder(args.record, engine.controller, affinity_cores(), args.interval))
+            quiet_parsers()
             app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher, tracer_provider)
             run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=app.state.events.close)
     return 0
