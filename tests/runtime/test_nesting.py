@@ -6,9 +6,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from restnet_runtime.bodies import PredictRequest, read_json
 from restnet_runtime.errors import InputError
 from restnet_runtime.nesting import MOST_PARTS, check_nesting
-from restnet_runtime.schemas import PredictRequest, read_json
 
 EMPTY = b",".join([b"[]"] * (MOST_PARTS + 1))
 
