@@ -2,9 +2,41 @@
 
 import argparse
 import os
+from pathlib import Path
 
-from restnet_runtime.access import TOKEN_VARIABLE, Access, Token, read_token
+from restnet_runtime.access import REQUIRE, TOKEN_VARIABLE, Access, Token, read_token
 from restnet_runtime.errors import AccessError
+
+
+def add_access_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-remote", action="store_true", help="let --host be an address that other machines reach")
+    parser.add_argument("--read-only", action="store_true", help="take no changes of budget, pin and models over HTTP")
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="changes need the token in it, as Authorization: Bearer TOKEN (also from the environment, as RESTNET_TOKEN)",
+    )
+    parser.add_argument(
+        "--require-token",
+        choices=REQUIRE,
+        default=REQUIRE[0],
+        help="what a token is needed for, if there is one; all: everything but health checks and files of pages (%(default)s)",
+    )
+    parser.add_argument(
+        "--trusted-host",
+        action="append",
+        metavar="NAME",
+        help="a name that clients may call this server by, *.NAME for all below it; may be repeated (default: addresses and localhost, and "
+        "with --allow-remote any)",
+    )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="pages of that origin may use this server from a browser, as https://example.org, or * for all; may be repeated",
+    )
 
 
 def read_access(args: argparse.Namespace) -> Access:

@@ -8,18 +8,18 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.routing import Route
 
 from restnet_runtime import __version__
 from restnet_runtime.api_docs import BUDGET_BODY, PIN_BODY, PREDICT_BODY, PREDICT_PARAMETERS
 from restnet_runtime.batching import Batcher
+from restnet_runtime.bodies import BudgetRequest, PinRequest, read_json
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
 from restnet_runtime.dashboard import add_pages
-from restnet_runtime.errors import ExpiredError, InfeasibleError, InputError, RequestError, RestnetError, UnitError
+from restnet_runtime.error_answers import answer_errors
+from restnet_runtime.errors import InputError
 from restnet_runtime.events import Events
 from restnet_runtime.executor import Executor
 from restnet_runtime.guard import Guard
@@ -28,21 +28,18 @@ from restnet_runtime.intake import TRY_AGAIN, Intake
 from restnet_runtime.loader import Progress
 from restnet_runtime.metrics import Metrics, add_metrics
 from restnet_runtime.npy import MAGIC
-from restnet_runtime.observing import REQUEST_ID, Observing, note_error, request_id
+from restnet_runtime.observing import Observing
 from restnet_runtime.payload import BodyKind, parse_top_k
 from restnet_runtime.preprocess import looks_like_image
 from restnet_runtime.schemas import (
     BatchAnswer,
     BudgetAnswer,
-    BudgetRequest,
     ErrorAnswer,
     HealthAnswer,
     PinAnswer,
-    PinRequest,
     PredictAnswer,
     RoutesAnswer,
     StatusAnswer,
-    read_json,
 )
 from restnet_runtime.service import PredictService
 from restnet_runtime.settings import BUDGET_HEADER, ServeSettings
@@ -52,14 +49,6 @@ from restnet_runtime.tracing import FACTS, Tracing
 from restnet_runtime.v2 import add_v2
 from restnet_runtime.v2_model import Model
 
-STATUS_OF: dict[type[Exception], int] = {
-    RequestError: 400,  # ImageError too: bytes that cannot be read
-    InputError: 422,  # read, but not what this bundle takes
-    UnitError: 422,
-    InfeasibleError: 503,
-    ExpiredError: 504,
-    RestnetError: 500,
-}
 _MEDIA_KINDS: dict[str, BodyKind] = {"multipart/form-data": "form", "application/json": "json", "application/x-npy": "npy"}
 _UNTOLD_MEDIA = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _ALLOWED_MEDIA = "multipart/form-data, image/*, application/json, application/x-npy, or application/octet-stream with an image or .npy file"
@@ -107,7 +96,7 @@ def create_app(
         redoc_url=None,
         **_without_telemetry(),
     )
-    _answer_errors(app)
+    answer_errors(app)
     app.state.events = events
 
     def serving() -> Serving:
@@ -278,49 +267,6 @@ def _json(answer: BaseModel, *, exclude_none: bool = False) -> Response:
 async def _off_loop(work: Callable[[], T]) -> T:
     """Run what may block beside the prediction workers, so that it does not wait for them."""
     return await asyncio.get_running_loop().run_in_executor(None, work)
-
-
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": message}, status, headers)
-
-
-def _answer_errors(app: FastAPI) -> None:
-    """Make every error an `ErrorAnswer`."""
-
-    async def on_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, StarletteHTTPException)
-        note_error(request.scope, error)
-        headers, path = dict(error.headers or {}), request.url.path[:100]
-        message = error.detail
-        if error.status_code == 404 and message == "Not Found":
-            message = f"there is no {path!r} here: /openapi.json lists what there is"
-        elif error.status_code == 405:
-            headers["Allow"] = _methods(app, request.url.path)
-            message = f"{request.method} is not allowed on {path!r}: allowed is {headers['Allow']}"
-        return _error(error.status_code, message, headers)
-
-    def on_kind(status: int) -> Callable[[Request, Exception], Any]:
-        async def answer(request: Request, error: Exception) -> Response:
-            note_error(request.scope, error)
-            return _error(status, str(error))
-
-        return answer
-
-    async def on_bug(request: Request, error: Exception) -> Response:
-        name, known = type(error).__name__, request_id(request.scope)
-        return _error(500, f"internal error ({name}): the server's log has the details", {REQUEST_ID: known} if known else None)
-
-    app.add_exception_handler(StarletteHTTPException, on_http)
-    for kind, status in STATUS_OF.items():
-        app.add_exception_handler(kind, on_kind(status))
-    app.add_exception_handler(Exception, on_bug)
-
-
-def _methods(app: FastAPI, path: str) -> str:
-    """All methods of a path. Starlette's own 405 names those of one route, and a path may have several."""
-    same = [route for route in app.routes if isinstance(route, Route) and route.path_regex.fullmatch(path)]
-    methods = {method for route in same for method in route.methods or ()}
-    return ", ".join(sorted(methods))
 
 
 def _without_telemetry() -> dict[str, Any]:

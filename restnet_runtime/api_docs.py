@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from restnet_runtime.schemas import BUDGET_EXAMPLE, BudgetRequest, PinRequest, PredictRequest
+from restnet_runtime.bodies import BUDGET_EXAMPLE, BudgetRequest, PinRequest, PredictRequest
 
 _PNG_BASE64 = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 _BINARY = {"type": "string", "format": "binary"}

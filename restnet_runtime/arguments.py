@@ -7,6 +7,7 @@ from pathlib import Path
 from restnet_runtime import __version__
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import SHIPPED_BUNDLE
+from restnet_runtime.deadline import MOST_MS
 from restnet_runtime.errors import UnitError
 from restnet_runtime.providers import NAMES
 from restnet_runtime.units import parse_quantity
@@ -49,24 +50,22 @@ def size(text: str) -> int:
 
 
 def wait(text: str) -> float:
-    """Milliseconds."""
-    try:
-        kind, value = ("latency_ms", 0.0) if text.strip() == "0" else parse_quantity(text)
-    except UnitError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    if kind != "latency_ms" or value > 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a wait: give 0 to 1s, as in 2ms")
-    return value
+    """Milliseconds, 0 too."""
+    return 0.0 if text.strip() == "0" else _time(text, 1000, "is not a wait: give 0 to 1s, as in 2ms")
 
 
 def deadline(text: str) -> float:
     """Milliseconds."""
+    return _time(text, MOST_MS, "is no deadline: give a time up to an hour, as in 500ms")
+
+
+def _time(text: str, most_ms: float, otherwise: str) -> float:
     try:
         kind, value = parse_quantity(text)
     except UnitError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    if kind != "latency_ms" or value > 3_600_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no deadline: give a time up to an hour, as in 500ms")
+    if kind != "latency_ms" or value > most_ms:
+        raise argparse.ArgumentTypeError(f"{text!r} {otherwise}")
     return value
 
 
@@ -101,37 +100,6 @@ def common_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{command} {__version__}")
     parser.add_argument("bundle", nargs="?", type=Path, default=SHIPPED_BUNDLE, help="directory (default: the digits that come along)")
     return parser
-
-
-def add_access_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--allow-remote", action="store_true", help="let --host be an address that other machines reach")
-    parser.add_argument("--read-only", action="store_true", help="take no changes of budget, pin and models over HTTP")
-    parser.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="changes need the token in it, as Authorization: Bearer TOKEN (also from the environment, as RESTNET_TOKEN)",
-    )
-    parser.add_argument(
-        "--require-token",
-        choices=("changes", "all"),
-        default="changes",
-        help="what a token is needed for, if there is one; all: everything but health checks and files of pages (%(default)s)",
-    )
-    parser.add_argument(
-        "--trusted-host",
-        action="append",
-        metavar="NAME",
-        help="a name that clients may call this server by, *.NAME for all below it; may be repeated (default: addresses and localhost, and "
-        "with --allow-remote any)",
-    )
-    parser.add_argument(
-        "--cors-origin",
-        action="append",
-        default=[],
-        metavar="ORIGIN",
-        help="pages of that origin may use this server from a browser, as https://example.org, or * for all; may be repeated",
-    )
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:

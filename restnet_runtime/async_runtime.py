@@ -46,17 +46,24 @@ class AsyncRuntime:
         self._workers = workers
         self._opened: Runtime | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._changing = asyncio.Lock()  # held while it is opened or closed: who opens it too waits for that
 
     async def open(self) -> "AsyncRuntime":
-        """Open the bundle and wait until its first route is loaded. Raises what `Runtime` does. One that is open stays as it is."""
-        if self._opened is None:
-            opening = _Opening(self._make)
-            try:
-                self._opened = await asyncio.get_running_loop().run_in_executor(None, opening.run)
-            except asyncio.CancelledError:
-                opening.abandon()
-                raise
-            self._pool = ThreadPoolExecutor(self._workers or usable_cores(), thread_name_prefix="restnet-predict")
+        """Open the bundle and wait until its first route is loaded. One that is open stays as it is.
+
+        Raises what `Runtime` does, and `ClosedError` for one that was closed.
+        """
+        async with self._changing:
+            if self._opened is None:
+                opening = _Opening(self._make)
+                try:
+                    self._opened = await asyncio.get_running_loop().run_in_executor(None, opening.run)
+                except asyncio.CancelledError:
+                    opening.abandon()
+                    raise
+                self._pool = ThreadPoolExecutor(self._workers or usable_cores(), thread_name_prefix="restnet-predict")
+            elif self.closed:
+                raise ClosedError("this runtime is closed: make another one")
         return self
 
     @overload
@@ -123,15 +130,16 @@ class AsyncRuntime:
 
     async def close(self) -> None:
         """Let the calls that run finish, refuse those that wait, and release threads, processes and files."""
-        opened, pool = self._opened, self._pool
-        if opened is None or pool is None:
-            return
+        async with self._changing:
+            opened, pool = self._opened, self._pool
+            if opened is None or pool is None:
+                return
 
-        def close() -> None:
-            opened.close()
-            pool.shutdown()  # what waits is refused, one after the other
+            def close() -> None:
+                opened.close()
+                pool.shutdown()  # what waits is refused, one after the other
 
-        await asyncio.get_running_loop().run_in_executor(None, close)
+            await asyncio.get_running_loop().run_in_executor(None, close)
 
     @property
     def closed(self) -> bool:
@@ -151,8 +159,6 @@ class AsyncRuntime:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def __aenter__(self) -> "AsyncRuntime":
-        if self._opened is not None and self.closed:
-            raise ClosedError("this runtime is closed: make another one")
         return await self.open()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restnet_runtime import __version__
-from restnet_runtime.arguments import accuracy, add_access_options, add_engine_options, common_parser, deadline, port, positive, share, wait
-from restnet_runtime.batch_plan import MODES, BatchSettings, Mode
+from restnet_runtime.arguments import add_engine_options, common_parser, positive, share
+from restnet_runtime.batch_plan import BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.errors import CompileError, RestnetError, TraceError
-from restnet_runtime.logs import FORMATS, configure_logs, quiet_parsers
+from restnet_runtime.logs import configure_logs, quiet_parsers
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.signals import TerminatedError, terminable, unwind_if_told
 from restnet_runtime.tables import routes_table
@@ -42,93 +42,24 @@ def _run(command: str, action: Callable[[], int]) -> int:
 
 def serve(argv: Sequence[str] | None = None) -> int:
     """`restnet-serve`: serve a bundle over HTTP until SIGTERM. Returns the exit status: 0, or 2 with one line on standard error."""
-    from restnet_runtime.settings import ServeSettings as limits  # noqa: N813  the other commands need no HTTP
+    from restnet_runtime.serve_options import add_serve_options  # the other commands need no HTTP
 
     parser = common_parser("restnet-serve", "Serve a bundle over HTTP and keep to a budget.")
     add_engine_options(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; others need --allow-remote)")
-    parser.add_argument("--port", type=port, default=8080, help="port (default: %(default)s; 0 takes a free one)")
-    parser.add_argument("--interval", type=positive(float), default=1.0, metavar="S", help="seconds between looks at the device (1)")
-    parser.add_argument("--strict", action="store_true", help="refuse requests (503) when no route fits, instead of serving the cheapest")
-    parser.add_argument(
-        "--keep-all",
-        action="store_true",
-        help="keep routes loaded that another one outdoes on this device: at least as accurate, as quick and as small",
-    )
-    parser.add_argument(
-        "--min-accuracy",
-        type=accuracy,
-        metavar="A",
-        help="refuse requests (503) rather than answer below this accuracy, as 0.9 or 90%% (also part of --budget: 30ms,90%%)",
-    )
-    parser.add_argument("--pin", metavar="ROUTE", help="run every request on this route, whatever it costs")
-    parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="write what the device leaves, once a second, as a trace for restnet-bench --trace"
-    )
-    parser.add_argument("--max-body", type=positive(int), default=16_000_000, metavar="BYTES", help="longest request body (16 MB)")
-    parser.add_argument(
-        "--workers",
-        type=positive(int),
-        metavar="N",
-        help="requests decoded and run at once (default: the usable cores; with batching at least as many as a batch takes)",
-    )
-    batches = BatchSettings()
-    parser.add_argument(
-        "--batching",
-        choices=MODES,
-        default=batches.mode,
-        help="run requests that meet on a route together: never, always, or where it was measured to pay (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-wait",
-        type=wait,
-        default=batches.max_wait_ms,
-        metavar="TIME",
-        help=f"the longest that a request waits for others while the processor is free (default: {batches.max_wait_ms:g}ms)",
-    )
-    parser.add_argument("--batch-max", type=positive(int), default=batches.max_batch, metavar="N", help="requests in a batch (%(default)s)")
-    parser.add_argument("--max-in-flight", type=positive(int), default=256, metavar="N", help="requests running or waiting (%(default)s)")
-    parser.add_argument("--max-pixels", type=positive(int), default=limits.max_pixels, metavar="N", help="of an image (%(default)s)")
-    parser.add_argument("--max-inputs", type=positive(int), default=limits.max_batch, metavar="N", help="in one request (%(default)s)")
-    parser.add_argument(
-        "--deadline",
-        type=deadline,
-        metavar="TIME",
-        help="requests that have waited so long are not run (504), as 500ms (default: no such limit)",
-    )
-    add_access_options(parser)
-    parser.add_argument(
-        "--otel", action="store_true", help="send a span for each request as OTLP (OTEL_EXPORTER_OTLP_ENDPOINT; extra otel)"
-    )
-    parser.add_argument(
-        "--log-format", choices=FORMATS, default=FORMATS[0], help="lines of the log on standard error, json: an object each (%(default)s)"
-    )
+    add_serve_options(parser)
     args = parser.parse_args(argv)
     return _run("restnet-serve", lambda: _serve(args))
 
 
 def _serve(args: argparse.Namespace) -> int:
     # Here and not above: the other commands need no HTTP.
-    from restnet_runtime.access_options import read_access
+    from restnet_runtime.serve_options import read_settings
     from restnet_runtime.server import listen, run_server, url_of
-    from restnet_runtime.settings import ServeSettings
-    from restnet_runtime.threads import affinity_cores, usable_cores
+    from restnet_runtime.threads import affinity_cores
 
     configure_logs(args.log_format)
-    quiet_parsers()
     batching = BatchSettings(args.batching, args.batch_wait, args.batch_max)
-    settings = ServeSettings(
-        max_body_bytes=args.max_body,
-        max_receiving_bytes=max(4 * args.max_body, ServeSettings.max_receiving_bytes),
-        strict=args.strict,
-        workers=args.workers or max(usable_cores(), 1 if batching.mode == "off" else batching.max_batch),
-        max_in_flight=args.max_in_flight,
-        max_pixels=args.max_pixels,
-        max_batch=args.max_inputs,
-        read_only=args.read_only,
-        deadline_ms=args.deadline,
-        access=read_access(args),
-    )
+    settings = read_settings(args, batching)
     if args.min_accuracy is not None:
         args.budget = args.budget.narrowed(Budget(min_accuracy=args.min_accuracy))
     tracer_provider = None
@@ -157,6 +88,7 @@ def _serve(args: argparse.Namespace) -> int:
                 from restnet_runtime.recorder import Recorder
 
                 stack.enter_context(Recorder(args.record, engine.controller, affinity_cores(), args.interval))
+            quiet_parsers()
             app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher, tracer_provider)
             run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=app.state.events.close)
     return 0

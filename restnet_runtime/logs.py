@@ -2,9 +2,12 @@
 
 import json
 import logging
+import re
 import sys
 import warnings
+from contextlib import suppress
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Literal
 
 LogFormat = Literal["text", "json"]
@@ -35,3 +38,20 @@ def quiet_parsers() -> None:
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    _quiet_libtiff()
+
+
+def _quiet_libtiff() -> None:
+    """It writes to standard error past Python. Where Pillow has it within itself, or nothing tells what is loaded, it goes on."""
+    import ctypes
+
+    import PIL._imaging  # noqa: F401  which loads it
+
+    with suppress(OSError, AttributeError):
+        loaded = set(re.findall(r"/\S*/libtiff\S*\.so\S*", Path("/proc/self/maps").read_text()))
+        for path in loaded:
+            library = ctypes.CDLL(path)
+            for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+                handle = getattr(library, name)
+                handle.argtypes, handle.restype = [ctypes.c_void_p], ctypes.c_void_p
+                handle(None)

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from restnet_runtime.base64_text import decode_base64
+from restnet_runtime.bodies import PredictRequest, read_json
 from restnet_runtime.budget import Budget
 from restnet_runtime.errors import InputError
 from restnet_runtime.forms import read_form
 from restnet_runtime.npy import read_npy
 from restnet_runtime.preprocess import Preprocessor
-from restnet_runtime.schemas import PredictRequest, read_json
 
 BodyKind = Literal["form", "json", "npy", "image"]
 FORM_FILES = ("image", "file")

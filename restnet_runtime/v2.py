@@ -14,6 +14,7 @@ from restnet_runtime.budget import Budget
 from restnet_runtime.encodings import ENCODINGS
 from restnet_runtime.errors import RequestError, TooLongError, UnitError
 from restnet_runtime.intake import Intake
+from restnet_runtime.nesting import check_nesting
 from restnet_runtime.schemas import ErrorAnswer
 from restnet_runtime.settings import BUDGET_HEADER
 from restnet_runtime.tracing import FACTS
@@ -98,8 +99,9 @@ def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
         """The models that there are, and whether each is ready."""
         body = await intake.receive(request)
         try:
+            check_nesting(body)
             wishes = from_json(body) if body.strip() else {}
-        except ValueError as error:
+        except (RequestError, ValueError) as error:
             raise HTTPException(400, f"the body cannot be read as JSON: {error}") from error
         if not isinstance(wishes, dict) or type(wishes.get("ready", False)) is not bool:
             raise HTTPException(400, 'the body is no request for an index: give {"ready": true} for those that are, or nothing for all')

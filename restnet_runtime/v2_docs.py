@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from restnet_runtime.schemas import BUDGET_EXAMPLE
+from restnet_runtime.bodies import BUDGET_EXAMPLE
 
 _PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
 _SHAPE = {"type": "array", "items": {"type": "integer"}}

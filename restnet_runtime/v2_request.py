@@ -12,6 +12,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from restnet_runtime.errors import InputError, RequestError
+from restnet_runtime.nesting import check_nesting
 
 _MAX_DIMENSIONS = 8
 _MAX_DIMENSION = 2**31 - 1
@@ -69,6 +70,7 @@ def parse_request(body: bytes, header_length: int | None) -> InferRequest:
     if not body:
         raise RequestError("the body is empty: send an inference request")
     json_bytes = body if header_length is None else bytes(memoryview(body)[:header_length])
+    check_nesting(json_bytes)
     try:
         document = from_json(json_bytes, allow_inf_nan=False)
     except ValueError as error:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from restnet_runtime.access import Access, Token, is_address, read_token
-from restnet_runtime.access_options import read_access
-from restnet_runtime.arguments import add_access_options
+from restnet_runtime.access_options import add_access_options, read_access
 from restnet_runtime.errors import AccessError
 
 SECRET = "0123456789abcdef-._~+/=="

@@ -11,15 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import httpx
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from restnet_runtime.api import create_app
 from restnet_runtime.batch_plan import BatchSettings
 from restnet_runtime.batching import Batcher
+from restnet_runtime.bodies import BudgetRequest, PredictRequest, read_json
 from restnet_runtime.budget import Budget
 from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
@@ -28,7 +27,6 @@ from restnet_runtime.front import outdone
 from restnet_runtime.preprocess import Preprocessor
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
-from restnet_runtime.schemas import BudgetRequest, PredictRequest, read_json
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.settings import ServeSettings
 from restnet_runtime.units import format_macs
@@ -69,24 +67,6 @@ class GatedExecutor(Executor):
         return super().run(x, route)
 
 
-@contextmanager
-def running(app):
-    """A client of a server that runs in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="on", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.005)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 class Served:
     """A server with what it is made of."""
 
@@ -102,13 +82,13 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def make(bundle, cache_root):
+def make(bundle, cache_root, serve_app):
     """A factory of servers; each is stopped when its `with` block ends."""
 
     @contextmanager
     def make(**options):
         served = Served(bundle, cache_root, **options)
-        with running(served.app) as client:
+        with serve_app(served.app) as client:
             served.client = client
             yield served
         served.executor.close()

@@ -99,15 +99,36 @@ def test_closed_in_the_middle(cache_root: Path) -> None:
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
         kinds = {type(outcome) for outcome in outcomes}
         assert kinds == {list, ClosedError}
-        assert [event async for event in rt.events()] == [] if not rt.closed else True
         await rt.close()
         with pytest.raises(ClosedError):
             await rt.predict(X)
+        with pytest.raises(ClosedError):
+            await anext(rt.events())
+        with pytest.raises(ClosedError, match="make another one"):
+            await rt.open()
         with pytest.raises(ClosedError):
             async with rt:
                 pass
 
     asyncio.run(visit())
+
+
+def test_opened_twice_at_once_and_closed_meanwhile(cache_root: Path) -> None:
+    async def visit() -> None:
+        rt = AsyncRuntime(cache=cache_root, threads=1)
+        one, other = await asyncio.gather(rt.open(), rt.open())
+        assert one is other is rt
+        assert sum(thread.name == "restnet-controller" for thread in threading.enumerate()) == 1
+        await rt.close()
+        rt = AsyncRuntime(cache=cache_root, threads=1)
+        opening = asyncio.create_task(rt.open())
+        await asyncio.sleep(0)
+        await rt.close()
+        assert await opening is rt
+        assert rt.closed
+
+    asyncio.run(visit())
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("restnet-")]
 
 
 def test_before_it_is_open_and_when_it_cannot_be(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Lines of the log as JSON: the formatter, and the command that writes them."""
 
+import io
 import json
 import logging
 import re
@@ -7,6 +8,8 @@ import subprocess
 import sys
 
 import httpx
+import numpy as np
+from PIL import Image, features
 
 from restnet_runtime.logs import JsonLines
 
@@ -29,6 +32,14 @@ def test_json_lines_have_the_traceback():
     assert "ValueError: here" in json.loads(JsonLines().format(record))["traceback"]
 
 
+def torn_tiff() -> bytes:
+    """One that libtiff complains of on standard error by itself."""
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    Image.fromarray(noise).save(stream, "TIFF", compression="tiff_lzw" if features.check("libtiff") else None)
+    return stream.getvalue()[:100] + bytes(1900) + stream.getvalue()[2000:]
+
+
 def test_the_command_writes_nothing_but_json_and_tells_switches_and_failures(family_path, cache_root):
     code = "import sys; from restnet_runtime.cli import serve; sys.exit(serve())"
     options = [str(family_path), "--cache", str(cache_root), "--port", "0", "--log-format", "json", "--keep-all"]
@@ -44,6 +55,7 @@ def test_the_command_writes_nothing_but_json_and_tells_switches_and_failures(fam
                 client.put("/budget", json={"macs": client.get("/routes").json()["routes"][0]["macs"]}).raise_for_status()
                 switches = client.get("/status").json()["switches"]
                 assert client.post("/predict", content=b"?", headers={"X-Request-ID": "odd"}).status_code == 415
+                assert client.post("/predict", content=torn_tiff(), headers={"X-Request-ID": "torn"}).status_code == 400
         finally:
             process.terminate()
             _, written = process.communicate(timeout=60)
@@ -54,5 +66,5 @@ def test_the_command_writes_nothing_but_json_and_tells_switches_and_failures(fam
         (switch["before"], switch["after"], switch["reason"]) for switch in switches
     ]
     assert told[-1]["after"] == "small"
-    (failed,) = [line for line in lines if line.get("event") == "request_failed"]
-    assert (failed["request_id"], failed["status"], failed["kind"]) == ("odd", 415, "media_type")
+    failed = [(line["request_id"], line["status"], line["kind"]) for line in lines if line.get("event") == "request_failed"]
+    assert failed == [("odd", 415, "media_type"), ("torn", 400, "image")]

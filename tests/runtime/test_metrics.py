@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from restnet_runtime.settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]
 READING = Reading(
-    memory_available_bytes=500_000_000,
+    memory_available_bytes=10**12,  # more than all the tests before have left in this process, or nothing would fit
     own_memory_bytes=60_000_000,
     cpu_percent=25.0,
     pressure_cpu_share=0.5,
@@ -147,16 +146,7 @@ def test_requests_are_counted_by_how_they_ended(served):
     assert 0 < after["restnet_run_duration_seconds_sum", "large"] < after["restnet_request_duration_seconds_sum", "large"] < 60
 
 
-def settle(served):
-    """Until the most accurate route serves: on a busy machine a cheaper one can be the first."""
-    end_s = time.monotonic() + 60
-    while values(served).get(("restnet_route_current", "large")) != 1:
-        assert time.monotonic() < end_s
-        time.sleep(0.1)
-
-
 def test_requests_of_the_open_inference_protocol_count_too(served):
-    settle(served)
     tensor = {"name": "input", "datatype": "FP32", "shape": [2, 1, 8, 8], "data": [0.0] * 128}
     served.post("/v2/models/shapes/infer", json={"inputs": [tensor]}).raise_for_status()
     assert served.post("/v2/models/shapes/infer", json={"inputs": []}).status_code == 400
@@ -182,16 +172,15 @@ def test_a_fault_of_ours_is_a_failure(served, monkeypatch, caplog):
 
 
 def test_state_is_that_of_the_moment_of_the_scrape(served):
-    settle(served)
     first = values(served)
     assert first["restnet_route_current", "large"] == 1
     assert "restnet_budget_latency_seconds" not in {name[0] for name in first}
     macs = served.get("/routes").json()["routes"][0]["macs"]
-    served.put("/budget", json={"macs": macs, "latency_ms": 250.0, "memory_bytes": 10**9, "min_accuracy": 0.5}).raise_for_status()
+    served.put("/budget", json={"macs": macs, "latency_ms": 250.0, "memory_bytes": 10**12, "min_accuracy": 0.5}).raise_for_status()
     then = values(served)
     assert then["restnet_budget_macs",] == macs
     assert then["restnet_budget_latency_seconds",] == 0.25
-    assert then["restnet_budget_memory_bytes",] == 10**9
+    assert then["restnet_budget_memory_bytes",] == 10**12
     assert then["restnet_budget_accuracy_ratio",] == 0.5
     status = served.get("/status").json()
     current = [name[1] for name, value in then.items() if name[0] == "restnet_route_current" and value == 1]
@@ -211,7 +200,7 @@ def test_state_is_that_of_the_moment_of_the_scrape(served):
 def test_readings_are_in_base_units_and_what_is_not_known_is_left_out(served):
     read = values(served)
     assert read["restnet_memory_bytes",] == 60_000_000
-    assert read["restnet_device_memory_available_bytes",] == 500_000_000
+    assert read["restnet_device_memory_available_bytes",] == 10**12
     assert read["restnet_device_cpu_utilization_ratio",] == 0.25
     assert read["restnet_device_pressure_ratio", "cpu", "device"] == 0.5
     assert read["restnet_device_temperature_celsius",] == 61.5
