@@ -230,7 +230,7 @@ def take_weights_in(model: "onnx.ModelProto", bundle: "Bundle") -> None:
     """Put the tensors that a graph refers to into it: ONNX's own loader refuses weights with several hard links, as a cache has."""
     import numpy as np
 
-    from restnet_runtime.compose import external_extent
+    from restnet_runtime.graphs import external_extent
 
     weights = np.memmap(bundle.weights, np.uint8, "r")
     for tensor in model.graph.initializer:

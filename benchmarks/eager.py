@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from restnet_runtime.bundle import Bundle
-from restnet_runtime.compose import external_extent, load_segment
+from restnet_runtime.graphs import external_extent, load_segment
 
 
 class StitchedNetwork(nn.Module):

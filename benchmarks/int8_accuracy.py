@@ -22,8 +22,8 @@ from restnet_export.figures import RouteResult, png, precisions_figure
 from restnet_export.pipeline import export_bundle
 from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
-from restnet_runtime.compose import external_extent, load_segment
 from restnet_runtime.errors import BundleError
+from restnet_runtime.graphs import external_extent, load_segment
 from restnet_runtime.manifest import PAGE_BYTES
 from restnet_runtime.routes import Route, pareto_front
 from restnet_runtime.sessions import SessionSettings, infer, load_session

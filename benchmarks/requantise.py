@@ -16,7 +16,7 @@ from restnet_export.precisions import HELD_MOST, Family, quantise_family
 from restnet_export.samples import Samples
 from restnet_export.writer import BundleSource, RouteSource, SegmentSource, write_bundle
 from restnet_runtime.bundle import Bundle, open_bundle
-from restnet_runtime.compose import load_segment
+from restnet_runtime.graphs import load_segment
 
 
 def with_weights(bundle: Bundle, name: str) -> onnx.ModelProto:

@@ -18,8 +18,9 @@ import onnx
 from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod, create_calibrator
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 
-from restnet_runtime.compose import INPUT, OUTPUT, border, join, within
+from restnet_runtime.compose import border, join, within
 from restnet_runtime.errors import ExportError, RestnetError
+from restnet_runtime.graphs import INPUT, OUTPUT
 
 from .quantise import Range, quiet
 

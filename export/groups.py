@@ -62,6 +62,7 @@ class Group:
         torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
         before = [parameter.detach().clone() for parameter in parameters]
         precision.step(self._optimiser)  # of size 1
+        # All tensors at once, as torch's own optimisers do it; torch has no public way, and one by one a GPU spends its time on launches.
         with torch.no_grad():
             torch._foreach_sub_(parameters, before)
             torch._foreach_mul_(parameters, [size * share * self._scale for size in self._sizes])

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from restnet_runtime.compose import INPUT, OUTPUT
 from restnet_runtime.errors import ExportError
+from restnet_runtime.graphs import INPUT, OUTPUT
 from restnet_runtime.precision import exact_products
 from restnet_runtime.profile import percentile
 from restnet_runtime.threads import usable_cores

@@ -176,15 +176,13 @@ class _Work:
         most = max(integer_bytes(models.values()) for _, models in best)
         best = [one for one in best if integer_bytes(one[1].values()) >= most / 2]
         limit = max(NEGLIGIBLE, AS_GOOD * min(trial.error for trial, _ in best))
-        took = latencies_ms([partial(self._joined, blocks, models) for _, models in best], self._family.input_shape)
-        timed = [(replace(trial, latency_ms=ms), models, trial) for (trial, models), ms in zip(best, took, strict=True)]
-        chosen, models, _ = min((one for one in timed if one[0].error <= limit), key=lambda one: one[0].latency_ms or 0)
-        trials = [next((after for after, _, before in timed if before is trial), trial) for trial in trials]
-        tried, models = self._with_leads(chosen, models, limit)
-        (chosen,) = [trial for trial in tried if trial.chosen]
+        latencies = latencies_ms([partial(self._joined, blocks, models) for _, models in best], self._family.input_shape)
+        took = {trial: ms for (trial, _), ms in zip(best, latencies, strict=True)}
+        quickest, models = min((one for one in best if one[0].error <= limit), key=lambda one: took[one[0]])
+        tried, models = self._with_leads(quickest, models, limit)
         self.models.update(models)
-        self._chosen[anchor] = chosen.recipe, chosen.method or "minmax"
-        return [*(trial for trial in trials if (trial.recipe, trial.method) != (chosen.recipe, chosen.method)), *tried]
+        self._chosen[anchor] = quickest.recipe, quickest.method or "minmax"
+        return [*(replace(trial, latency_ms=took.get(trial)) for trial in trials if trial != quickest), *tried]
 
     def _with_leads(self, trial: Trial, models: dict[str, onnx.ModelProto], limit: float) -> tuple[list[Trial], dict[str, onnx.ModelProto]]:
         """A trial as it is and with its first products in float32, timed beside each other: the one to be chosen, and its models."""

@@ -24,8 +24,9 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from restnet_runtime.compose import INPUT, OUTPUT
+from restnet_runtime.compose import drop_unread
 from restnet_runtime.errors import ExportError
+from restnet_runtime.graphs import INPUT, OUTPUT
 
 Recipe = Literal["everything", "products", "dynamic"]
 RECIPES: tuple[Recipe, ...] = ("everything", "products", "dynamic")
@@ -83,7 +84,7 @@ def quantised(
 
 def is_quantised(model: onnx.ModelProto) -> bool:
     """Is anything in it not in float32?"""
-    return any(node.op_type == "QuantizeLinear" or "Quantize" in node.op_type or "Integer" in node.op_type for node in model.graph.node)
+    return any("Quantize" in node.op_type or "Integer" in node.op_type for node in model.graph.node)
 
 
 def integer_bytes(models: Iterable[onnx.ModelProto]) -> int:
@@ -127,10 +128,7 @@ def _pool(model: onnx.ModelProto) -> None:
             node.op_type = "GlobalAveragePool"
             del node.input[1:]
             del node.attribute[:]
-    read = {name for node in graph.node for name in node.input}
-    tensors = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(tensors)
+    drop_unread(graph)
 
 
 def _static(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe, floats: Collection[str]) -> onnx.ModelProto:
@@ -265,12 +263,11 @@ def _tidy(made: onnx.ModelProto, model: onnx.ModelProto) -> None:
     made.ClearField("producer_name")
     made.ClearField("producer_version")
     del graph.value_info[:]
-    read = {name for node in graph.node for name in node.input}
-    tensors = [tensor for tensor in graph.initializer if tensor.name in read]
+    drop_unread(graph)
     same: dict[bytes, str] = {}
     short: dict[str, str] = {"": "", INPUT: INPUT, OUTPUT: OUTPUT}
     kept: list[onnx.TensorProto] = []
-    for tensor in tensors:
+    for tensor in graph.initializer:
         content = onnx.TensorProto()
         content.CopyFrom(tensor)
         content.ClearField("name")

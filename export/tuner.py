@@ -1,7 +1,6 @@
 """A step loop with explicit state that tunes stitching layers, or everything, and never leaves a route below its start."""
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -20,16 +19,15 @@ from .devices import device_of
 from .freezing import frozen
 from .groups import Group
 from .guard import Guard, Score, ScoreSum
-from .objectives import Objective, Target
+from .objectives import Target
 from .ranks import Ranks
 from .routes import StitchedRoute
 from .sampling import ImageOrder, LabelledImages, RouteSampler, batch_of, batches_of, constant_and_drawn, drawn_from, split_of
+from .schedule import Schedule
 from .settings import TuneSettings
 from .stitching import StitchingLayer
 from .walks import Network, Seen
 
-WARM_UP = 5
-"""Steps until the step size is reached."""
 SPREAD_IMAGES = 256
 """So many images tell how a layer's input and target vary."""
 LORA_RANK = 8
@@ -87,7 +85,7 @@ class Tuner:
         if not any(route.layers for route in routes):
             raise ExportError("finetune: none of the routes has a stitching layer")
         self._settings, self._routes, self._teacher, self._data = settings, list(routes), teacher, data
-        self._ranks = ranks or Ranks()
+        self._ranks, self._schedule = ranks or Ranks(), Schedule(settings)
         self._full = settings.mode == "full"
         self._network = Network(anchors, layers)
         self._original = self._network if not self._full else Network(_copied(anchors), {})
@@ -134,13 +132,13 @@ class Tuner:
             self._draw()
         losses = [loss for _ in range(self._settings.accumulate) for loss in self._gather()]
         self._ranks.sum_gradients(self.parameters)
-        share = self._share()
+        share = self._schedule.share(self.steps_done)
         for group in self._groups:
             if not group.done:
                 group.step(share, self._precision)
         self._precision.update()
         self.steps_done += 1
-        if self.steps_done in self._check_steps():
+        if self._schedule.judged(self.steps_done):
             self.judge()
         return sum(losses) / max(len(losses), 1)
 
@@ -194,22 +192,6 @@ class Tuner:
         self._precision.load_state_dict(state["precision"])
         self._curves = {route: [tuple(point) for point in curve] for route, curve in state["curves"].items()}
 
-    def _check_steps(self) -> set[int]:
-        """After which steps weights are judged: evenly spread, the last among them."""
-        settings = self._settings
-        return {math.ceil(settings.steps * (i + 1) / settings.checks) for i in range(settings.checks)}
-
-    def _share(self) -> float:
-        """Of the step size, by the schedule: warm-up, then a half cosine down to 0."""
-        progress = self.steps_done / self._settings.steps
-        return min(1.0, (self.steps_done + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    def _objective(self) -> Objective:
-        settings = self._settings
-        if self.steps_done < settings.feature_share * settings.steps:
-            return settings.objective
-        return replace(settings.objective, features=0.0)
-
     def _gather(self) -> list[float]:
         """Gradients of this rank's part of a batch added to those there are; the losses of the routes that took part."""
         settings, indices, chosen = self._settings, self._images.next(), self._chosen()
@@ -224,7 +206,7 @@ class Tuner:
         with self._precision.autocast():
             originals = self._original.seen(images)
             taught = self._taught(images, originals)
-        objective = self._objective()
+        objective = self._schedule.objective(self.steps_done)
         losses: list[Tensor] = []
         for index in chosen:
             route = self._routes[index]

@@ -16,10 +16,10 @@ import onnx
 from onnx import numpy_helper
 
 from restnet_runtime.bundle import Bundle, open_bundle
-from restnet_runtime.compose import INLINE_BELOW_BYTES, check_graphs, external_extent
 from restnet_runtime.errors import BundleError, ExportError
 from restnet_runtime.fields import FieldError, read
 from restnet_runtime.files import file_sha256
+from restnet_runtime.graphs import INLINE_BELOW_BYTES, check_graphs, external_extent
 from restnet_runtime.manifest import (
     FORMAT,
     MANIFEST_FILE,

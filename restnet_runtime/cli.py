@@ -231,7 +231,7 @@ def inspect(argv: Sequence[str] | None = None) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from restnet_runtime.compose import check_graphs
+    from restnet_runtime.graphs import check_graphs
 
     bundle = open_bundle(args.bundle)
     check_graphs(bundle)

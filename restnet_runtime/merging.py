@@ -9,7 +9,7 @@ import onnx
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.cache_writer import CacheWriter
 from restnet_runtime.catalog import LINKED, CompiledRoute
-from restnet_runtime.compose import INLINE_BELOW_BYTES, external_extent
+from restnet_runtime.graphs import INLINE_BELOW_BYTES, external_extent
 from restnet_runtime.manifest import WEIGHTS_FILE
 from restnet_runtime.mapping import mapped, same
 from restnet_runtime.optimising import Optimised

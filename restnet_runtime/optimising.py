@@ -14,8 +14,9 @@ import onnxruntime as ort
 
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.compile import PROVIDERS
-from restnet_runtime.compose import INLINE_BELOW_BYTES, compose, external_extent
+from restnet_runtime.compose import compose
 from restnet_runtime.errors import CompileError
+from restnet_runtime.graphs import INLINE_BELOW_BYTES, external_extent
 from restnet_runtime.precision import exact_products
 from restnet_runtime.routes import Route
 from restnet_runtime.units import format_bytes

@@ -86,7 +86,7 @@ def plain_session(bundle: Bundle, route: Route, settings: SessionSettings, joine
 
 def segment_session(bundle: Bundle, name: str, precision: Precision) -> ort.InferenceSession:
     """A plain session on one segment, for checks. Raises `BundleError` for a bad graph and `CompileError`."""
-    from restnet_runtime.compose import load_segment
+    from restnet_runtime.graphs import load_segment
     from restnet_runtime.quantised import unshare
 
     model = load_segment(bundle, bundle.segments[name], precision)

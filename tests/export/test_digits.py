@@ -23,8 +23,8 @@ from restnet_export.cuts import cut_anchor
 from restnet_export.data import Samples, load_images
 from restnet_runtime.bundle import SHIPPED_BUNDLE, Bundle, open_bundle
 from restnet_runtime.compile import Compiler
-from restnet_runtime.compose import check_graphs
 from restnet_runtime.executor import Executor
+from restnet_runtime.graphs import check_graphs
 from restnet_runtime.preprocess import Preprocessor
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings, infer, plain_session

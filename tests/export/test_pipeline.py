@@ -29,9 +29,9 @@ from restnet_export.settings import ExportSettings, TuneSettings
 from restnet_export.similarity import measure_similarity
 from restnet_export.teachers import strongest
 from restnet_runtime.bundle import Bundle, open_bundle
-from restnet_runtime.compose import check_graphs
 from restnet_runtime.errors import CutError, ExportError, ParityError, RestnetError, RuleError, SpecError
 from restnet_runtime.files import file_sha256
+from restnet_runtime.graphs import check_graphs
 from restnet_runtime.manifest import Preprocessing
 from restnet_runtime.routes import Part, pareto_front
 from restnet_runtime.sessions import SessionSettings, infer, plain_session

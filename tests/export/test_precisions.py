@@ -148,7 +148,6 @@ def test_first_products_stay_in_fp32_where_that_is_quicker(case: Case, monkeypat
 
     monkeypatch.setattr(precisions, "latencies_ms", clock)
     monkeypatch.setattr(leads, "SHARE", 1.0)
-    case.accuracy("a", {})
     said: list[str] = []
     made = case.quantised(said)
     for anchor in ("a", "b"):

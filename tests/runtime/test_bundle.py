@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from restnet_export.writer import RouteSource, write_bundle
 from restnet_runtime.bundle import open_bundle
-from restnet_runtime.compose import check_graphs
 from restnet_runtime.errors import BundleError
+from restnet_runtime.graphs import check_graphs
 from restnet_runtime.manifest import Anchor, Preprocessing, Provenance, json_schema
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from restnet_runtime import bundle as reader
 from restnet_runtime.bundle import open_bundle
-from restnet_runtime.compose import check_graphs
 from restnet_runtime.errors import BundleError
+from restnet_runtime.graphs import check_graphs
 
 MANIFEST = "manifest.json"
 GRAPH = "segments/small.1.fp32.onnx"

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from restnet_runtime.bundle import MAX_GRAPH_BYTES, Bundle, open_bundle
-from restnet_runtime.compose import check_graphs, compose, join, load_segment
+from restnet_runtime.compose import compose, join
 from restnet_runtime.errors import BundleError
+from restnet_runtime.graphs import check_graphs, load_segment
 
 PLAIN, HEAVY = "small.1", "large.1"
 """A segment with all tensors in its graph, and one whose weights (20,736 bytes) lie in weights.bin."""

@@ -11,7 +11,7 @@ from restnet_runtime import merging, optimising
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.cache import Cache
 from restnet_runtime.catalog import LINKED, CompiledRoute
-from restnet_runtime.compose import external_extent
+from restnet_runtime.graphs import external_extent
 from restnet_runtime.mapping import mapped
 from restnet_runtime.merging import merge
 from restnet_runtime.optimising import optimise

@@ -9,8 +9,9 @@ from onnx import TensorProto, helper
 
 from restnet_runtime import optimising
 from restnet_runtime.bundle import Bundle
-from restnet_runtime.compose import compose, external_extent
+from restnet_runtime.compose import compose
 from restnet_runtime.errors import CompileError
+from restnet_runtime.graphs import external_extent
 from restnet_runtime.manifest import WEIGHTS_FILE
 from restnet_runtime.optimising import Optimised, optimise
 from restnet_runtime.sessions import SessionSettings, infer, plain_session

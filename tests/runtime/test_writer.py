@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from restnet_export.writer import BundleSource, RouteSource, SegmentSource, write_bundle
 from restnet_runtime.bundle import Bundle, open_bundle
-from restnet_runtime.compose import external_extent
 from restnet_runtime.errors import BundleError, ExportError
+from restnet_runtime.graphs import external_extent
 from restnet_runtime.manifest import Anchor, Preprocessing, Provenance
 
 
