@@ -71,6 +71,7 @@ def settings_for(args: argparse.Namespace, out: Path) -> ExportSettings:
     shift = args.shift if args.shift is not None else 2 if args.few else 0
     tuning = TuneSettings(
         steps=args.steps,
+        batch_size=args.batch,
         stitch_steps=args.stitch_steps,
         flip=True,
         shift=shift,
@@ -204,6 +205,7 @@ def main() -> None:
     parser.add_argument("--few", type=int, metavar="N", help="tune on so many images, without their labels")
     parser.add_argument("--samples", type=int, default=400, help="images behind least squares (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=TuneSettings.steps)
+    parser.add_argument("--batch", type=int, default=TuneSettings.batch_size, help="images a step (default: %(default)s)")
     parser.add_argument("--stitch-steps", type=int, default=TuneSettings.stitch_steps, help="full: of stitch before")
     parser.add_argument("--bf16", action="store_true", help="on the processor too")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -216,10 +218,10 @@ def main() -> None:
     base = replace(base, stages=None if args.stages is None else tuple(args.stages))
     device = chosen_device(args.device)
     gpu = None if device == CPU else device_name(device)
-    before, _, _ = exported(replace(base, max_routes=None, teacher=None))
+    before, _, _ = exported(replace(base, teacher=None))
     plain = None
     if args.few:
-        fitted, _, _ = exported(replace(base, max_routes=None, teacher=None, match_spread=False))
+        fitted, _, _ = exported(replace(base, teacher=None, match_spread=False))
         plain = {route.name: route.accuracy or 0.0 for route in fitted.routes}
     tunings = []
     for mode in args.modes:
