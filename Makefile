@@ -94,7 +94,7 @@ bench-precision: $(DEV_ENV) ## Int8: latency, accuracy, size and the joint front
 	$(BIN)/python benchmarks/int8_accuracy.py --json $(INT8)/02-untuned.json
 	$(TUNING) --modes full --steps 1400 --shift 2 --teacher 44
 	$(BIN)/python benchmarks/requantise.py $(CIFAR)/20-56-lossless-restnet/full $(CIFAR)/tuned-int8
-	$(BIN)/python benchmarks/int8_accuracy.py --bundles $(CIFAR)/tuned-int8 --picture docs/int8.png --json $(INT8)/03-tuned.json
+	$(BIN)/python benchmarks/int8_accuracy.py --bundles $(CIFAR)/tuned-int8 --rounds 100 --picture docs/int8.png --json $(INT8)/03-tuned.json
 	$(BIN)/python benchmarks/int8_cause.py $(CIFAR)/jpeg-int8 --json $(INT8)/04-cause-untuned.json
 	$(BIN)/python benchmarks/int8_cause.py $(CIFAR)/tuned-int8 --json $(INT8)/05-cause-tuned.json
 	$(BIN)/python benchmarks/saturation.py --processors --json $(INT8)/06-saturation.json
