@@ -1,14 +1,16 @@
-"""Claims: HTTP adds little to the executor; what is accepted under overload is answered nearly as quickly as without; LitServe is slower.
+"""Claims: HTTP adds little to the executor; what is accepted under overload is answered nearly as quickly as without; others are slower.
 
-    python benchmarks/http_overhead.py [--bundle DIR] [--seconds 5] [--rounds 3] [--litserve build/litserve/bin/python] [--json FILE]
+    python benchmarks/http_overhead.py [--bundle DIR] [--seconds 5] [--rounds 3] [--parts overhead ...] [--json FILE]
 
 `wrk` posts one binary request of the Open Inference Protocol, a float32 image of the network's input, to `restnet-serve` on loopback.
 Overhead: the median over one connection less that of `Engine.run` in a process of its own, in turns. Overload: four times the rate that is
 answered with as many connections as there are cores, offered evenly by 16 connections to a server that lets few requests in
-(`--max-in-flight`). LitServe serves the same network through a plain session (`litserve_app.py`), in turns with us; it has an
-environment of its own, since it brings another server:
+(`--max-in-flight`). LitServe and MLServer serve the same network through a plain session (`litserve_app.py`, `mlserver_app.py`), in turns
+with us: LitServe is sent plain bytes, MLServer the same JSON as we, because it takes nothing else over HTTP. Each has an environment of its
+own, since it brings another server:
 
     python -m venv build/litserve && build/litserve/bin/pip install litserve onnxruntime numpy
+    python -m venv build/mlserver && build/mlserver/bin/pip install mlserver onnxruntime numpy
 
 Needs wrk (on Debian: apt-get install wrk).
 """
@@ -158,6 +160,14 @@ def binary_request(folder: Path, x: Any) -> tuple[Path, Path, dict[str, str]]:
     return v2, plain, {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
 
 
+def json_request(folder: Path, x: Any) -> Path:
+    """The body of a V2 request in JSON."""
+    tensor = {"name": "input", "datatype": "FP32", "shape": list(x.shape), "data": [round(float(value), 6) for value in x.ravel()]}
+    path = folder / "v2.json"
+    path.write_text(json.dumps({"inputs": [tensor], "outputs": [{"name": "logits"}]}))
+    return path
+
+
 def main() -> None:
     from families import family
 
@@ -171,7 +181,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--in-flight", type=int, help="requests that are let in under overload (default: the cores)")
     parser.add_argument("--litserve", type=Path, default=Path("build/litserve/bin/python"), help="its environment (%(default)s)")
-    parser.add_argument("--parts", nargs="+", choices=("overhead", "overload", "litserve"), default=["overhead", "overload", "litserve"])
+    parser.add_argument("--mlserver", type=Path, default=Path("build/mlserver/bin/python"), help="its environment (%(default)s)")
+    parts = ("overhead", "overload", "litserve", "mlserver")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     args = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("http_overhead.py: there is no wrk here: apt-get install wrk")
@@ -256,41 +268,68 @@ def main() -> None:
         result.floors.append(
             Floor("p99 of accepted requests at 4x overload", "p99 unloaded", f"<= {FLOOR_TIMES:g}x", f"{ratio:.2f}x", ratio <= FLOOR_TIMES)
         )
-    if "litserve" in args.parts:
-        if not args.litserve.exists():
-            result.notes.append(f"no LitServe in {args.litserve}: its part was left out")
-        else:
-            model = ROOT / "http" / "plain.onnx"
-            write_plain(bundle, route, model)
-            compare_litserve(args, result, add, model, command, path, body, headers, plain, bundle.manifest.input.shape)
+    model, raw = ROOT / "http" / "plain.onnx", {"Content-Type": "application/octet-stream"}
+    json_body, app = json_request(ROOT / "http", x), Path(__file__).parent
+    for name, python, ready, arguments_, ours, theirs in (
+        (
+            "LitServe",
+            args.litserve,
+            "/health",
+            [app / "litserve_app.py", model, "PORT", *bundle.manifest.input.shape],
+            Way(path, body, headers),
+            Way("/predict", plain, raw),
+        ),
+        (
+            "MLServer",
+            args.mlserver,
+            "/v2/models/network/ready",
+            [app / "mlserver_app.py", model, "PORT", ROOT / "http" / "mlserver"],
+            Way(path, json_body, {"Content-Type": "application/json"}),
+            Way("/v2/models/network/infer", json_body, {"Content-Type": "application/json"}),
+        ),
+    ):
+        if name.lower() not in args.parts:
+            continue
+        if not python.exists():
+            result.notes.append(f"no {name} in {python}: its part was left out")
+            continue
+        write_plain(bundle, route, model)
+        line = [str(python.absolute()), *map(str, arguments_)]
+        compare(args, result, add, name, line, ready, command, ours, theirs)
     publish(result, args, started)
 
 
-def compare_litserve(
-    args: Any, result: Result, add: Any, model: Path, command: Any, path: str, body: Path, headers: dict[str, str], plain: Path, shape: Any
-) -> None:
-    ours, theirs = free_port(), free_port()
-    app = [str(args.litserve.absolute()), str(Path(__file__).with_name("litserve_app.py")), str(model), str(theirs), *map(str, shape)]
-    raw = {"Content-Type": "application/octet-stream"}
-    with serving(command(ours), ours, "/readyz") as url, serving(app, theirs, "/health") as other:
+@dataclass(frozen=True)
+class Way:
+    """How a server is asked: path, body, headers."""
+
+    path: str
+    body: Path
+    headers: dict[str, str]
+
+
+def compare(args: Any, result: Result, add: Any, name: str, app: list[str], ready: str, command: Any, ours: Way, theirs: Way) -> None:
+    """The two servers in turns. app: the other's command, its port to be put in for PORT."""
+    port, other_port = free_port(), free_port()
+    app = [one.replace("PORT", str(other_port)) for one in app]
+    with serving(command(port), port, "/readyz") as url, serving(app, other_port, ready) as other:
         wait_loaded(url)
-        answers = [post(url + path, body, headers), post(other + "/predict", plain, raw)]
-        check(*answers)
-        wrk(url + path, body, headers, connections=2, seconds=2)
-        wrk(other + "/predict", plain, raw, connections=2, seconds=2)
+        check(post(url + ours.path, ours.body, ours.headers), post(other + theirs.path, theirs.body, theirs.headers))
+        wrk(url + ours.path, ours.body, ours.headers, connections=2, seconds=2)
+        wrk(other + theirs.path, theirs.body, theirs.headers, connections=2, seconds=2)
         for connections in (1, 4):
             pairs = []
             for _ in range(args.rounds):
-                mine = wrk(url + path, body, headers, connections=connections, seconds=args.seconds)
-                other_load = wrk(other + "/predict", plain, raw, connections=connections, seconds=args.seconds)
-                add(f"restnet-serve, {connections} connections", mine)
-                add(f"LitServe, {connections} connections", other_load)
-                pairs.append((mine, other_load))
-            for name, share in (("p50", 0.5), ("p99", 0.99)):
+                mine = wrk(url + ours.path, ours.body, ours.headers, connections=connections, seconds=args.seconds)
+                load = wrk(other + theirs.path, theirs.body, theirs.headers, connections=connections, seconds=args.seconds)
+                add(f"restnet-serve beside {name}, {connections} connections", mine)
+                add(f"{name}, {connections} connections", load)
+                pairs.append((mine, load))
+            for quantile, share in (("p50", 0.5), ("p99", 0.99)):
                 mine_ms = statistics.median(mine.ms(share) for mine, _ in pairs)
                 their_ms = statistics.median(load.ms(share) for _, load in pairs)
                 figure = f"{mine_ms:.2f} ms against {their_ms:.2f} ms"
-                result.floors.append(Floor(f"{name}, {connections} connections", "LitServe", "less", figure, mine_ms < their_ms))
+                result.floors.append(Floor(f"{quantile}, {connections} connections", name, "less", figure, mine_ms < their_ms))
 
 
 def write_plain(bundle: Any, route: str, path: Path) -> None:
@@ -307,10 +346,13 @@ def write_plain(bundle: Any, route: str, path: Path) -> None:
 
 
 def post(url: str, body: Path, headers: dict[str, str]) -> Any:
+    """The logits, from JSON, from binary tensors or from nothing but them."""
     import numpy as np
 
     with urllib.request.urlopen(urllib.request.Request(url, body.read_bytes(), headers), timeout=30) as answer:
         data, length = answer.read(), answer.headers.get("Inference-Header-Content-Length", "0")
+        if answer.headers.get_content_type() == "application/json" and length == "0":
+            return np.array(json.loads(data)["outputs"][0]["data"], np.float32)
     return np.frombuffer(data[int(length) :], "<f4")
 
 

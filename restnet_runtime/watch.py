@@ -44,6 +44,11 @@ class Watch:
         """The slowdown that the latest request showed, where it was far more than is known: the next one goes by it."""
 
     @property
+    def _excess(self) -> float:
+        """What requests that were noticed because they took long have of the tail already: predictions multiply by it once more."""
+        return max(1.0, (self._tail or UNKNOWN_TAIL) / UNKNOWN_TAIL)
+
+    @property
     def pending(self) -> int:
         """How many were observed since they were last taken in."""
         return len(self._pending)
@@ -53,7 +58,7 @@ class Watch:
         self._pending.append(ratio)
         self._starting -= 1
         self._latest.append((now_s, ratio))
-        self.caution = ratio if ratio > self._far_longer else 0.0
+        self.caution = ratio / self._excess if ratio > self._far_longer else 0.0
         flags = self._flags
         flags.append(0 if ratio <= self._long else 1 if ratio <= self._very_long else 2)
         if self.patient:
@@ -70,14 +75,15 @@ class Watch:
     def slowdown(self, smoothed: float | None, now_s: float) -> float | None:
         """The slowdown to decide on: the smoothed one, or what the latest requests show where that is surely another.
 
-        After an alarm that is their median, on a trend what it leads to soon, and where all are much quicker their median again.
+        After an alarm that is their median, less the tail that made them be noticed; on a trend what it leads to soon, and where all are
+        much quicker their median again.
         """
         latest = list(self._latest)
         shown = smoothed or 0.0
         if self._starting > 0 and len(latest) >= 2:  # nothing is known from before that the average could begin with
             shown = max(shown, median(ratio for _, ratio in latest))
         if latest and now_s - self._alarm_s < _HOLD_S:
-            newest = median(ratio for _, ratio in latest[-5:])
+            newest = median(ratio for _, ratio in latest[-5:]) / self._excess
             if shown >= newest * 0.97:
                 self._alarm_s = -math.inf
             shown = max(shown, newest)
