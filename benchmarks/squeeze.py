@@ -44,6 +44,7 @@ TABLES = {"resnet18-50": "resnet18-50.csv", "resnet18-50-96px": "resnet18-50.csv
 STEPS = 8
 """Of the memory limit on its way down."""
 READY_S = 120
+PEACE_S = 30
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def in_peace(bundle: Bundle, route: str, body: bytes, rate: float, *options: str
             server.wait()
             client = Client(server.url, body, "image/jpeg", rate)
             client.start()
-            time.sleep(10)
+            time.sleep(PEACE_S)  # long enough to meet what a device that others share has of bad moments
             own_bytes, charged_bytes = server.get("/status")["reading"]["own_memory_bytes"], made["server"].used_bytes()
             needs = {one["name"]: one["profile"]["memory_bytes"] for one in server.get("/routes")["routes"] if one["profile"]}
             asked = client.stop()

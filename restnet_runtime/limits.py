@@ -22,7 +22,7 @@ CAUTION = {4: 0.04, 15: 0.03, 60: 0.01}
 _AT_RANDOM = 0.5
 """A variation of gaps above this is no metronome's."""
 _MOST_AROUND = 0.5
-"""Of a latency limit, what decoding and the like may take of it: beyond, no route could make up for it."""
+"""Of a latency limit, what decoding, stalls and the like may take of it: beyond, no route could make up for it."""
 LOOK_AHEAD_S = 1.0
 """How far ahead a queue that grows is looked at."""
 
@@ -136,7 +136,8 @@ class Limits:
         unprofiled = math.inf if budget.memory_bytes is not None or own is None else own
         limit_ms = math.inf if budget.latency_ms is None else budget.latency_ms
         self.around_ms = min(reading.around_ms or 0.0, _MOST_AROUND * limit_ms) if limit_ms < math.inf else 0.0
-        self._limit_ms = limit_ms - self.around_ms
+        self.stall_ms = min(reading.stall_ms or 0.0, _MOST_AROUND * limit_ms - self.around_ms) if limit_ms < math.inf else 0.0
+        self._limit_ms = limit_ms - self.around_ms - self.stall_ms
         self._margin, self._room, self._reserve_bytes = margin, room, reserve_bytes
         self.quota = reading.cpu_quota_cores
         self.threads = reading.request_threads or 1
@@ -246,13 +247,15 @@ class Limits:
             yield from self._over("latency", None, limit_ms)
             return
         run_ms = rung.latency_ms * self.slowdown
-        taken = run_ms * self.tail + self.around_ms
+        taken = run_ms * self.tail + self.around_ms + self.stall_ms
         factors = [format_ms(rung.latency_ms)]
         if self.slowdown != 1.0:
             factors.append(f"slowdown {self.slowdown:.3g}")
         if self.tail != 1.0:
             factors.append(f"tail {self.tail:.3g}")
         beside = f" + {format_ms(self.around_ms)} of decoding and the like" if self.around_ms else ""
+        if self.stall_ms:
+            beside += f" + {format_ms(self.stall_ms)} for which runs stand still"
         note = f" ({' x '.join(factors)}{beside})" if len(factors) > 1 or beside else ""
         if self.quota is not None and rung.latency_ms > self._quota_ms and taken <= limit_ms:
             yield "latency", self._by_quota(rung.latency_ms, self.quota)

@@ -1,7 +1,9 @@
 """The loader: a thread that makes routes ready and lets go of what no longer fits, off the request path."""
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +30,8 @@ _GLANCES = 4
 """In an interval: so often memory is looked at."""
 _FALLEN = 0.98
 """Of the last limit: what is less has fallen, and is not waited with."""
+_FALLING_S = 5.0
+"""For so long after the limit has fallen it may go on falling, and nothing could be loaded to fall to: the way down stays."""
 _FORGIVE_LOOKS = 60
 _MOST_AT_ONCE = 4
 """Sessions that are opened at the same time."""
@@ -108,6 +112,7 @@ class Loader:
         self._gauge = Gauge()
         self._lean: str | None = None
         self._limit: int | None = None  # as it was at the last step
+        self._fell_s = -math.inf
         self._looks = 0
         self._roomless: set[str] = set()
         self._stuck: dict[str, SessionSettings] = {}
@@ -161,6 +166,8 @@ class Loader:
     def step(self) -> bool:
         """Release what does not fit, else load the next that does. Returns whether there was anything to do."""
         limit = self._memory_limit() if self._memory_limit is not None else None
+        if self._settled.is_set() and self._fallen(limit):
+            self._fell_s = time.monotonic()
         self._limit, current = limit, self._executor.current
         if limit is not None and self._gauge.exceeds(limit):
             self._executor.weigh()  # more than was predicted: the plan below must know
@@ -226,7 +233,12 @@ class Loader:
         if limit is None or down is None or down not in loaded or down in staying:
             return None
         needs = {name: self._executor.need(name, order) for name in (*staying, down)}
-        return down if stays_lean(down, staying, needs, self._executor.overhead_bytes, limit) else None
+        lean = stays_lean(down, staying, needs, self._executor.overhead_bytes, limit)
+        return down if lean or time.monotonic() < self._fell_s + _FALLING_S else None
+
+    def _fallen(self, limit: int | None) -> bool:
+        """Since the last step?"""
+        return limit is not None and (self._limit is None or limit < _FALLEN * self._limit)
 
     def _loop(self) -> None:
         self._guarded(self.run)
@@ -242,8 +254,7 @@ class Loader:
     def _glance(self) -> None:
         """Memory can be taken away at any moment, and the kernel takes the pages of what serves along with those of what is idle."""
         limit = self._memory_limit() if self._memory_limit is not None else None
-        before = self._limit
-        if limit is not None and (before is None or limit < _FALLEN * before) and self._gauge.exceeds(limit):
+        if limit is not None and self._fallen(limit) and self._gauge.exceeds(limit):
             self.step()
 
     def _guarded(self, work: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ from restnet_runtime.allowance import Allowance
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
 from restnet_runtime.served import Served
+from restnet_runtime.stalls import Stalls
 from restnet_runtime.traffic import Traffic
 from restnet_runtime.watch import UNKNOWN_TAIL, Watch
 
@@ -23,7 +24,7 @@ class Observed:
     def __init__(self, cores: int) -> None:
         """cores: that this process may run on."""
         self.served, self.watch, self.traffic = Served(cores), Watch(), Traffic()
-        self._allowance = Allowance()
+        self._allowance, self._stalls = Allowance(), Stalls()
         self._slowdown: float | None = None  # of now, smoothed
 
     def observe(
@@ -41,8 +42,9 @@ class Observed:
         self.served.observe(route, latency_ms, profile)
         if around_ms > 0:
             self.traffic.surround(around_ms)
-        late = feasible and limit_ms is not None and latency_ms + self.traffic.waited_ms + around_ms > limit_ms
-        self._allowance.observe(now_s, ratio, late)
+        over_ms = latency_ms + around_ms - limit_ms if feasible and limit_ms is not None else -math.inf
+        self._allowance.observe(now_s, ratio, over_ms + self.traffic.waited_ms > 0)
+        self._stalls.observe(now_s, latency_ms, profile.latency_ms, over_ms > 0)
         return self.watch.observe(ratio, now_s)
 
     def look(self) -> None:
@@ -76,5 +78,6 @@ class Observed:
             gap_variation=variation,
             waiting_ms=waiting_ms,
             around_ms=self.traffic.around_ms(),
+            stall_ms=self._stalls.take(now_s, slowdown),
         )
         return self.served.complete(seen, now_s, look=look)

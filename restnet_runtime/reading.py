@@ -62,6 +62,7 @@ class Reading:
     gap_variation:           local variation of the gaps between them: 0 = a metronome, 1 = at random
     waiting_ms:              how long the latest requests waited before they ran
     around_ms:               what they take beside that and the run of the network: decoding, and making the answer
+    stall_ms:                for how long their runs stood still, where many of the latest were late by that alone
     """
 
     memory_available_bytes: int | None = None
@@ -103,6 +104,7 @@ class Reading:
     gap_variation: float | None = None
     waiting_ms: float | None = None
     around_ms: float | None = None
+    stall_ms: float | None = None
 
     def updated(self, **changes: object) -> "Reading":
         """The same but for these fields; `dataclasses.replace` takes ten times as long. Raises `TypeError` for another field."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+import restnet_runtime.loader as loader_module
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError
@@ -363,6 +364,27 @@ def test_the_way_down_stays_where_it_fits_without_its_weights(watched) -> None:
     while loader.step():
         pass
     assert watched.loaded == ("large",)
+
+
+def test_the_way_down_stays_while_the_limit_may_fall_further(watched, monkeypatch) -> None:
+    """A route between that just fits at a step on the way down is not worth the one that will serve at the next step."""
+    monkeypatch.setattr(loader_module, "_FALLING_S", 0.5)
+    watched.load("large")
+    watched.switch("large")
+    lean = replace(watched.need("small"), touched=frozenset())
+    short = together([watched.need("large"), lean]) - 1
+    limit = [10**12]
+    loader = Loader(watched, preparation_order(watched.bundle), memory_limit=lambda: limit[0], wanted=lambda: "large")
+    loader.run()
+    assert len(watched.loaded) == 4
+    limit[0] = short
+    while loader.step():
+        pass
+    assert set(watched.loaded) == {"large", "small"}
+    time.sleep(0.6)
+    while loader.step():
+        pass
+    assert watched.loaded == ("large",), "the limit stands: it is kept"
 
 
 def test_memory_that_is_taken_away_is_answered_well_within_an_interval(family_bundle, make) -> None:

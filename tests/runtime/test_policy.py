@@ -698,3 +698,15 @@ def test_under_load_there_is_always_an_answer_with_a_reason(family: list[Candida
             or "hold up" in decisions[0].reason
             or ("unknown" in decisions[0].reason)
         )
+
+
+def test_a_stall_adds_to_a_run_so_a_shorter_route_has_more_room() -> None:
+    """Multiplied it would rule out both: 40 ms of standing still are four times the run of the small one."""
+    budget = Budget(latency_ms=80.0)
+    calm = decide(reading(1.5), budget, FAMILY, History(), 1.0, SETTINGS)
+    assert calm.route == "large"
+    stalled = decide(replace(reading(1.5), stall_ms=40.0), budget, FAMILY, calm.history, 2.0, SETTINGS)
+    assert (stalled.route, stalled.feasible) == ("middle", True)
+    assert "40 ms for which runs stand still" in stalled.reason
+    hopeless = decide(replace(reading(1.5), stall_ms=500.0), budget, FAMILY, calm.history, 2.0, SETTINGS)
+    assert hopeless.route == "middle", "no more than half of the limit is put down to stalls: no route could make up for more"

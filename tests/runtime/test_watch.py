@@ -47,6 +47,18 @@ def test_after_an_alarm_the_latest_are_believed_until_they_are_known() -> None:
     assert watch.slowdown(1.3, 30.0) == 1.3
 
 
+def test_outliers_of_a_long_tail_are_not_taken_for_a_slowdown_as_long() -> None:
+    """One run of twenty takes three times as long; what made the alarm is such runs, and a prediction multiplies by the tail again."""
+    watch = fed(([1.0] * 19 + [3.0]) * 10)
+    tail = watch.take(1.0)
+    assert tail == 3.0
+    for index in range(3):
+        watch.observe(3.9, 20.5 + index / 10)
+    assert watch.caution * tail < 1.1 * 3.9, "what is predicted for the next request is what the last one took"
+    watch.alarm(20.8)
+    assert (watch.slowdown(1.0, 20.9) or 0) * tail < 1.1 * 3.9
+
+
 def test_a_trend_is_led_on_and_a_relief_is_noticed() -> None:
     rising = fed([1.0 * 1.02**index for index in range(30)])
     assert (rising.slowdown(1.5, 2.9) or 0) > 1.02**29
