@@ -132,7 +132,7 @@ def create_app(
     async def predict(request: Request) -> Response:
         """Classify an image, or a batch of inputs."""
         intake.refuse_unready()
-        intake.refuse_overload()
+        await intake.refuse_overload()
         deadline = intake.deadline(request)
         top_k, budget = _wishes(request)
         content_type = request.headers.get("content-type", "")

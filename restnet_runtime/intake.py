@@ -18,6 +18,9 @@ from restnet_runtime.schemas import QueueAnswer
 from restnet_runtime.settings import ServeSettings
 
 TRY_AGAIN = {"Retry-After": "1"}
+_FRESH_S = 0.1
+"""A body that is longer in coming is a slow client's, who is to keep no other out."""
+_REFUSED_PER_S, _LATEST_REFUSAL_S = 100.0, 0.25
 
 T = TypeVar("T")
 
@@ -30,6 +33,8 @@ class Intake:
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
         self._receiver = Receiver(settings)
         self._in_flight = 0
+        self._next_refusal_s = 0.0
+        self._receiving: dict[object, float] = {}  # since when, by time.monotonic
         controller.watch_queue(lambda: self._in_flight)
 
     def refuse_unready(self) -> None:
@@ -37,14 +42,31 @@ class Intake:
         if not self._executor.loaded:
             raise Unready(503, "no route is loaded yet", TRY_AGAIN)
 
-    def refuse_overload(self) -> None:
-        """Raise HTTP 503 while as many requests wait or run as may."""
-        if self._in_flight >= self._settings.max_in_flight:
-            raise HTTPException(503, f"{self._in_flight} requests are in flight, which is the limit: try again", TRY_AGAIN)
+    async def refuse_overload(self) -> None:
+        """Raise HTTP 503 while as many requests wait or run as may, those included whose bodies are just coming.
+
+        Otherwise as many bodies as there are connections would be received for the few that can run, which takes the time of these.
+        A flood is refused at `_REFUSED_PER_S` and not at once: to refuse costs about as much as to answer, and who waits for a refusal
+        asks less often meanwhile.
+        """
+        now_s = time.monotonic()
+        coming = sum(since_s > now_s - _FRESH_S for since_s in self._receiving.values())
+        busy = self._in_flight + coming
+        if busy < self._settings.max_in_flight:
+            return
+        self._next_refusal_s = min(max(now_s, self._next_refusal_s + 1 / _REFUSED_PER_S), now_s + _LATEST_REFUSAL_S)
+        if self._next_refusal_s > now_s:
+            await asyncio.sleep(self._next_refusal_s - now_s)
+        raise HTTPException(503, f"{busy} requests are in flight, which is the limit: try again", TRY_AGAIN)
 
     async def receive(self, request: Request, *, encodings: tuple[str, ...] = ()) -> bytes:
         """The whole body, in one of the `encodings` if it is in any. Raises what `Receiver.read` does."""
-        return await self._receiver.read(request, encodings)
+        token = object()
+        self._receiving[token] = time.monotonic()
+        try:
+            return await self._receiver.read(request, encodings)
+        finally:
+            del self._receiving[token]
 
     def deadline(self, request: Request) -> Deadline:
         """Of a request whose headers are here: what it wishes in X-Restnet-Deadline, and what the server allows. Raises `UnitError`."""
@@ -62,7 +84,7 @@ class Intake:
         deadline.check()
         self._controller.arrive()
         arrived_s = time.perf_counter()
-        self.refuse_overload()  # others may have come while the body did
+        await self.refuse_overload()  # others may have come while the body did
         self._in_flight += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, arrived_s))

@@ -95,6 +95,7 @@ def run_server(
         access_log=False,
         lifespan="on",
         server_header=False,
+        proxy_headers=False,  # nobody asks who the client is
         timeout_graceful_shutdown=graceful_s,
         ws="none",
         backlog=_BACKLOG,

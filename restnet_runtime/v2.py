@@ -77,7 +77,7 @@ def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
         """Run a model on one batch, on the route that fits; `parameters` of the response say which, and whether the budget was met."""
         model = find(**request.path_params)
         intake.refuse_unready()
-        intake.refuse_overload()
+        await intake.refuse_overload()
         headers = request.headers
         try:
             deadline = intake.deadline(request)

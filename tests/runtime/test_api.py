@@ -532,20 +532,55 @@ HALF = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\
 
 
 @contextmanager
-def stalled(client, *pieces):
+def stalled(client, *pieces, every_s=0.0):
     """One connection for each piece, which sent its piece and then nothing more."""
     with ExitStack() as open_ones:
         connections = []
         for piece in pieces:
+            time.sleep(every_s)
             connections.append(open_ones.enter_context(socket.create_connection((client.base_url.host, client.base_url.port), timeout=20)))
             connections[-1].sendall(piece)
         yield connections
 
 
 def test_stalled_bodies_take_no_place_from_others(make):
-    with make(max_in_flight=2) as served, stalled(served.client, *[HALF + b"abc"] * 20):
-        wait_for(served.client, in_flight=0, receiving_bytes=60)
+    with make(max_in_flight=2) as served, stalled(served.client, *[HALF + b"abc"] * 6, every_s=0.15):
+        wait_for(served.client, in_flight=0, receiving_bytes=18)
+        time.sleep(0.15)
         assert served.client.post("/predict", content=png()).status_code == 200
+
+
+def test_bodies_are_not_begun_that_could_not_be_run(make):
+    """Two may run: of twenty that begin at once two are received, for as long as they come quickly."""
+    with make(max_in_flight=2) as served, stalled(served.client, *[HALF + b"abc"] * 20) as connections:
+        for connection in connections[2:]:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 503 ")
+        assert served.client.get("/status").json()["queue"]["receiving_bytes"] == 6
+
+
+def test_a_flood_is_refused_little_by_little(make):
+    """Who waits for a refusal asks less often: twenty take about a fifth of a second, and a single one no time."""
+    with make(workers=1, max_in_flight=1) as served, ThreadPoolExecutor(21) as clients:
+        client = served.client
+        served.executor.gate.clear()
+        first = clients.submit(client.post, "/predict", content=png())
+        wait_for(client, in_flight=1)
+
+        def refused_s():
+            began = time.monotonic()
+            assert client.post("/predict", content=png()).status_code == 503
+            return time.monotonic() - began
+
+        alone_s = refused_s()
+        time.sleep(0.3)
+        began = time.monotonic()
+        for future in [clients.submit(refused_s) for _ in range(20)]:
+            future.result()
+        flood_s = time.monotonic() - began
+        served.executor.gate.set()
+        assert first.result().status_code == 200
+    assert alone_s < 0.1
+    assert flood_s >= 0.18
 
 
 def test_places_that_were_taken_while_the_body_came(make):
@@ -553,6 +588,7 @@ def test_places_that_were_taken_while_the_body_came(make):
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(data)
     with make(max_in_flight=1) as served, ThreadPoolExecutor() as clients, stalled(served.client, head + data[:-1]) as (late,):
         wait_for(served.client, receiving_bytes=len(data) - 1)
+        time.sleep(0.15)
         served.executor.gate.clear()
         first = clients.submit(served.client.post, "/predict", content=data)
         wait_for(served.client, in_flight=1)
