@@ -10,7 +10,7 @@ with us: LitServe is sent plain bytes, MLServer the same JSON as we, because it 
 own, since it brings another server:
 
     python -m venv build/litserve && build/litserve/bin/pip install litserve onnxruntime numpy
-    python -m venv build/mlserver && build/mlserver/bin/pip install mlserver onnxruntime numpy
+    python -m venv build/mlserver && build/mlserver/bin/pip install mlserver 'uvloop<0.22' onnxruntime numpy
 
 Needs wrk (on Debian: apt-get install wrk).
 """
