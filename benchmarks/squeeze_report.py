@@ -213,7 +213,18 @@ request is late (`restnet_runtime/quota.py`), and the quota is looked at four ti
 **What the kernel calls inactive is not free.** In a group whose weights just do not fit they are read again and again, and all of their
 pages are on the kernel's list of inactive ones. Counted as free page cache, they counted twice: as memory of the server and as memory that
 it could still take. A process with 80 MB of weights under a limit of 60 MB seemed to have 100, so the controller stayed on a route that
-did not fit, and requests took seconds. Page cache that is mapped is in use (`restnet_runtime/cgroups.py`)."""
+did not fit, and requests took seconds. Page cache that is mapped is in use (`restnet_runtime/cgroups.py`).
+
+**An outlier is not a slowdown.** On a device whose slowest requests take three times as long as the others, those are what raises an alarm.
+What they showed was taken for the slowdown, and multiplied by the tail once more: predictions came out seven times too long, the route went
+down to the smallest and up again a second later, eleven times in 8 seconds, in perfect peace too. And what a neighbour's time slices do
+is no slowdown either: a run stands still for 40 ms whether it takes 5 ms or 30, so what has to be reckoned with is a sum and not a product
+(`restnet_runtime/stalls.py`).
+
+**A route between is not worth the way down.** While memory fell, a route just below the large one fitted for half a second; to keep it, the
+smallest one was released, and a moment later there was no memory to load it into. It stays loaded now as long as memory may fall further.
+
+The host of this machine is shared too: in bad moments even the small anchor is late in peace: compare within one run."""
 
 
 def write_page(page: Path, result: Result, courses: Sequence[Course], picture: Path | None) -> None:
