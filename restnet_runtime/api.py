@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -12,21 +12,18 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from restnet_runtime import __version__
-from restnet_runtime.api_docs import BUDGET_BODY, PIN_BODY, PREDICT_BODY, PREDICT_PARAMETERS
-from restnet_runtime.batching import Batcher
+from restnet_runtime.api_docs import BUDGET_BODY, MODEL_PARAMETER, PIN_BODY, PREDICT_BODY, PREDICT_PARAMETERS
 from restnet_runtime.bodies import BudgetRequest, PinRequest, read_json
 from restnet_runtime.budget import Budget
-from restnet_runtime.controller import Controller
 from restnet_runtime.dashboard import add_pages
 from restnet_runtime.error_answers import answer_errors
 from restnet_runtime.errors import InputError
 from restnet_runtime.events import Events
-from restnet_runtime.executor import Executor
 from restnet_runtime.guard import Guard
 from restnet_runtime.inference import Verdict
 from restnet_runtime.intake import TRY_AGAIN, Intake
-from restnet_runtime.loader import Progress
 from restnet_runtime.metrics import Metrics, add_metrics
+from restnet_runtime.models import Backend, Entry, Models
 from restnet_runtime.npy import MAGIC
 from restnet_runtime.observing import Observing
 from restnet_runtime.payload import BodyKind, parse_top_k
@@ -41,43 +38,37 @@ from restnet_runtime.schemas import (
     RoutesAnswer,
     StatusAnswer,
 )
-from restnet_runtime.service import PredictService
 from restnet_runtime.settings import BUDGET_HEADER, ServeSettings
 from restnet_runtime.state_metrics import Device, Serving
 from restnet_runtime.status import describe_budget, describe_pin, describe_routes, describe_server
 from restnet_runtime.tracing import FACTS, Tracing
 from restnet_runtime.v2 import add_v2
-from restnet_runtime.v2_model import Model
 
 _MEDIA_KINDS: dict[str, BodyKind] = {"multipart/form-data": "form", "application/json": "json", "application/x-npy": "npy"}
 _UNTOLD_MEDIA = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _ALLOWED_MEDIA = "multipart/form-data, image/*, application/json, application/x-npy, or application/octet-stream with an image or .npy file"
-_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 401, 403, 408, 413, 415, 422, 500, 503, 504)}
+_Documented = dict[int | str, dict[str, Any]]
+_ERRORS: _Documented = {code: {"model": ErrorAnswer} for code in (400, 401, 403, 404, 408, 413, 415, 422, 500, 503, 504)}
+_MISSING: _Documented = {code: {"model": ErrorAnswer} for code in (404, 422)}
+_DENIED: _Documented = {code: {"model": ErrorAnswer} for code in (401, 403)}
+_STREAMED: _Documented = {200: {"content": {"text/event-stream": {}}}, 503: {"model": ErrorAnswer}, **_MISSING}
+_OF_MODEL: dict[str, Any] = {"parameters": [MODEL_PARAMETER]}
 
 T = TypeVar("T")
 
 
-def create_app(
-    executor: Executor,
-    controller: Controller,
-    settings: ServeSettings,
-    progress: Callable[[], Progress] | None = None,
-    batcher: Batcher | None = None,
-    tracer_provider: Any = None,
-) -> FastAPI:
-    """The application. It neither starts nor stops `executor` and `controller`: whoever wires them does.
+def create_app(backends: Backend | Mapping[str, Backend], settings: ServeSettings, tracer_provider: Any = None) -> FastAPI:
+    """The application. It neither starts nor stops what serves: whoever wires that does.
 
-    progress: how far the loader is, for `/status`
-    batcher:  what runs requests together; by default each runs by itself
+    backends: of one model, which has its bundle's name, or of several by name; the first is the default
     tracer_provider: of OpenTelemetry, where requests are to be traced
+    Its `state.models` are the `Models`.
     """
-    batcher = batcher or Batcher(executor)
-    intake = Intake(executor, controller, settings)
-    events = Events(controller)
-    model = executor.bundle.manifest.name
-    metrics = Metrics(lambda: Device(controller.reading, events.listeners))
-    counted = partial(_count, metrics, model)
-    service = PredictService(executor, controller, settings, batcher, counted)
+    if isinstance(backends, Backend):
+        backends = {backends.executor.bundle.manifest.name: backends}
+    intake, events = Intake(settings), Events()
+    metrics = Metrics(lambda: Device(models.default.backend.controller.reading, events.listeners))
+    models = Models(backends, settings, lambda name: partial(_count, metrics, name))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -99,30 +90,24 @@ def create_app(
     answer_errors(app)
     app.state.events = events
 
-    def serving() -> Serving:
-        queue = intake.queue()
-        profiles = {route.name: executor.profile(route.name) for route in executor.bundle.routes}
-        return Serving(
-            model=model,
-            digest=executor.bundle.digest,
-            routes=executor.bundle.routes,
-            profiles={name: profile for name, profile in profiles.items() if profile is not None},
-            loaded=executor.loaded,
-            current=executor.current.name if executor.current else None,
-            status=controller.status(),
-            progress=progress() if progress else None,
-            batches=batcher.counts(),
-            requests=queue.in_flight,
-            most_requests=settings.max_in_flight,
-            receiving_bytes=queue.receiving_bytes,
-        )
+    app.state.models, app.state.metrics = models, metrics
+    for name in models.names:
+        metrics.watch(partial(_serving, models, name, intake, settings))
 
-    app.state.metrics = metrics
-    metrics.watch(serving)
+    def failed(named: str | None, outcome: str, kind: str) -> None:
+        metrics.failed(named if named in models.names else models.default.name, outcome, kind)
+
     app.add_middleware(Guard, access=settings.access, read_only=settings.read_only)
     if tracer_provider is not None:
         app.add_middleware(Tracing, provider=tracer_provider)
-    app.add_middleware(Observing, failed=partial(metrics.failed, model))
+    app.add_middleware(Observing, failed=failed)
+
+    def asked(request: Request) -> Entry:
+        """The model that a request means: `?model=NAME`, else the default one."""
+        named = request.query_params.getlist("model")
+        if len(named) > 1:
+            raise InputError(f"model is given {len(named)} times: name one of {', '.join(models.names)}")
+        return models.find(named[0] if named else None)
 
     @app.post(
         "/predict",
@@ -131,7 +116,8 @@ def create_app(
     )
     async def predict(request: Request) -> Response:
         """Classify an image, or a batch of inputs."""
-        intake.refuse_unready()
+        model = asked(request)
+        intake.refuse_unready(model)
         await intake.refuse_overload()
         deadline = intake.deadline(request)
         top_k, budget = _wishes(request)
@@ -140,22 +126,23 @@ def create_app(
         kind = body_kind(content_type, body)
 
         def answer(arrived_s: float) -> PredictAnswer | BatchAnswer:
-            return service.predict(kind, content_type, body, top_k=top_k, budget=budget, arrived_s=arrived_s, deadline=deadline)
+            return model.service.predict(kind, content_type, body, top_k=top_k, budget=budget, arrived_s=arrived_s, deadline=deadline)
 
-        answered = await intake.run(answer, deadline)
+        answered = await intake.run(model, answer, deadline)
         traced = request.scope.get(FACTS)
         if traced is not None:
-            traced.update(route=answered.route, run_ms=answered.latency_ms, budget_met=answered.budget_met)
+            traced.update(model=model.name, route=answered.route, run_ms=answered.latency_ms, budget_met=answered.budget_met)
         return _json(answered, exclude_none=True)
 
-    @app.get("/budget", responses={200: {"model": BudgetAnswer}})
-    def get_budget() -> Response:
+    @app.get("/budget", responses={200: {"model": BudgetAnswer}, **_MISSING}, openapi_extra=_OF_MODEL)
+    def get_budget(request: Request) -> Response:
         """The standing budget, and what was decided under it."""
-        return _json(describe_budget(controller))
+        return _json(describe_budget(asked(request).backend.controller))
 
-    @app.put("/budget", responses={200: {"model": BudgetAnswer}, **_ERRORS}, openapi_extra={"requestBody": BUDGET_BODY})
+    @app.put("/budget", responses={200: {"model": BudgetAnswer}, **_ERRORS}, openapi_extra={"requestBody": BUDGET_BODY, **_OF_MODEL})
     async def put_budget(request: Request) -> Response:
         """Replace the standing budget; the next requests are served under it."""
+        controller = asked(request).backend.controller
         limits = read_json(BudgetRequest, await intake.receive(request)).limits()
 
         def replace() -> BudgetAnswer:
@@ -164,46 +151,58 @@ def create_app(
 
         return _json(await _off_loop(replace))
 
-    @app.get("/pin", responses={200: {"model": PinAnswer}})
-    def get_pin() -> Response:
+    @app.get("/pin", responses={200: {"model": PinAnswer}, **_MISSING}, openapi_extra=_OF_MODEL)
+    def get_pin(request: Request) -> Response:
         """The route that all requests are to run on, if one was pinned."""
-        return _json(describe_pin(controller))
+        return _json(describe_pin(asked(request).backend.controller))
 
-    @app.put("/pin", responses={200: {"model": PinAnswer}, **_ERRORS}, openapi_extra={"requestBody": PIN_BODY})
+    @app.put("/pin", responses={200: {"model": PinAnswer}, **_ERRORS}, openapi_extra={"requestBody": PIN_BODY, **_OF_MODEL})
     async def put_pin(request: Request) -> Response:
         """Keep to one route, whatever it costs. Where it is not loaded yet, the budget decides until it is."""
+        model = asked(request)
         route = read_json(PinRequest, await intake.receive(request)).route
-        known = [one.name for one in executor.bundle.routes]
+        known = [one.name for one in model.backend.executor.bundle.routes]
         if route not in known:
             raise InputError(f"there is no route {route[:60]!r} in this bundle: /routes lists what there is")
-        return _json(await _off_loop(partial(_pin, route)))
+        return _json(await _off_loop(partial(_pin, model, route)))
 
-    @app.delete("/pin", responses={200: {"model": PinAnswer}, 401: {"model": ErrorAnswer}, 403: {"model": ErrorAnswer}})
-    async def delete_pin() -> Response:
+    @app.delete("/pin", responses={200: {"model": PinAnswer}, **_DENIED, **_MISSING}, openapi_extra=_OF_MODEL)
+    async def delete_pin(request: Request) -> Response:
         """Let the budget decide again."""
-        return _json(await _off_loop(partial(_pin, None)))
+        return _json(await _off_loop(partial(_pin, asked(request), None)))
 
-    def _pin(route: str | None) -> PinAnswer:
-        controller.pin = route
-        return describe_pin(controller)
-
-    @app.get("/events", responses={200: {"content": {"text/event-stream": {}}}, 503: {"model": ErrorAnswer}})
-    async def get_events() -> Response:
+    @app.get("/events", responses=_STREAMED, openapi_extra=_OF_MODEL)
+    async def get_events(request: Request) -> Response:
         """Server-sent events: `decision` at first, then each `switch` with its reason, and each `reading` of the device."""
+        name = asked(request).name
         if events.full:
             raise HTTPException(503, "as many listeners as are allowed are here already: try again", TRY_AGAIN)
-        return StreamingResponse(events.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        stream = events.stream(lambda: models.find(name).backend.controller)
+        return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-    @app.get("/routes", responses={200: {"model": RoutesAnswer}})
-    def get_routes() -> Response:
+    @app.get("/routes", responses={200: {"model": RoutesAnswer}, **_MISSING}, openapi_extra=_OF_MODEL)
+    def get_routes(request: Request) -> Response:
         """The routes of the bundle, cheapest first."""
-        return _json(describe_routes(executor, progress() if progress else None))
+        backend = asked(request).backend
+        return _json(describe_routes(backend.executor, backend.progress()))
 
-    @app.get("/status", responses={200: {"model": StatusAnswer}})
-    def get_status() -> Response:
+    @app.get("/status", responses={200: {"model": StatusAnswer}, **_MISSING}, openapi_extra=_OF_MODEL)
+    def get_status(request: Request) -> Response:
         """What is served, under which budget, and how the device is doing."""
-        loading = progress() if progress else None
-        return _json(describe_server(executor, controller, intake.queue(), batcher, loading, read_only=settings.read_only))
+        model = asked(request)
+        backend, every = model.backend, [one.describe() for one in models]
+        return _json(
+            describe_server(
+                backend.executor,
+                backend.controller,
+                intake.queue(),
+                backend.batcher,
+                backend.progress(),
+                read_only=settings.read_only,
+                model=model.name,
+                models=every,
+            )
+        )
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", responses={200: {"model": HealthAnswer}})
@@ -212,16 +211,42 @@ def create_app(
         return _json(HealthAnswer(status="ok"))
 
     @app.head("/readyz", include_in_schema=False)
-    @app.get("/readyz", responses={200: {"model": HealthAnswer}, 503: {"model": ErrorAnswer}})
-    async def readyz() -> Response:
+    @app.get("/readyz", responses={200: {"model": HealthAnswer}, 503: {"model": ErrorAnswer}, **_MISSING}, openapi_extra=_OF_MODEL)
+    async def readyz(request: Request) -> Response:
         """A route is loaded, so that predictions can be answered."""
-        intake.refuse_unready()
+        intake.refuse_unready(asked(request))
         return _json(HealthAnswer(status="ready"))
 
-    add_v2(app, [Model(executor, controller, settings, batcher, counted)], intake)
+    add_v2(app, models, intake)
     add_metrics(app, metrics)
     add_pages(app)
     return app
+
+
+def _pin(model: Entry, route: str | None) -> PinAnswer:
+    model.backend.controller.pin = route
+    return describe_pin(model.backend.controller)
+
+
+def _serving(models: Models, name: str, intake: Intake, settings: ServeSettings) -> Serving:
+    """What metrics tell of a model now."""
+    model = models.find(name)
+    executor, queue = model.backend.executor, intake.queue()
+    profiles = {route.name: executor.profile(route.name) for route in executor.bundle.routes}
+    return Serving(
+        model=name,
+        digest=executor.bundle.digest,
+        routes=executor.bundle.routes,
+        profiles={route: profile for route, profile in profiles.items() if profile is not None},
+        loaded=executor.loaded,
+        current=executor.current.name if executor.current else None,
+        status=model.backend.controller.status(),
+        progress=model.backend.progress(),
+        batches=model.backend.batcher.counts(),
+        requests=model.in_flight,
+        most_requests=settings.max_in_flight,
+        receiving_bytes=queue.receiving_bytes if model is models.default else 0,  # of all models: counted once
+    )
 
 
 def _count(metrics: Metrics, model: str, verdict: Verdict, inputs: int, total_s: float) -> None:
@@ -253,8 +278,8 @@ def _wishes(request: Request) -> tuple[int | None, Budget]:
             top_k = parse_top_k(value)
         elif name == "budget":
             budget = budget.narrowed(Budget.parse(value))
-        else:
-            raise InputError(f"unknown query parameter {name[:60]!r}: allowed are top_k, budget")
+        elif name != "model":
+            raise InputError(f"unknown query parameter {name[:60]!r}: allowed are top_k, budget, model")
     for value in request.headers.getlist(BUDGET_HEADER):
         budget = budget.narrowed(Budget.parse(value))
     return top_k, budget

@@ -58,6 +58,13 @@ PREDICT_BODY: dict[str, Any] = {
     },
 }
 
+MODEL_PARAMETER: dict[str, Any] = {
+    "name": "model",
+    "in": "query",
+    "description": "which model, where several are served; by default the first",
+    "schema": {"type": "string"},
+}
+
 PREDICT_PARAMETERS: list[dict[str, Any]] = [
     {
         "name": "top_k",
@@ -73,6 +80,7 @@ PREDICT_PARAMETERS: list[dict[str, Any]] = [
         "schema": {"type": "string"},
         "example": BUDGET_EXAMPLE,
     },
+    MODEL_PARAMETER,
     {
         "name": "X-Restnet-Deadline",
         "in": "header",

@@ -1,6 +1,7 @@
 """What may stand on the command lines: types of values, and the options that several commands have."""
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from restnet_runtime.deadline import MOST_MS
 from restnet_runtime.errors import UnitError
 from restnet_runtime.providers import NAMES
 from restnet_runtime.units import parse_quantity
+
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+-]{0,99}")  # as a bundle may be called
 
 BUDGET_HELP = (
     "upper limits, separated by commas, any subset: cost as 200MFLOPs or 200MMACs (both count one multiply-accumulate as one, "
@@ -89,15 +92,38 @@ def accuracy(text: str) -> float:
     return value
 
 
+def model(text: str) -> tuple[str | None, Path]:
+    """`BUNDLE` or `NAME=BUNDLE`; what is no name before the first = is part of a path."""
+    name, equals, path = text.partition("=")
+    if not equals or "/" in name:
+        return None, Path(text)
+    if not _MODEL.fullmatch(name) or not path:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no NAME=BUNDLE: a name has letters, digits and . _ ~ + -, at most 100; a directory with = in its name is ./{text}"
+        )
+    return name, Path(path)
+
+
 def port(text: str) -> int:
     if not text.isdigit() or not 0 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: give 0 (any free one) to 65535")
     return int(text)
 
 
-def common_parser(command: str, description: str) -> argparse.ArgumentParser:
+def common_parser(command: str, description: str, *, several: bool = False) -> argparse.ArgumentParser:
+    """several: `bundles`, a list of (name or `None`, directory), in place of `bundle`."""
     parser = argparse.ArgumentParser(command, description=description)
     parser.add_argument("--version", action="version", version=f"{command} {__version__}")
+    if several:
+        parser.add_argument(
+            "bundles",
+            nargs="*",
+            type=model,
+            metavar="[NAME=]BUNDLE",
+            help="directories, each a model of the name that its bundle has, or of NAME; the first is the default model "
+            "(default: the digits that come along)",
+        )
+        return parser
     parser.add_argument("bundle", nargs="?", type=Path, default=SHIPPED_BUNDLE, help="directory (default: the digits that come along)")
     return parser
 

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from restnet_runtime import __version__
 from restnet_runtime.arguments import add_engine_options, common_parser, positive, share
 from restnet_runtime.batch_plan import BatchSettings, Mode
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import open_bundle
+from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
 from restnet_runtime.errors import CompileError, RestnetError, TraceError
 from restnet_runtime.logs import configure_logs, quiet_parsers
 from restnet_runtime.places import default_cache_root
@@ -23,6 +24,7 @@ from restnet_runtime.units import format_bytes
 
 if TYPE_CHECKING:
     from restnet_runtime.engine import Engine
+    from restnet_runtime.engines import Engines
 
 _FIRST_ROUTE_S = 120.0
 
@@ -41,10 +43,10 @@ def _run(command: str, action: Callable[[], int]) -> int:
 
 
 def serve(argv: Sequence[str] | None = None) -> int:
-    """`restnet-serve`: serve a bundle over HTTP until SIGTERM. Returns the exit status: 0, or 2 with one line on standard error."""
+    """`restnet-serve`: serve bundles over HTTP until SIGTERM. Returns the exit status: 0, or 2 with one line on standard error."""
     from restnet_runtime.serve_options import add_serve_options  # the other commands need no HTTP
 
-    parser = common_parser("restnet-serve", "Serve a bundle over HTTP and keep to a budget.")
+    parser = common_parser("restnet-serve", "Serve one bundle or several over HTTP and keep to a budget.", several=True)
     add_engine_options(parser)
     add_serve_options(parser)
     args = parser.parse_args(argv)
@@ -71,25 +73,28 @@ def _serve(args: argparse.Namespace) -> int:
     with ExitStack() as stack, listen(args.host, args.port, remote=args.allow_remote) as listener:
         if tracer_provider is not None:
             stack.callback(tracer_provider.shutdown)
-        engine = _open(args, batching)
-        bundle = engine.executor.bundle
-        print(f"serving {bundle.manifest.name} ({len(bundle.routes)} routes) from {bundle.path}, budget {args.budget}")
+        engines = _open_models(args, batching)
+        engine = next(iter(engines.values()))
+        for name, one in engines.items():
+            bundle = one.executor.bundle
+            print(f"serving {name} ({len(bundle.routes)} routes) from {bundle.path}, budget {one.controller.budget}")
         print(f"listening on {url_of(listener)}", flush=True)
         if args.allow_remote and settings.access.token is None and not args.read_only:
             print("whoever reaches this may change budget and pin: --token-file or --read-only keeps others from it", file=sys.stderr)
-        with engine:
+        with engines:
             if engine.short_of_memory():
                 # What HTTP takes would be missing where the first route is compiled; connections wait at the listener.
                 with suppress(CompileError):
                     engine.wait_ready(_FIRST_ROUTE_S)
             from restnet_runtime.api import create_app  # not above: for this reason, and the other commands need no HTTP
+            from restnet_runtime.models import Backend
 
             if args.record is not None:
                 from restnet_runtime.recorder import Recorder
 
                 stack.enter_context(Recorder(args.record, engine.controller, affinity_cores(), args.interval))
             quiet_parsers()
-            app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher, tracer_provider)
+            app = create_app({name: Backend.of(one) for name, one in engines.items()}, settings, tracer_provider)
             run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=app.state.events.close)
     return 0
 
@@ -244,12 +249,34 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace, batching: BatchSettings | Mode = "off") -> "Engine":
+def _open_models(args: argparse.Namespace, batching: BatchSettings) -> "Engines":
+    from restnet_runtime.engines import Engines  # not above, as in `_open`
+
+    first = True
+
+    def open_next(path: Path) -> "Engine":
+        nonlocal first
+        # Memory is of the process, and one budget holds it; a pin names a route of one bundle.
+        budget = args.budget if first else replace(args.budget, memory_bytes=None)
+        engine = _open(args, path, budget, batching, pin=args.pin if first else None)
+        first = False
+        return engine
+
+    return Engines.open(args.bundles or [(None, SHIPPED_BUNDLE)], open_next)
+
+
+def _open(
+    args: argparse.Namespace,
+    path: Path | None = None,
+    budget: Budget | None = None,
+    batching: BatchSettings | Mode = "off",
+    pin: str | None = None,
+) -> "Engine":
     from restnet_runtime.engine import Engine  # not above, because it imports ONNX Runtime: a signal meanwhile is to end this quietly
 
     return Engine.open(
-        args.bundle,
-        args.budget,
+        path or args.bundle,
+        args.budget if budget is None else budget,
         cache_root=args.cache or default_cache_root(),
         threads=args.threads,
         providers=args.provider,
@@ -257,5 +284,5 @@ def _open(args: argparse.Namespace, batching: BatchSettings | Mode = "off") -> "
         cache_bytes=args.cache_size,
         batching=batching,
         keep_all=getattr(args, "keep_all", False),
-        pin=getattr(args, "pin", None),
+        pin=pin,
     )

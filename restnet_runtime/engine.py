@@ -141,11 +141,15 @@ class Engine:
         available = None if reading is None else reading.memory_available_bytes
         return available is not None and available < _TIGHT_BYTES
 
+    def halt(self) -> None:
+        """Begin nothing more, and break off what is being compiled: `stop`, which is still to come, will not wait for long."""
+        self.loader.halt()
+        self.compiler.abort()
+
     def stop(self) -> None:
         """End both threads and the process that compiles, answer the requests that wait for a batch, and release every session."""
         atexit.unregister(self.stop)
-        self.loader.halt()
-        self.compiler.abort()
+        self.halt()
         self.batcher.close()
         self.controller.stop()
         self.sensors.close()

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from restnet_runtime.errors import ExpiredError, InfeasibleError, InputError, RequestError, RestnetError, UnitError
+from restnet_runtime.errors import ExpiredError, InfeasibleError, InputError, ModelError, RequestError, RestnetError, UnitError
 from restnet_runtime.observing import REQUEST_ID, note_error, request_id
 
 STATUS_OF: dict[type[Exception], int] = {
@@ -17,6 +17,7 @@ STATUS_OF: dict[type[Exception], int] = {
     UnitError: 422,
     InfeasibleError: 503,
     ExpiredError: 504,
+    ModelError: 404,
     RestnetError: 500,
 }
 

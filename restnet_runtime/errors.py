@@ -11,6 +11,7 @@
       ExpiredError         a request was not run, because its deadline had passed
       InfeasibleError      no route fits the budget, and the operator chose to refuse rather than overrun
       TraceError           a trace that cannot be read or made
+      ModelError           a model that there is not, or a name that two have
       AddressError         the address to serve on cannot be had
       AccessError          a token, host name or origin that the server cannot be set to
       ClosedError          a runtime was used after it was closed
@@ -75,6 +76,10 @@ class ExpiredError(RestnetError):
 
 class TraceError(RestnetError):
     """A trace that cannot be read, or that nobody knows how to make."""
+
+
+class ModelError(RestnetError):
+    """A model of a name that there is not, or names that cannot be given."""
 
 
 class AddressError(RestnetError):

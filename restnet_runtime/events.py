@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -62,10 +62,10 @@ class Follower:
 
 
 class Events:
-    """Streams for listeners, at most `most` at once. They look at the controller; it does not know them, and never waits for one."""
+    """Streams for listeners, at most `most` at once. They look at a controller; it does not know them, and never waits for one."""
 
-    def __init__(self, controller: Controller, most: int = MOST_LISTENERS, poll_s: float = POLL_S) -> None:
-        self._controller, self._most, self._poll_s = controller, most, poll_s
+    def __init__(self, most: int = MOST_LISTENERS, poll_s: float = POLL_S) -> None:
+        self._most, self._poll_s = most, poll_s
         self._listeners = 0
         self._closed = False
 
@@ -83,14 +83,22 @@ class Events:
         """End every stream soon; from any thread, also from a signal handler."""
         self._closed = True
 
-    async def stream(self) -> AsyncIterator[str]:
-        """`decision` at once, then `switch` and `reading` as they come, until `close` or until the listener is gone."""
+    async def stream(self, find: Callable[[], Controller]) -> AsyncIterator[str]:
+        """`decision` at once, then `switch` and `reading` as they come, until `close` or until the listener is gone.
+
+        find: the controller to tell of, asked each time: another one begins with its own `decision`
+        """
         self._listeners += 1
         try:
-            follower, quiet_s = Follower(self._controller), 0.0
+            controller, quiet_s = find(), 0.0
+            follower = Follower(controller)
             yield _sent(follower.first())
             while not self._closed:
                 await asyncio.sleep(self._poll_s)
+                now = find()
+                if now is not controller:
+                    controller, follower = now, Follower(now)
+                    yield _sent(follower.first())
                 fresh = follower.fresh()
                 for event in fresh:
                     yield _sent(event)

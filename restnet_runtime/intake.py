@@ -9,9 +9,8 @@ from typing import TypeVar
 
 from fastapi import HTTPException, Request
 
-from restnet_runtime.controller import Controller
 from restnet_runtime.deadline import DEADLINE_HEADER, Deadline, parse_deadlines
-from restnet_runtime.executor import Executor
+from restnet_runtime.models import Entry
 from restnet_runtime.observing import Unready
 from restnet_runtime.receiving import Receiver
 from restnet_runtime.schemas import QueueAnswer
@@ -28,19 +27,18 @@ T = TypeVar("T")
 class Intake:
     """Takes in the requests of one server, on whatever path they come. Not thread safe: it belongs to the event loop."""
 
-    def __init__(self, executor: Executor, controller: Controller, settings: ServeSettings) -> None:
-        self._executor, self._controller, self._settings = executor, controller, settings
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
         self._receiver = Receiver(settings)
-        self._in_flight = 0
+        self._in_flight = 0  # of all models, which share the workers
         self._next_refusal_s = 0.0
         self._receiving: dict[object, float] = {}  # since when, by time.monotonic
-        controller.watch_queue(lambda: self._in_flight)
 
-    def refuse_unready(self) -> None:
-        """Raise HTTP 503 while no route is loaded."""
-        if not self._executor.loaded:
-            raise Unready(503, "no route is loaded yet", TRY_AGAIN)
+    def refuse_unready(self, model: Entry) -> None:
+        """Raise HTTP 503 while no route of a model is loaded."""
+        if not model.ready:
+            raise Unready(503, model.unready_reason, TRY_AGAIN)
 
     async def refuse_overload(self) -> None:
         """Raise HTTP 503 while as many requests wait or run as may, those included whose bodies are just coming.
@@ -76,20 +74,22 @@ class Intake:
                 deadline.narrow(limit_ms)
         return deadline
 
-    async def run(self, work: Callable[[float], T], deadline: Deadline) -> T:
-        """Run `work(arrived_s)` in a worker thread; arrived_s by `time.perf_counter`.
+    async def run(self, model: Entry, work: Callable[[float], T], deadline: Deadline) -> T:
+        """Run `work(arrived_s)`, a request to `model`, in a worker thread; arrived_s by `time.perf_counter`.
 
         Raises HTTP 503 where too many do already, and `ExpiredError` where the deadline has passed.
         """
         deadline.check()
-        self._controller.arrive()
+        model.backend.controller.arrive()
         arrived_s = time.perf_counter()
         await self.refuse_overload()  # others may have come while the body did
         self._in_flight += 1
+        model.in_flight += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, arrived_s))
         finally:
             self._in_flight -= 1
+            model.in_flight -= 1
 
     def queue(self) -> QueueAnswer:
         """How full it is."""

@@ -5,15 +5,17 @@ import os
 import re
 import time
 from collections.abc import Callable
+from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from restnet_runtime.errors import ExpiredError, ImageError, InfeasibleError, InputError, RequestError, RestnetError, UnitError
+from restnet_runtime.errors import ExpiredError, ImageError, InfeasibleError, InputError, ModelError, RequestError, RestnetError, UnitError
 
 REQUEST_ID = "X-Request-ID"
 _HEADER = REQUEST_ID.lower().encode()
 _ID, _ERROR = "restnet.request_id", "restnet.error"
+_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/infer")
 _ASKED = re.compile(rb"[\w.:/+=@-]{1,128}")
 _LINES_PER_S = 20
 _KINDS: tuple[tuple[type[Exception], str], ...] = (
@@ -23,6 +25,7 @@ _KINDS: tuple[tuple[type[Exception], str], ...] = (
     (UnitError, "unit"),
     (InfeasibleError, "infeasible"),
     (ExpiredError, "expired"),
+    (ModelError, "request"),
 )
 _STATUS_KINDS = {
     400: "request",
@@ -49,6 +52,15 @@ def request_id(scope: Scope) -> str | None:
     return found
 
 
+def asked_model(scope: Scope) -> str | None:
+    """The model that a request names, in its path or query; there need be none of that name."""
+    found = _MODEL.fullmatch(scope["path"])
+    if found:
+        return found[1]
+    named = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("model")
+    return named[0] if named else None
+
+
 def note_error(scope: Scope, error: Exception) -> None:
     """Remember why a request fails, for its line in the log and its count."""
     scope[_ERROR] = (_kind(error), str(error.detail if isinstance(error, StarletteHTTPException) else error))
@@ -68,11 +80,11 @@ def _kind(error: Exception) -> str:
 class Observing:
     """ASGI middleware.
 
-    failed:  told the outcome and the kind of each prediction request that was not answered
+    failed:  told the model that was asked for, if one was named, the outcome and the kind of each prediction request without an answer
     clock:   seconds that never step back, for how many lines there were in one
     """
 
-    def __init__(self, app: ASGIApp, failed: Callable[[str, str], object], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, app: ASGIApp, failed: Callable[[str | None, str, str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._app, self._failed, self._clock = app, failed, clock
         self._second, self._lines, self._unlogged = 0, 0, 0
 
@@ -101,7 +113,7 @@ class Observing:
         method, path = scope["method"], scope["path"]
         kind, reason = scope.get(_ERROR, (_STATUS_KINDS.get(status, "request" if status < 500 else "internal"), ""))
         if method == "POST" and (path == "/predict" or path.endswith("/infer")):
-            self._failed(_OUTCOMES.get(kind, "invalid"), kind)
+            self._failed(asked_model(scope), _OUTCOMES.get(kind, "invalid"), kind)
         second = int(self._clock())
         if second != self._second:
             if self._unlogged:

@@ -251,10 +251,23 @@ class ReadingAnswer(_Answer):
     stall_ms: Annotated[float | None, Field(description="how long runs stood still, where many were late by that alone")] = None
 
 
+class ModelAnswer(_Answer):
+    """One of the models that are served."""
+
+    name: str
+    digest: Annotated[str, Field(description="SHA-256 of its bundle's manifest")]
+    ready: Annotated[bool, Field(description="at least one of its routes is loaded")]
+    reason: Annotated[str | None, Field(description="why it is not ready")]
+    current: Annotated[str | None, Field(description="the route that serves")]
+    in_flight: Annotated[int, Field(description="its requests that wait or run")]
+
+
 class StatusAnswer(_Answer):
-    """Everything that an operator asks first."""
+    """Everything that an operator asks first. Of one model, but for what the device, the queue and `models` tell."""
 
     version: str
+    model: Annotated[str | None, Field(description="the name that it is served under; null beside no server")]
+    models: Annotated[list[ModelAnswer], Field(description="all that this server serves, the default one first")]
     bundle: BundleAnswer
     routes: RouteCounts
     sessions: SessionsAnswer

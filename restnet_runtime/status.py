@@ -1,6 +1,7 @@
 """Status: what the server says about itself, its budget and its routes."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -17,6 +18,7 @@ from restnet_runtime.schemas import (
     BudgetLimits,
     BundleAnswer,
     DecisionAnswer,
+    ModelAnswer,
     PinAnswer,
     ProfileAnswer,
     QueueAnswer,
@@ -76,11 +78,15 @@ def describe_server(
     progress: Progress | None = None,
     *,
     read_only: bool = False,
+    model: str | None = None,
+    models: Sequence[ModelAnswer] = (),
 ) -> StatusAnswer:
-    """What is served, under which budget, and how the device is doing."""
+    """What is served, under which budget, and how the device is doing. model, models: its name, and all that the server has."""
     bundle, status = executor.bundle, controller.status()
     return StatusAnswer(
         version=__version__,
+        model=model,
+        models=list(models),
         bundle=BundleAnswer(
             name=bundle.manifest.name,
             digest=bundle.digest,

@@ -1,6 +1,5 @@
 """The Open Inference Protocol (KServe V2) over HTTP: paths and status codes. What a model is, and how it answers, is in `v2_model.py`."""
 
-from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -14,12 +13,13 @@ from restnet_runtime.budget import Budget
 from restnet_runtime.encodings import ENCODINGS
 from restnet_runtime.errors import RequestError, TooLongError, UnitError
 from restnet_runtime.intake import Intake
+from restnet_runtime.models import Entry, Models
 from restnet_runtime.nesting import check_nesting
 from restnet_runtime.schemas import ErrorAnswer
 from restnet_runtime.settings import BUDGET_HEADER
 from restnet_runtime.tracing import FACTS
 from restnet_runtime.v2_docs import INFER_BODY, INFER_RESPONSE
-from restnet_runtime.v2_model import VERSION, Model, Posted
+from restnet_runtime.v2_model import VERSION, Posted
 from restnet_runtime.v2_response import HEADER_LENGTH
 
 SERVER = {
@@ -27,7 +27,6 @@ SERVER = {
     "version": __version__,
     "extensions": ["binary_tensor_data", "classification", "model_repository", "parameters"],
 }
-_NOT_READY = "no route is loaded yet"
 _FIXED = "models are given when the server starts: they are neither loaded nor unloaded while it runs"
 # By name and not as a model: FastAPI would take a millisecond for each, on each path, and a device starts slowly enough.
 _ERROR = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}}
@@ -36,14 +35,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
+def add_v2(app: FastAPI, models: Models, intake: Intake) -> None:
     """Add the paths below /v2. Errors are `{"error": "..."}`: what a client sent wrong is 400, a model that there is not 404."""
-    by_name = {model.name: model for model in models}
 
-    def find(model_name: str, model_version: str = VERSION) -> Model:
-        model = by_name.get(model_name)
-        if model is None:
-            raise HTTPException(404, f"there is no model {model_name[:60]!r} here: there is {', '.join(by_name)}")
+    def find(model_name: str, model_version: str = VERSION) -> Entry:
+        model = models.find(model_name)
         if model_version != VERSION:
             raise HTTPException(404, f"the model {model_name} has no version {model_version[:60]!r}: it has {VERSION}")
         return model
@@ -58,25 +54,26 @@ def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
 
     async def ready(_: Request) -> Response:
         """Every model can answer; 400 where one cannot."""
-        if not all(model.ready for model in models):
-            raise HTTPException(400, _NOT_READY)
+        unready = [model for model in models if not model.ready]
+        if unready:
+            raise HTTPException(400, ", ".join(f"{model.name}: {model.unready_reason}" for model in unready))
         return JSONResponse({"ready": True})
 
     async def metadata(request: Request) -> Response:
         """Inputs and outputs of a model."""
-        return JSONResponse(find(**request.path_params).metadata())
+        return JSONResponse(find(**request.path_params).protocol.metadata())
 
     async def model_ready(request: Request) -> Response:
         """The model can answer; 400 where it cannot."""
         model = find(**request.path_params)
         if not model.ready:
-            raise HTTPException(400, f"{model.name}: {_NOT_READY}")
+            raise HTTPException(400, f"{model.name}: {model.unready_reason}")
         return JSONResponse({"name": model.name, "ready": True})
 
     async def infer(request: Request) -> Response:
         """Run a model on one batch, on the route that fits; `parameters` of the response say which, and whether the budget was met."""
         model = find(**request.path_params)
-        intake.refuse_unready()
+        intake.refuse_unready(model)
         await intake.refuse_overload()
         headers = request.headers
         try:
@@ -88,7 +85,7 @@ def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
             encoding = headers.get("content-encoding", "identity").strip().lower()
             accepted = ",".join(headers.getlist("accept-encoding"))
             posted = Posted(body, encoding, accepted, headers.get(HEADER_LENGTH), budget, request.scope.get(FACTS), deadline)
-            content, sent = await intake.run(partial(model.infer, posted), deadline)
+            content, sent = await intake.run(model, partial(model.protocol.infer, posted), deadline)
         except TooLongError as error:
             raise HTTPException(413, str(error)) from error
         except (RequestError, UnitError) as error:
@@ -110,7 +107,7 @@ def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
                 "name": model.name,
                 "version": VERSION,
                 "state": "READY" if model.ready else "UNAVAILABLE",
-                "reason": "" if model.ready else _NOT_READY,
+                "reason": "" if model.ready else model.unready_reason,
             }
             for model in models
             if model.ready or not wishes.get("ready", False)
@@ -128,7 +125,7 @@ def add_v2(app: FastAPI, models: Sequence[Model], intake: Intake) -> None:
         if method == "GET":
             app.add_route(path, endpoint, ["HEAD"], include_in_schema=False)
 
-    model_parameter = _path_parameter("model_name", list(by_name))
+    model_parameter = _path_parameter("model_name", list(models.names))
     add("/v2", server)
     add("/v2/", server, include_in_schema=False)
     add("/v2/health/live", live)

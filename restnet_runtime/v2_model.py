@@ -79,6 +79,7 @@ class Model:
 
     def __init__(
         self,
+        name: str,
         executor: Executor,
         controller: Controller,
         settings: ServeSettings,
@@ -87,17 +88,11 @@ class Model:
     ) -> None:
         """answered: as `Inference` has it."""
         manifest = executor.bundle.manifest
-        self.name = manifest.name
-        self._executor = executor
+        self.name = name
         self._settings = settings
         self._classes, self._shape = manifest.classes, manifest.input.shape
         self._inference = Inference(executor, controller, batcher, strict=settings.strict, answered=answered)
         self._preprocessor = Preprocessor(manifest.preprocessing, manifest.input.shape, max_pixels=settings.max_pixels)
-
-    @property
-    def ready(self) -> bool:
-        """Is at least one route loaded?"""
-        return bool(self._executor.loaded)
 
     def metadata(self) -> dict[str, Any]:
         """The inputs listed are those that every client can give; what may be given instead is told in `parameters`."""

@@ -24,6 +24,7 @@ from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
 from restnet_runtime.manifest import Anchor, Precision, Preprocessing, Provenance
+from restnet_runtime.models import Backend
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import in_precision
 from restnet_runtime.sessions import SessionSettings
@@ -363,7 +364,7 @@ class Server:
             self.executor.load(route.name)
         self.controller = Controller(self.executor, SteadyDevice())
         self.controller.tick()
-        self.app = create_app(self.executor, self.controller, ServeSettings(**settings))
+        self.app = create_app(Backend(self.executor, self.controller), ServeSettings(**settings))
 
 
 @pytest.fixture(scope="session")

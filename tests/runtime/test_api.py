@@ -24,6 +24,7 @@ from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
 from restnet_runtime.front import outdone
+from restnet_runtime.models import Backend
 from restnet_runtime.preprocess import Preprocessor
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
@@ -78,7 +79,7 @@ class Served:
         self.controller = Controller(self.executor, SteadyDevice())
         self.controller.tick()
         self.batcher = Batcher(self.executor, batching)
-        self.app = create_app(self.executor, self.controller, ServeSettings(**settings), batcher=self.batcher)
+        self.app = create_app(Backend(self.executor, self.controller, self.batcher), ServeSettings(**settings))
 
 
 @pytest.fixture(scope="module")
@@ -854,9 +855,17 @@ def test_status(served):
     served.controller.budget = Budget(macs=served.bundle.route("small").macs)
     status = served.client.get("/status").json()
     assert set(status) == {
-        *("version", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted", "pin", "switched"),
+        *("version", "model", "models", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted", "pin", "switched"),
         *("reading", "switches", "problem", "read_only", "controlling", "queue", "batching", "versions"),
     }
+    (listed,) = status["models"]
+    assert (status["model"], listed["name"], listed["ready"], listed["reason"], listed["current"]) == (
+        "shapes",
+        "shapes",
+        True,
+        None,
+        "small",
+    )
     assert status["sessions"]["threads"] == 1
     assert status["sessions"]["route_threads"] == dict.fromkeys(status["routes"]["loaded"], 1)
     assert status["sessions"]["providers"] == ["CPUExecutionProvider"]

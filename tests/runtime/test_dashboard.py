@@ -18,6 +18,7 @@ from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
+from restnet_runtime.models import Backend
 from restnet_runtime.reading import Reading
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.settings import ServeSettings
@@ -67,7 +68,7 @@ class Served:
         self.settings = ServeSettings(workers=2, **settings)
 
     def app(self):
-        return create_app(self.executor, self.controller, self.settings)
+        return create_app(Backend(self.executor, self.controller), self.settings)
 
     def close(self):
         self.controller.stop()

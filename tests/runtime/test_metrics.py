@@ -18,6 +18,7 @@ from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
 from restnet_runtime.loader import Progress
 from restnet_runtime.metrics import OUTCOMES
+from restnet_runtime.models import Backend
 from restnet_runtime.reading import Reading
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.settings import ServeSettings
@@ -51,7 +52,7 @@ def served(family_bundle, cache_root, serve_app):
     controller = Controller(executor, Device())
     controller.tick()
     progress = Progress(5, 4, None, 3, (), {"broken": "no kernel"}, failed_compiles=1)
-    app = create_app(executor, controller, ServeSettings(workers=2, max_batch=4), lambda: progress)
+    app = create_app(Backend(executor, controller, progress=lambda: progress), ServeSettings(workers=2, max_batch=4))
     with serve_app(app) as client:
         client.controller = controller
         yield client
@@ -233,7 +234,7 @@ def test_clients_cannot_make_series(served):
 def test_a_full_server_says_so(family_bundle, cache_root, serve_app):
     executor = Executor(family_bundle, Compiler.for_bundle(family_bundle, cache_root), SessionSettings(threads=1))
     controller = Controller(executor, Device())
-    with serve_app(create_app(executor, controller, ServeSettings())) as client:
+    with serve_app(create_app(Backend(executor, controller), ServeSettings())) as client:
         assert client.post("/predict", content=png()).status_code == 503
         read = values(client)
         assert read["restnet_requests_total", "refused"] == read["restnet_request_errors_total", "not_ready"] == 1

@@ -75,7 +75,7 @@ def test_what_failed_has_a_line_with_its_id(ask, caplog, counted):
         ("full", 503, "overload"),
     ]
     assert "(request big)" in caplog.text
-    assert counted == [("invalid", "too_large"), ("overloaded", "overload")]
+    assert counted == [(None, "invalid", "too_large"), ("m", "overloaded", "overload")]
 
 
 def test_an_exception_is_a_line_too(ask, caplog):

@@ -30,6 +30,7 @@ from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
 from restnet_runtime.executor import Executor
+from restnet_runtime.models import Backend
 from restnet_runtime.sensors import Sensors
 from restnet_runtime.server import listen, run_server, url_of
 from restnet_runtime.sessions import SessionSettings
@@ -44,7 +45,7 @@ for route in bundle.routes:
 controller = Controller(executor, Sensors())
 controller.start()
 print(url_of(listener), flush=True)
-app = create_app(executor, controller, ServeSettings())
+app = create_app(Backend(executor, controller), ServeSettings())
 run_server(app, listener, graceful_s=int(graceful_s), stopping=app.state.events.close)
 controller.stop()
 executor.close()

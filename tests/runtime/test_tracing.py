@@ -15,6 +15,7 @@ import pytest
 from restnet_runtime.api import create_app
 from restnet_runtime.controller import Controller
 from restnet_runtime.errors import RestnetError
+from restnet_runtime.models import Backend
 from restnet_runtime.reading import Reading
 from restnet_runtime.settings import ServeSettings
 
@@ -46,7 +47,7 @@ def client(executor, spans, serve_app):
     provider.add_span_processor(SimpleSpanProcessor(spans))
     controller = Controller(executor, Device())
     controller.tick()
-    with serve_app(create_app(executor, controller, ServeSettings(), tracer_provider=provider)) as client:
+    with serve_app(create_app(Backend(executor, controller), ServeSettings(), tracer_provider=provider)) as client:
         yield client
     provider.shutdown()
 

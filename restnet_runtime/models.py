@@ -1,0 +1,138 @@
+"""The models of a server: which bundle answers to which name, and what serves it. The one place that a bundle is swapped in.
+
+A request takes its `Entry` once and keeps it: what is put in its place meanwhile serves the next.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from restnet_runtime.batching import Batcher
+from restnet_runtime.controller import Controller
+from restnet_runtime.errors import ModelError
+from restnet_runtime.executor import Executor
+from restnet_runtime.inference import Answered
+from restnet_runtime.loader import Progress
+from restnet_runtime.schemas import ModelAnswer
+from restnet_runtime.service import PredictService
+from restnet_runtime.settings import ServeSettings
+from restnet_runtime.v2_model import Model
+
+if TYPE_CHECKING:
+    from restnet_runtime.engine import Engine
+
+NOT_READY = "no route is loaded yet"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What runs the routes of one bundle; whoever made it starts and stops it.
+
+    batcher:   what runs requests together; by default each runs by itself
+    progress:  how far its loader is
+    resting:   why no route of it is kept loaded, `None` while some may be
+    """
+
+    executor: Executor
+    controller: Controller
+    batcher: Batcher = None  # type: ignore[assignment]  # made below
+    progress: Callable[[], Progress | None] = lambda: None
+    resting: Callable[[], str | None] = lambda: None
+
+    @classmethod
+    def of(cls, engine: "Engine") -> "Backend":
+        return cls(engine.executor, engine.controller, engine.batcher, engine.loader.progress)
+
+    def __post_init__(self) -> None:
+        if self.batcher is None:
+            object.__setattr__(self, "batcher", Batcher(self.executor))
+
+
+@dataclass
+class Entry:
+    """One model: a backend, and what answers for it on either set of paths.
+
+    service, protocol:  of `/predict`, and of the Open Inference Protocol
+    in_flight:          its requests that wait or run; counted in the event loop
+    """
+
+    name: str
+    backend: Backend
+    service: PredictService
+    protocol: Model
+    in_flight: int = field(default=0)
+
+    @property
+    def ready(self) -> bool:
+        """Is at least one route loaded?"""
+        return bool(self.backend.executor.loaded)
+
+    @property
+    def unready_reason(self) -> str:
+        """Why it is not, for people."""
+        return self.backend.resting() or NOT_READY
+
+    def describe(self) -> ModelAnswer:
+        """The model in a list of them."""
+        executor, ready = self.backend.executor, self.ready
+        return ModelAnswer(
+            name=self.name,
+            digest=executor.bundle.digest,
+            ready=ready,
+            reason=None if ready else self.unready_reason,
+            current=None if executor.current is None else executor.current.name,
+            in_flight=self.in_flight,
+        )
+
+
+class Models:
+    """The models by name, in the order in which they were given; the first is the default. Looked up from the event loop and workers."""
+
+    def __init__(self, backends: Mapping[str, Backend], settings: ServeSettings, answered: Callable[[str], Answered]) -> None:
+        """answered: gives what is told of each answered request of a model, by its name."""
+        if not backends:
+            raise ModelError("no model is given: give at least one bundle")
+        self._settings, self._answered = settings, answered
+        self._entries = {name: self._enter(name, backend) for name, backend in backends.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._entries)
+
+    @property
+    def default(self) -> Entry:
+        """The model that is meant where none is named."""
+        return next(iter(self._entries.values()))
+
+    def find(self, name: str | None = None) -> Entry:
+        """The model of that name, the default one without. Raises `ModelError` that lists the names."""
+        if name is None:
+            return self.default
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ModelError(f"there is no model {name[:60]!r} here: there is {', '.join(self._entries)}")
+        return entry
+
+    def replace(self, name: str, backend: Backend) -> Entry:
+        """Let another backend serve a model from the next request on; the entry that it had, whose requests may still run.
+
+        Raises `ModelError` for a name that there is not.
+        """
+        before = self.find(name)
+        entry = self._enter(name, backend)
+        self._entries[name] = entry  # one assignment: a request finds the one or the other
+        return before
+
+    def _enter(self, name: str, backend: Backend) -> Entry:
+        answered, settings = self._answered(name), self._settings
+        service = PredictService(backend.executor, backend.controller, settings, backend.batcher, answered)
+        protocol = Model(name, backend.executor, backend.controller, settings, backend.batcher, answered)
+        entry = Entry(name, backend, service, protocol)
+        backend.controller.watch_queue(lambda: entry.in_flight)
+        return entry
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(tuple(self._entries.values()))
+
+    def __len__(self) -> int:
+        return len(self._entries)
