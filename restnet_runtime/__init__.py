@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from restnet_runtime.async_runtime import AsyncRuntime
     from restnet_runtime.budget import Budget
+    from restnet_runtime.pool import Pool
     from restnet_runtime.predictions import Prediction
     from restnet_runtime.runtime import Runtime
 
 __version__ = "0.1.0"
-__all__ = ["AsyncRuntime", "Budget", "Prediction", "Runtime", "__version__"]
+__all__ = ["AsyncRuntime", "Budget", "Pool", "Prediction", "Runtime", "__version__"]
 
-_MODULES = {"AsyncRuntime": "async_runtime", "Budget": "budget", "Prediction": "predictions", "Runtime": "runtime"}
+_MODULES = {"AsyncRuntime": "async_runtime", "Budget": "budget", "Pool": "pool", "Prediction": "predictions", "Runtime": "runtime"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from restnet_runtime.heap import trim_heap
 from restnet_runtime.memory import footprint
+from restnet_runtime.turn import Turn
 
 
 class Added(NamedTuple):
@@ -57,3 +58,10 @@ class Activity:
     def __init__(self) -> None:
         self.begun = self.ended = 0
         self.busy_s = 0.0
+
+
+class Common:
+    """What the executors of one process share: its baseline, its activity, and the turn to load or release."""
+
+    def __init__(self) -> None:
+        self.baseline, self.activity, self.turn = Baseline(), Activity(), Turn()

@@ -25,6 +25,7 @@ from restnet_runtime.units import format_bytes
 if TYPE_CHECKING:
     from restnet_runtime.engine import Engine
     from restnet_runtime.engines import Engines
+    from restnet_runtime.pool import Pool
 
 _FIRST_ROUTE_S = 120.0
 
@@ -251,14 +252,15 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _open_models(args: argparse.Namespace, batching: BatchSettings) -> "Engines":
     from restnet_runtime.engines import Engines  # not above, as in `_open`
+    from restnet_runtime.pool import Pool
 
-    first = True
+    first, pool = True, Pool()
 
-    def open_next(path: Path) -> "Engine":
+    def open_next(name: str | None, path: Path) -> "Engine":
         nonlocal first
         # Memory is of the process, and one budget holds it; a pin names a route of one bundle.
         budget = args.budget if first else replace(args.budget, memory_bytes=None)
-        engine = _open(args, path, budget, batching, pin=args.pin if first else None)
+        engine = _open(args, path, budget, batching, pin=args.pin if first else None, pool=pool, name=name)
         first = False
         return engine
 
@@ -271,6 +273,8 @@ def _open(
     budget: Budget | None = None,
     batching: BatchSettings | Mode = "off",
     pin: str | None = None,
+    pool: "Pool | None" = None,
+    name: str | None = None,
 ) -> "Engine":
     from restnet_runtime.engine import Engine  # not above, because it imports ONNX Runtime: a signal meanwhile is to end this quietly
 
@@ -285,4 +289,6 @@ def _open(
         batching=batching,
         keep_all=getattr(args, "keep_all", False),
         pin=pin,
+        pool=pool,
+        name=name,
     )

@@ -24,7 +24,7 @@ from restnet_runtime.policy import DEFAULTS, Decision, History, PolicySettings, 
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
-from restnet_runtime.switchable import Glancing, ReadingSource, Switchable
+from restnet_runtime.switchable import Glancing, MemoryShare, ReadingSource, Switchable
 from restnet_runtime.threads import affinity_cores
 from restnet_runtime.units import format_ms
 
@@ -40,7 +40,7 @@ _SURELY = 1.04
 
 
 class _Standing(NamedTuple):
-    """What stands now: a decision, and the budget and reading that it was made from."""
+    """What stands now: a decision, and the budget (with the memory limit of the process) and reading that it was made from."""
 
     budget: Budget
     reading: Reading | None
@@ -52,6 +52,7 @@ class Controller:
 
     interval_s:   seconds between two looks at the device
     pin:          the route that an operator wants whatever it costs, if one
+    share:        of the memory of this process, where it has other models
     servers:      requests that run at once without slowing each other down, as that changes; by default what the settings say
     log_length:   how many switches are kept
     clock, wall:  seconds that never step back, for the policy; seconds since the epoch, for the log
@@ -72,12 +73,13 @@ class Controller:
         wall: Callable[[], float] = time.time,
         pin: str | None = None,
         servers: Callable[[], int] | None = None,
+        share: MemoryShare | None = None,
     ) -> None:
         if not 0 < interval_s < math.inf:
             raise UnitError(f"controller interval {interval_s!r} s must be above zero and finite")
         self._executor = executor
         self._sensors = sensors
-        self._settings, self._servers = settings, servers
+        self._settings, self._servers, self._share = settings, servers, share
         self._interval_s = interval_s
         self._clock = clock
         self._wall = wall
@@ -86,7 +88,8 @@ class Controller:
         self._blind = True  # the last reading failed, or there was none
         self._beat = self._looks = 0
         # Read without a lock on the request path: one reference, only ever replaced, so that its parts belong together.
-        self._standing = _Standing(Budget() if budget is None else budget, None, None)
+        self._asked = Budget() if budget is None else budget  # as it was put; what stands has the memory limit of the process
+        self._standing = _Standing(self._asked, None, None)
         # Sensors and the slowdown serve one thread at a time. Taken before the next lock, never after it.
         self._sensing = threading.Lock()
         # Guards all below and the order of switches; not held while sensors are read.
@@ -111,13 +114,15 @@ class Controller:
     @property
     def budget(self) -> Budget:
         """The standing budget. Setting another one decides at once, up or down, on the last reading."""
-        return self._standing.budget
+        return self._asked
 
     @budget.setter
     def budget(self, budget: Budget) -> None:
         with self._deciding:
-            if budget != self._standing.budget:
-                self._decide(budget, self._standing.reading)
+            if budget != self._asked:
+                self._asked = budget
+                self._renew()
+                self._decide(self._standing.reading)
 
     @property
     def pin(self) -> str | None:
@@ -130,7 +135,8 @@ class Controller:
             if route != self._pin:
                 self._pin = route
                 self._history, self._ladders = replace(self._history, budget=None), None
-                self._decide(self._standing.budget, self._standing.reading)
+                self._renew()
+                self._decide(self._standing.reading)
 
     @property
     def decision(self) -> Decision | None:
@@ -154,9 +160,16 @@ class Controller:
 
     @property
     def memory_limit_bytes(self) -> int | None:
+        """What this process may take now with the routes of this model alone; `None` where no limit is known."""
+        return self.process_limit_bytes if self._share is None or self._share.others_bytes is None else self._share.limit_bytes
+
+    @property
+    def process_limit_bytes(self) -> int | None:
         """What this process may take now: the lower of the budget's limit and what the device leaves; `None` when neither is known."""
-        budget, reading = self._standing[:2]
-        return in_force(budget, reading or Reading(), self._settings_now()).memory_bytes
+        reading = self._standing.reading or Reading()
+        if reading.others_memory_bytes is not None:
+            reading = reading.updated(others_memory_bytes=None)
+        return in_force(self._asked, reading, self._settings_now()).memory_bytes
 
     def arrive(self) -> None:
         """Report a request when it comes. For the request path: one append."""
@@ -204,13 +217,13 @@ class Controller:
             except Exception as error:
                 self._blind = True
                 with self._deciding:
-                    before, (budget, _, decision) = self._problem, self._standing
-                    decision = decision or self._decide(budget, None)
+                    before, decision = self._problem, self._standing.decision
+                    decision = decision or self._decide(None)
                     self._complain(f"reading the sensors failed: {error!r}", before, error)
                     return decision
             with self._deciding:
                 self._ladders = None  # profiles may be others
-                return self._decide(self._standing.budget, reading)
+                return self._decide(reading)
 
     def react(self) -> None:
         """Requests take longer than is known: decide on what the latest of them show, without waiting for it to be smoothed."""
@@ -233,13 +246,13 @@ class Controller:
                 reading = self._sensors.glance(reading)
         reading = self._observed.complete(reading, self._clock(), look=False)
         with self._deciding:
-            self._decide(self._standing.budget, reading)
+            self._decide(reading)
 
     def reconsider(self) -> None:
         """The loaded routes have changed: decide at once and afresh, up or down, as after a new budget."""
         with self._deciding:
             self._history, self._ladders = replace(self._history, budget=None), None
-            self._decide(self._standing.budget, self._standing.reading)
+            self._decide(self._standing.reading)
 
     def decide_request(self, budget: Budget, waited_ms: float = 0.0) -> Decision:
         """The loaded route for one request with limits of its own; see `choose_for_request`. Takes no lock of the controller.
@@ -304,9 +317,9 @@ class Controller:
     def status(self) -> Status:
         """What to show to people."""
         with self._deciding:
-            budget, reading, decision = self._standing
+            _, reading, decision = self._standing
             return Status(
-                budget=budget,
+                budget=self._asked,
                 decision=decision,
                 reading=reading,
                 looks=self._looks,
@@ -354,6 +367,20 @@ class Controller:
                 with self._deciding:
                     self._complain(f"the tick failed: {error!r}", self._problem, error)
 
+    def _renew(self) -> None:
+        if self._share is not None:
+            self._share.renew()
+
+    def _shared(self, reading: Reading | None) -> tuple[Budget, Reading | None]:
+        """The budget that is in force, and a reading with what is reserved for others; as they are while there is one model."""
+        others_bytes = None if self._share is None else self._share.others_bytes
+        if self._share is None or others_bytes is None:
+            alone = reading is None or reading.others_memory_bytes is None
+            return self._asked, reading if reading is None or alone else reading.updated(others_memory_bytes=None)
+        memory_bytes = self._share.budget_bytes
+        budget = self._asked if memory_bytes == self._asked.memory_bytes else self._asked.narrowed(Budget(memory_bytes=memory_bytes))
+        return budget, reading if reading is None else reading.updated(others_memory_bytes=others_bytes)
+
     def _settings_now(self) -> PolicySettings:
         if self._servers is not None and (servers := max(1, self._servers())) != self._settings.servers:
             self._settings = replace(self._settings, servers=servers)
@@ -380,8 +407,9 @@ class Controller:
         self._made = every, ladders
         return ladders
 
-    def _decide(self, budget: Budget, reading: Reading | None) -> Decision | None:
-        """Decide, switch, and let this budget, reading and decision stand. Needs `_deciding`."""
+    def _decide(self, reading: Reading | None) -> Decision | None:
+        """Decide, switch, and let the budget, this reading and the decision stand. Needs `_deciding`."""
+        budget, reading = self._shared(reading)
         problem, self._problem = self._problem, None
         if _given_back(self._standing.reading, reading):  # what was learnt to be patient about was learnt in other weather
             self._history = replace(self._history, patience_ticks=0, near_ticks=0)

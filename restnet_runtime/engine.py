@@ -25,17 +25,19 @@ from restnet_runtime.batch_room import BatchRoom
 from restnet_runtime.batching import Batched, Batcher
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
+from restnet_runtime.common_sensors import SensorView
 from restnet_runtime.compile import Compiler
-from restnet_runtime.controller import Controller
+from restnet_runtime.controller import BEATS, Controller
 from restnet_runtime.errors import CompileError, InfeasibleError
 from restnet_runtime.executor import Answer, Executor, preparation_order
 from restnet_runtime.loader import Loader
 from restnet_runtime.places import default_cache_root
 from restnet_runtime.policy import Decision
+from restnet_runtime.pool import Place, Pool
 from restnet_runtime.providers import choose_providers
 from restnet_runtime.reading import Reading
-from restnet_runtime.sensors import Sensors
 from restnet_runtime.sessions import SessionSettings
+from restnet_runtime.tenant import Tenant
 from restnet_runtime.threads import ThreadGovernor, affinity_cores, choose_threads
 
 log = logging.getLogger(__name__)
@@ -45,14 +47,15 @@ _TIGHT_BYTES = 192 * 2**20
 
 @dataclass(frozen=True)
 class Engine:
-    """Executor, controller, loader, batcher and sensors of one bundle. Use it as a context manager, or call `start` and `stop`."""
+    """Executor, controller, loader, batcher, sensors and place of one bundle. Use it as a context manager, or call `start` and `stop`."""
 
     executor: Executor
     controller: Controller
     loader: Loader
     compiler: Compiler
     batcher: Batcher
-    sensors: Sensors
+    sensors: SensorView
+    place: Place
 
     @classmethod
     def open(
@@ -68,6 +71,8 @@ class Engine:
         batching: BatchSettings | Mode = "off",
         keep_all: bool = False,
         pin: str | None = None,
+        pool: Pool | None = None,
+        name: str | None = None,
     ) -> "Engine":
         """Open a bundle; nothing is compiled or loaded before `start`. Routes are compiled in a process of their own.
 
@@ -79,6 +84,8 @@ class Engine:
         keep_all:    keep routes loaded that another one outdoes here (`front.outdone`)
         batching:    whether requests that meet on a route share a run, or only the mode of it: off, on, auto
         pin:         a route that all requests are to run on, whatever it costs
+        pool:        shared with the engines of other bundles in this process; by default one of its own
+        name:        what it is called in a pool, by default as its bundle is
         Raises `BundleError`; for damage in weights.bin not here, but when a route is compiled from it. Raises `CompileError` for an
         unknown provider.
         """
@@ -86,17 +93,18 @@ class Engine:
         if pin is not None:
             bundle.route(pin)  # raises where there is none of that name
         compiler = Compiler.for_bundle(bundle, cache_root or default_cache_root(), cap_bytes=cache_bytes, apart=True)
-        sensors, cores = Sensors(), affinity_cores()
+        pool, cores = pool or Pool(), affinity_cores()
+        place, sensors = pool.place(), pool.sensors.view(interval_s, interval_s / BEATS)
         first = threads or choose_threads(cores, Reading(cpu_quota_cores=sensors.cgroup_limits().quota_cores), 1.0)
         chosen = choose_providers(providers, ort.get_available_providers(), compiler.cache.path, first)
         for note in chosen.notes:
             log.warning("%s", note)
-        executor = Executor(bundle, compiler, SessionSettings(first, providers=chosen))
+        executor = Executor(bundle, compiler, SessionSettings(first, providers=chosen), pool.common)
 
         def at_once() -> int:
             return max(1, cores // executor.settings.threads)
 
-        controller = Controller(executor, sensors, budget, interval_s, pin=pin, servers=at_once)
+        controller = Controller(executor, sensors, budget, interval_s, pin=pin, servers=at_once, share=place)
         loader = Loader(
             executor,
             preparation_order(bundle),
@@ -108,13 +116,15 @@ class Engine:
             reading=lambda: controller.reading,
             on_outdone=None if keep_all else controller.reconsider,
             pinned=lambda: controller.pin,
+            room=place,
             threads=None
             if threads or not chosen.cpu_only
             else ThreadGovernor(cores, first, lambda: controller.reading, lambda: executor.busy_s, time.monotonic),
         )
         settings = batching if isinstance(batching, BatchSettings) else BatchSettings(batching)
         batcher = Batcher(executor, settings, at_once, room=BatchRoom(executor, lambda: controller.memory_limit_bytes, at_once))
-        return cls(executor, controller, loader, compiler, batcher, sensors)
+        place.take(Tenant(name or bundle.manifest.name, executor, controller, loader))
+        return cls(executor, controller, loader, compiler, batcher, sensors, place)
 
     def start(self) -> None:
         """Make routes ready in the background, the cheapest of the Pareto front first, and watch the device.
@@ -156,6 +166,7 @@ class Engine:
         self.loader.stop()
         self.compiler.close()
         self.executor.close()
+        self.place.leave()
         self.compiler.release()
 
     def run(self, x: npt.NDArray[np.float32], budget: Budget | None = None) -> Answer:

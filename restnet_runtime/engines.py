@@ -15,7 +15,7 @@ class Engines(Mapping[str, Engine]):
         self._engines = dict(engines)
 
     @classmethod
-    def open(cls, given: Sequence[tuple[str | None, Path]], open_one: Callable[[Path], Engine]) -> "Engines":
+    def open(cls, given: Sequence[tuple[str | None, Path]], open_one: Callable[[str | None, Path], Engine]) -> "Engines":
         """Open each bundle, under the name that was given for it, else that which it has.
 
         Raises `ModelError` where two have the same name, and what `open_one` raises; then none stays open.
@@ -23,7 +23,7 @@ class Engines(Mapping[str, Engine]):
         opened: dict[str, Engine] = {}
         try:
             for name, path in given:
-                engine = open_one(path)
+                engine = open_one(name, path)
                 bundle = engine.executor.bundle
                 name = name or bundle.manifest.name
                 if name in opened:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from restnet_runtime.ahead import OpenAhead
+from restnet_runtime.baseline import Added, Common
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError, InputError, NotLoadedError
@@ -38,20 +39,23 @@ class Answer:
 class Executor:
     """Runs routes of one bundle. Thread safe; nothing here waits for a load while a request runs."""
 
-    def __init__(self, bundle: Bundle, compiler: Compiler, settings: SessionSettings) -> None:
+    def __init__(self, bundle: Bundle, compiler: Compiler, settings: SessionSettings, common: Common | None = None) -> None:
+        """common: what it shares with the executors of other bundles in this process."""
         self.bundle = bundle
+        common = common or Common()
         self._settings = settings
         self._opener = SessionOpener(bundle, compiler)
-        self._ahead = OpenAhead(self._opener)  # for the thread that holds `_loading`
-        self._ledger = Ledger(bundle, MeasuredStore(compiler.cache.path))
+        self._ahead = OpenAhead(self._opener)  # for the thread that holds `turn`
+        self._activity = common.activity
+        self._ledger = Ledger(bundle, MeasuredStore(compiler.cache.path), common.baseline)
         self._lock = threading.Lock()  # guards the next two
         self._residents: dict[str, Resident] = {}
         self._current: Resident | None = None
-        self._loading = threading.Lock()  # one load or release at a time, so that what it changes can be measured
+        self.turn = common.turn
+        """Held for a load or a release. Whoever plans one by what is loaded in the process takes it before."""
         self._large_run_s: float | None = None
         self._large_run_bytes = 0  # what the arena holds for the largest run of several inputs since it was shrunk
-        self._busy_s = 0.0
-        self._runs_started = self._runs_ended = 0  # two threads that count at once may lose one: then nothing is taken for quiet
+        self._ledger.hold(self._added)
 
     @property
     def current(self) -> Route | None:
@@ -106,8 +110,8 @@ class Executor:
 
     @property
     def busy_s(self) -> float:
-        """Seconds that requests have run, all together; what it grows by in a second is how many ran at once on average."""
-        return self._busy_s
+        """Seconds that requests have run in this process, all together; what it grows by in a second is how many ran at once on average."""
+        return self._activity.busy_s
 
     def profile(self, name: str) -> RouteProfile | None:
         """The profile of a route that is or was loaded, else `None`. Its memory is that of the process with this route alone."""
@@ -147,7 +151,7 @@ class Executor:
         """Keep for later starts that `by` outdoes a loaded route here."""
         resident = self._residents.get(name)
         if resident is not None:
-            with self._loading:
+            with self.turn:
                 self._ledger.mark(name, resident.how, by)
 
     def load(self, name: str, on_compile: Callable[[Route], None] | None = None, *, warm: bool = False) -> Resident:
@@ -159,7 +163,7 @@ class Executor:
         Raises `BundleError` for an unknown route or a bad graph, `CompileError` when ONNX Runtime cannot run it.
         """
         route = self.bundle.route(name)
-        with self._loading:
+        with self.turn:
             resident = self._residents.get(name)
             if resident is None:
                 resident = self._enter(route, on_compile, warm)
@@ -173,7 +177,7 @@ class Executor:
         Only beside a route that is loaded, and only of routes that a warm start finds: measured and compiled at an earlier one. What
         had been begun and is not named any more is let go.
         """
-        with self._loading:
+        with self.turn:
             self._ahead.drop(but=names)
             if self._current is None:
                 return  # alone, to be ready soonest; and what all sessions share is made with the first
@@ -190,7 +194,7 @@ class Executor:
 
         Raises what `load` does; the old session serves on then.
         """
-        with self._loading:
+        with self.turn:
             if name in self._residents:
                 self._enter(self.bundle.route(name), None, warm=True)
 
@@ -206,7 +210,7 @@ class Executor:
 
         Raises what `load` does; the old session serves on then.
         """
-        with self._loading:
+        with self.turn:
             if name not in self._residents or not self._opener.improve(self.bundle.route(name), on_compile):
                 return False
             self._enter(self.bundle.route(name), None, warm=True)
@@ -232,12 +236,12 @@ class Executor:
         """
         resident = self._residents.get(name)
         if resident is not None and self._ledger.provisional(name):
-            with self._loading:
+            with self.turn:
                 self._weigh_route(resident)
                 self._weigh()
         elif resident is not None:
             times = time_runs(lambda: infer(resident.session, noise(self.bundle)), time.perf_counter, max_runs=10, max_s=0.1)
-            with self._loading:
+            with self.turn:
                 self._ledger.refine(resident, Timing.of(times), instead=quiet)
 
     def compare(self, name: str, reference: str, rounds: int = 6) -> list[float]:
@@ -255,13 +259,13 @@ class Executor:
         """Let a loaded route's timing be this median, its 95th percentile in proportion."""
         resident, known = self._residents.get(name), self.profile(name)
         if resident is not None and known is not None:
-            with self._loading:
+            with self.turn:
                 timing = Timing(latency_ms, known.p95_ms * latency_ms / known.latency_ms)
                 self._ledger.refine(resident, timing, instead=True)
 
     def release(self, name: str) -> None:
         """Forget a loaded route; requests that run on it finish. Raises `CompileError` for the current one."""
-        with self._loading:
+        with self.turn:
             with self._lock:
                 if self._current is not None and self._current.route.name == name:
                     raise CompileError(f"the route {name!r} is the current one and cannot be released: switch first")
@@ -270,7 +274,7 @@ class Executor:
 
     def weigh(self) -> None:
         """Measure the process without its routes anew: libraries and answers take memory too, more as time goes on."""
-        with self._loading:
+        with self.turn:
             self._weigh()
 
     def hand_back(self) -> int:
@@ -278,7 +282,7 @@ class Executor:
 
         Every route stays loaded; one that is switched to reads its weights back from the page cache or the disk.
         """
-        with self._loading:
+        with self.turn:
             current = self._current
             with self._lock:
                 mapped = [resident.compiled for resident in self._residents.values() if resident.compiled is not None]
@@ -300,7 +304,7 @@ class Executor:
         if last is None or current is None or time.perf_counter() - last < idle_s:
             return False
         self._large_run_s = None
-        with self._loading:
+        with self.turn:
             self._shrink(current)
         return True
 
@@ -320,28 +324,44 @@ class Executor:
         if x.dtype != np.float32 or x.shape[1:] != self.bundle.manifest.input.shape:
             raise InputError(f"an input of {x.dtype} {list(x.shape)}: give float32 [batch, {str([*self.bundle.manifest.input.shape])[1:]}")
         first = len(x) > 1 and self._make_room(resident, x)
-        self._runs_started += 1
+        activity = self._activity
+        activity.begun += 1
         started = time.perf_counter()
         try:
             logits = infer(resident.session, x, shrink=first)
         finally:
             ended = time.perf_counter()
-            self._runs_ended += 1
+            activity.ended += 1
             resident.ran = True
             if first:
                 self._large_run_bytes = 0
         if len(x) > 1:
             self._large_run_s = ended
-        self._busy_s += ended - started  # two threads that add at once may lose one: it is a mean that is asked for
+        activity.busy_s += ended - started
         return Answer(logits, resident.route, (ended - started) * 1e3)
 
     def close(self) -> None:
         """Release every session."""
-        with self._loading:
+        with self.turn:
             self._ahead.drop()
         with self._lock:
             self._current = None
             self._residents.clear()
+        self._ledger.drop()
+
+    def rest(self) -> None:
+        """Forget every loaded route, the current one too; requests that run finish, and others find none until one is loaded again."""
+        with self.turn:
+            self._ahead.drop()
+            with self._lock:
+                self._current = None
+                self._residents.clear()
+            self._weigh()
+
+    @property
+    def needs_version(self) -> int:
+        """Another one where `need` of some route answers otherwise than before."""
+        return self._ledger.version
 
     def _how(self, name: str) -> str:
         """How a route is run now."""
@@ -355,7 +375,7 @@ class Executor:
         return resident
 
     def _enter(self, route: Route, on_compile: Callable[[Route], None] | None, warm: bool) -> Resident:
-        """Make a route resident, in place of an older session of it. Needs `_loading`."""
+        """Make a route resident, in place of an older session of it. Needs `turn`."""
         settings = self._settings.of(route)
         compiled, session = self._ahead.open(route, settings, on_compile)
         resident = Resident(route, session, compiled, settings)
@@ -378,13 +398,13 @@ class Executor:
     def _weigh_route(self, resident: Resident) -> None:
         """Measure a route and keep what was found, on disk too unless requests ran meanwhile: what they took would be in it."""
         self._ahead.drop()
-        started = self._runs_started
-        quiet = started == self._runs_ended
+        activity, begun = self._activity, self._activity.begun
+        quiet = begun == activity.ended
         again = None if resident.compiled is None else lambda: self._opener.open(resident.route, resident.settings)[1]
         self._large_run_bytes = 0  # measuring shrinks the arena
         measured = measure(resident.route, resident.session, again, noise(self.bundle), len(self.bundle.manifest.classes))
         resident.ran = True
-        self._ledger.enter(resident, measured, quiet=quiet and self._runs_started == started)
+        self._ledger.enter(resident, measured, quiet=quiet and activity.begun == begun)
 
     def _make_room(self, resident: Resident, x: npt.NDArray[np.float32]) -> bool:
         """Let the arena drop what a run of so many inputs has no use for, so that it holds the largest run, not the sum of all sizes.
@@ -401,17 +421,23 @@ class Executor:
         return first
 
     def _shrink(self, resident: Resident) -> None:
-        """One run on noise, after which the arena keeps nothing; the next one takes what it needs again. Needs `_loading`."""
+        """One run on noise, after which the arena keeps nothing; the next one takes what it needs again. Needs `turn`."""
         self._large_run_bytes = 0
         infer(resident.session, noise(self.bundle), shrink=True)
         trim_heap()
 
     def _weigh(self) -> None:
-        """Needs `_loading`."""
+        """Needs `turn`."""
         self._ahead.drop()
         with self._lock:
             residents = list(self._residents.values())
         self._ledger.weigh(residents, self._large_run_bytes)
+
+    def _added(self) -> Added:
+        """For the baseline."""
+        with self._lock:
+            residents = list(self._residents.values())
+        return self._ledger.added(residents, self._large_run_bytes)
 
 
 def preparation_order(bundle: Bundle) -> list[str]:

@@ -1,13 +1,12 @@
-"""The ledger: what each route of a bundle takes on this device, measured or guessed, and what the process takes without any."""
+"""The ledger: what each route of a bundle takes on this device, measured or guessed; without any, the baseline says."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
+from restnet_runtime.baseline import Added, Baseline
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.front import LATENCY_NOISE
-from restnet_runtime.heap import trim_heap
 from restnet_runtime.measured import GUESSED_SESSION_BYTES, Measured, MeasuredStore
-from restnet_runtime.memory import footprint
 from restnet_runtime.profile import RouteProfile, Timing
 from restnet_runtime.residency import Need, together
 from restnet_runtime.resident import Resident
@@ -20,21 +19,20 @@ _NOTHING = frozenset[tuple[int, int]]()
 class Ledger:
     """Kept for released routes too. One thread at a time may enter something, any may read."""
 
-    def __init__(self, bundle: Bundle, store: MeasuredStore) -> None:
-        """store: what earlier starts have measured; what is entered goes there too."""
+    def __init__(self, bundle: Bundle, store: MeasuredStore, baseline: Baseline | None = None) -> None:
+        """store: what earlier starts have measured; what is entered goes there too. baseline: that of all models of the process."""
         self._bundle, self._store = bundle, store
+        self._baseline = baseline or Baseline()
         self._needs: dict[str, Need] = {}
         self._timings: dict[str, tuple[int, Timing]] = {}  # with the number of threads
         self._provisional: set[str] = set()
-        idle = footprint()
-        self._overhead_bytes = idle.pss_bytes
-        self._shared_bytes = idle.pss_bytes - idle.anonymous_bytes
-        self._handed_back = False
+        self.version = 0
+        """Of the needs: another one where one of them has changed."""
 
     @property
     def overhead_bytes(self) -> int:
         """PSS of this process without any route, as `weigh` found it last."""
-        return self._overhead_bytes
+        return self._baseline.overhead_bytes
 
     def profile(self, name: str) -> RouteProfile | None:
         """The profile of a route that something was entered for, else `None`. Its memory is that of the process with this route alone."""
@@ -42,7 +40,7 @@ class Ledger:
         if timed is None or need is None:
             return None
         threads, timing = timed
-        return RouteProfile(timing.latency_ms, timing.p95_ms, self._overhead_bytes + together([need]), threads)
+        return RouteProfile(timing.latency_ms, timing.p95_ms, self.overhead_bytes + together([need]), threads)
 
     def need(self, name: str, mapped: Collection[tuple[str, str]] = ()) -> Need:
         """What a route adds when it is loaded; before its first load a cautious guess from the size of its weights.
@@ -128,25 +126,33 @@ class Ledger:
 
     def hand_back(self) -> None:
         """Weights leave the process now, and come back page by page: what is mapped is not weighed any more."""
-        self._handed_back = True
+        self._baseline.hand_back()
 
     def weigh(self, residents: Sequence[Resident], arena_bytes: int = 0) -> None:
         """Measure the process without its routes: what it has now less what these, all that are loaded, add.
 
         arena_bytes: what the arena holds for runs of several inputs, where that is more than single runs take
         """
-        trim_heap()
+        self._baseline.weigh(self, self.added(residents, arena_bytes))
+
+    def added(self, residents: Sequence[Resident], arena_bytes: int = 0) -> Added:
+        """What these, all that are loaded, add to the process now."""
         # What has not run has no weights in the process yet.
         every = [(self._needs[one.route.name], one.ran) for one in residents]
-        now = footprint()
         needs = [need if ran else replace(need, touched=_NOTHING, activation_bytes=0) for need, ran in every]
         own = [replace(need, touched=_NOTHING) for need in needs]
-        own_bytes = together([Need(_NOTHING, 0, arena_bytes), *own])
-        if not self._handed_back:
-            self._shared_bytes = max(0, now.pss_bytes - now.anonymous_bytes - (together(needs) - together(own)))
-        self._overhead_bytes = max(0, now.anonymous_bytes - own_bytes) + self._shared_bytes
+        return Added(together(needs) - together(own), together([Need(_NOTHING, 0, arena_bytes), *own]))
+
+    def hold(self, added: Callable[[], Added]) -> None:
+        """Let the baseline ask what the routes add when another model is weighed."""
+        self._baseline.hold(self, added)
+
+    def drop(self) -> None:
+        """No route is loaded any more."""
+        self._baseline.drop(self)
 
     def _enter(self, resident: Resident, measured: Measured) -> None:
+        self.version += 1
         touched = _NOTHING if resident.compiled is None else resident.compiled.touched
         self._needs[resident.route.name] = Need(touched, measured.session_bytes, measured.activation_bytes)
         self._timings[resident.route.name] = resident.settings.threads, measured.timing

@@ -119,9 +119,13 @@ class Limits:
         quickest_ms: float = 0.0,
         room: float = 0.1,
     ) -> None:
-        own, available = reading.own_memory_bytes, reading.memory_available_bytes
-        self.budget, self.own_bytes = budget, own
-        self.sensed_bytes = None if own is None or available is None else max(1, own + available - reserve_bytes)
+        own, available, others = reading.own_memory_bytes, reading.memory_available_bytes, reading.others_memory_bytes or 0
+        self.sensed_bytes = None if own is None or available is None else max(1, own + available - reserve_bytes - others)
+        if others:  # memory is of the process: what its other models may take is not this one's
+            own = None if own is None else max(1, own - others)
+            if budget.memory_bytes is not None:
+                budget = Budget(budget.macs, budget.latency_ms, max(1, budget.memory_bytes - others), budget.min_accuracy)
+        self.budget, self.own_bytes, self._others = budget, own, others
         self.slowdown = 1.0 if reading.slowdown is None else reading.slowdown
         self.tail = 1.0 if reading.tail is None else reading.tail
         self.throttled = reading.throttled or ()
@@ -231,10 +235,16 @@ class Limits:
             known = "unknown" if rung.accuracy is None else f"{rung.accuracy:.2%}"
             yield "accuracy", f"accuracy {known} below the floor of {100 * floor:.4g}%"
         if budget.memory_bytes is not None:
-            yield from self._over("memory", rung.memory_bytes if rung.profiled else None, budget.memory_bytes)
+            note = " (what the other models leave)" if self._others else ""
+            yield from self._over("memory", rung.memory_bytes if rung.profiled else None, budget.memory_bytes, note)
         if self.sensed_bytes is not None and self.sensed_bytes != budget.memory_bytes:
             need = rung.memory_bytes if rung.profiled else self.own_bytes
-            yield from self._over("memory", need, self.sensed_bytes, " (what the device has left)")
+            yield from self._over(
+                "memory",
+                need,
+                self.sensed_bytes,
+                " (what the device and the other models leave)" if self._others else " (what the device has left)",
+            )
         if budget.latency_ms is not None:
             yield from self._latency(rung, budget.latency_ms)
         if budget.macs is not None:

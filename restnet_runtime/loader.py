@@ -15,7 +15,8 @@ from restnet_runtime.precision import lacking
 from restnet_runtime.pruning import Pruner
 from restnet_runtime.reading import Reading
 from restnet_runtime.refinement import Refiner
-from restnet_runtime.residency import by_value, keep, stays_lean
+from restnet_runtime.residency import LOAD_MARGIN as LOAD_MARGIN
+from restnet_runtime.residency import Room, by_value, keep, lean, stays_lean, together
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.threads import affinity_cores, usable_cores
@@ -35,8 +36,6 @@ _FALLING_S = 5.0
 _FORGIVE_LOOKS = 60
 _MOST_AT_ONCE = 4
 """Sessions that are opened at the same time."""
-LOAD_MARGIN = 1.1
-"""A route is loaded only where it fits, with all that is loaded, into this much less than the limit: or it would come and go in turns."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,7 @@ class Loader:
     on_outdone:    let go of routes that another one outdoes here (`front.outdone`), at later starts too; told after it was found, so
                    that none of them stays the current one. `None` keeps all
     pinned:        name of the route that an operator wants whatever it costs: it is not let go of
+    room:          what other models of the process leave, by which `memory_limit` is of this one alone; by default there is no other
 
     A route that fails is reported and left out; the others go on.
     """
@@ -93,11 +93,13 @@ class Loader:
         reading: Callable[[], Reading | None] = lambda: None,
         on_outdone: Callable[[], object] | None = None,
         pinned: Callable[[], str | None] = lambda: None,
+        room: Room | None = None,
     ) -> None:
         self._executor, self._names, self._on_loaded = executor, tuple(names), on_loaded
         self._memory_limit, self._interval_s = memory_limit, interval_s
         self._wanted, self._threads, self._available = wanted, threads, available
         self._pruner, self._pinned = Pruner(executor, on_outdone), pinned
+        self._room = room or Room()
         self._loading: str | None = None
         self._compiled = self._failed_compiles = 0
         known = {route.name for route in executor.bundle.routes}
@@ -163,22 +165,47 @@ class Loader:
         self._warm_up()
         self._executor.weigh()
 
+    @property
+    def loaded_bytes(self) -> int:
+        """What the loaded routes are predicted to add to the process; one that is kept without its weights counts without them."""
+        return self._bytes_of(self._executor.loaded)
+
+    @property
+    def without(self) -> frozenset[str]:
+        """Names of the routes that are not loaded whatever room there is: they failed, or another one is better here."""
+        there = self._executor.loaded
+        return frozenset(self._pruner.aside((*there, self._pinned()))) | self._failed.keys() - set(there)
+
     def step(self) -> bool:
-        """Release what does not fit, else load the next that does. Returns whether there was anything to do."""
+        """Release what does not fit, else load the next that does. Returns whether there was anything to do.
+
+        It waits until no other model of the process loads or releases anything, so that what it plans by stays as it is meanwhile.
+        """
+        if not self._executor.turn.acquire(self._stop.is_set):
+            return False
+        try:
+            return self._step()
+        finally:
+            self._executor.turn.release()
+
+    def _step(self) -> bool:
         limit = self._memory_limit() if self._memory_limit is not None else None
         if self._settled.is_set() and self._fallen(limit):
             self._fell_s = time.monotonic()
         self._limit, current = limit, self._executor.current
-        if limit is not None and self._gauge.exceeds(limit):
+        if self._room.resting is not None:
+            return self._rest()
+        whole = self._room.whole(limit)
+        if whole is not None and self._gauge.exceeds(whole):
             self._executor.weigh()  # more than was predicted: the plan below must know
             if current != self._pressed_for:  # at once; what is released below takes longer
                 self._pressed_for = current
                 log.info("above the memory limit: %s of idle weights handed back", format_bytes(self._executor.hand_back()))
         else:
             self._pressed_for = None
-        wanted = self._wanted() if self._wanted is not None else None
+        wanted = self._wanted() if self._wanted is not None and current is not None else None  # the cheapest is ready soonest
         loaded = self._executor.loaded
-        room = None if limit is None else limit / LOAD_MARGIN
+        room = self._room.to_load(limit)
         aside = self._pruner.aside((current.name if current else None, self._pinned()))
         while True:
             order = self._order(current, wanted, aside)
@@ -191,6 +218,9 @@ class Loader:
         staying = self._fitting([name for name in order if name in loaded], limit)
         missing = sorted((name for name in self._names if name in fitting and name not in loaded), key=lambda name: name != wanted)
         coming, staying = self._next(missing, order, staying, room)
+        if coming is not None and not self._room.admits(self._bytes_of(staying)):  # others have not released yet what they are to
+            staying = [name for name in staying if name != coming]
+            coming = None
         down = self._way_down(order, loaded, staying, limit)
         if down is not None and coming is None:
             staying = [*staying, down]
@@ -204,10 +234,24 @@ class Loader:
         released = [self._release(name) for name in gone]  # first, so that there is room for what comes
         if coming is not None and all(released):
             # One at a time where memory is short, or once it is settled: what a load takes for a moment would be taken twice.
-            together = 1 if self._left_out or self._settled.is_set() else min(usable_cores(), _MOST_AT_ONCE)
-            self._executor.prepare([coming, *(name for name in missing if name != coming)], together)
+            one = self._left_out or self._settled.is_set() or not self._room.admits(self._bytes_of(fitting))
+            at_once = 1 if one else min(usable_cores(), _MOST_AT_ONCE)
+            self._executor.prepare([coming, *(name for name in missing if name != coming)], at_once)
             self._load(coming)
         return bool(gone) or coming is not None
+
+    def _rest(self) -> bool:
+        """There is no room for any route: let go of all. Returns whether there was one."""
+        if not self._executor.loaded:
+            return False
+        log.warning("no route stays loaded: %s", self._room.resting)
+        self._lean, self._left_out = None, self._names
+        self._executor.rest()
+        return True
+
+    def _bytes_of(self, names: Sequence[str]) -> int:
+        needs = {name: self._executor.need(name, names) for name in names}
+        return together(lean(need) if name == self._lean else need for name, need in needs.items())
 
     def _order(self, current: Route | None, wanted: str | None, aside: Collection[str]) -> list[str]:
         """The most valuable first, without those set aside: where the cheapest is one of them, the next is the way down."""
@@ -254,8 +298,15 @@ class Loader:
     def _glance(self) -> None:
         """Memory can be taken away at any moment, and the kernel takes the pages of what serves along with those of what is idle."""
         limit = self._memory_limit() if self._memory_limit is not None else None
-        if limit is not None and self._fallen(limit) and self._gauge.exceeds(limit):
+        rests = self._room.resting is not None and bool(self._executor.loaded)
+        if rests or (limit is not None and self._fallen(limit) and self._exceeds(limit)):
             self.step()
+
+    def _exceeds(self, limit: int) -> bool:
+        """Is more there than may be? Beside other models also what is predicted counts: another one may be about to take what is free."""
+        whole = self._room.whole(limit)
+        over = whole is not None and whole > limit and self._executor.overhead_bytes + self.loaded_bytes > limit
+        return over or (whole is not None and self._gauge.exceeds(whole))
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Whatever goes wrong, memory is to be watched further."""

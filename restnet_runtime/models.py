@@ -13,6 +13,7 @@ from restnet_runtime.errors import ModelError
 from restnet_runtime.executor import Executor
 from restnet_runtime.inference import Answered
 from restnet_runtime.loader import Progress
+from restnet_runtime.pool import Place
 from restnet_runtime.schemas import ModelAnswer
 from restnet_runtime.service import PredictService
 from restnet_runtime.settings import ServeSettings
@@ -30,18 +31,18 @@ class Backend:
 
     batcher:   what runs requests together; by default each runs by itself
     progress:  how far its loader is
-    resting:   why no route of it is kept loaded, `None` while some may be
+    place:     in the pool of the process
     """
 
     executor: Executor
     controller: Controller
     batcher: Batcher = None  # type: ignore[assignment]  # made below
     progress: Callable[[], Progress | None] = lambda: None
-    resting: Callable[[], str | None] = lambda: None
+    place: Place | None = None
 
     @classmethod
     def of(cls, engine: "Engine") -> "Backend":
-        return cls(engine.executor, engine.controller, engine.batcher, engine.loader.progress)
+        return cls(engine.executor, engine.controller, engine.batcher, engine.loader.progress, engine.place)
 
     def __post_init__(self) -> None:
         if self.batcher is None:
@@ -70,7 +71,19 @@ class Entry:
     @property
     def unready_reason(self) -> str:
         """Why it is not, for people."""
-        return self.backend.resting() or NOT_READY
+        place = self.backend.place
+        return (None if place is None else place.resting) or NOT_READY
+
+    @property
+    def loaded_bytes(self) -> int | None:
+        """What its loaded routes are predicted to add to the process; `None` where nobody loads them."""
+        place = self.backend.place
+        return None if place is None or place.tenant is None else place.tenant.loaded_bytes
+
+    @property
+    def reserved_bytes(self) -> int | None:
+        """What it may take of the memory that the models share; `None` for one model, or without a limit."""
+        return None if self.backend.place is None else self.backend.place.reserved_bytes
 
     def describe(self) -> ModelAnswer:
         """The model in a list of them."""
@@ -82,6 +95,8 @@ class Entry:
             reason=None if ready else self.unready_reason,
             current=None if executor.current is None else executor.current.name,
             in_flight=self.in_flight,
+            loaded_bytes=self.loaded_bytes,
+            reserved_bytes=self.reserved_bytes,
         )
 
 

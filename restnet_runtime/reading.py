@@ -24,6 +24,7 @@ class Reading:
     memory_available_bytes:  what this process could still take: the least of the host's available memory and the headroom
                              of each memory cgroup that it is in
     own_memory_bytes:        proportional set size (PSS) of this process; unique or resident size where the kernel has no PSS
+    others_memory_bytes:     of what this process may take, reserved for its other models; `None` where there is one model
     cpu_percent:             use of all cores since the last sample, 0..100
     others_cpu_cores:        cores' worth of time that other processes took since the last sample of the cores that this process may
                              run on, those that run at lower priority left out: they yield to it
@@ -67,6 +68,7 @@ class Reading:
 
     memory_available_bytes: int | None = None
     own_memory_bytes: int | None = None
+    others_memory_bytes: int | None = None
     cpu_percent: float | None = None
     others_cpu_cores: float | None = None
     waiting_share: float | None = None

@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 
 from restnet_runtime.routes import Route
 
+LOAD_MARGIN = 1.1
+"""A route is loaded only where it fits, with all that is loaded, into this much less than the limit: or it would come and go in turns."""
+
 
 @dataclass(frozen=True)
 class Need:
@@ -58,12 +61,37 @@ def keep(order: Sequence[str], needs: Mapping[str, Need], overhead_bytes: int, l
     return kept
 
 
+class Room:
+    """What the other models of a process leave to one. This one is of a process without others."""
+
+    @property
+    def resting(self) -> str | None:
+        """Why nothing of the model may stay loaded; `None` where something may."""
+        return None
+
+    def whole(self, limit_bytes: int | None) -> int | None:
+        """What the process may take, all models together. limit_bytes: what it may with routes of this one alone."""
+        return limit_bytes
+
+    def to_load(self, limit_bytes: int | None) -> float | None:
+        """Into so much of that limit what is loaded has to fit with all that is there; `None` for no limit."""
+        return None if limit_bytes is None else limit_bytes / LOAD_MARGIN
+
+    def admits(self, _model_bytes: int, /) -> bool:
+        """May the routes of this model be so large now, beside what is loaded of the others?"""
+        return True
+
+
+def lean(need: Need) -> Need:
+    """A loaded route whose weights have gone back to the kernel."""
+    return replace(need, touched=frozenset())
+
+
 def stays_lean(name: str, kept: Sequence[str], needs: Mapping[str, Need], overhead_bytes: int, limit_bytes: float) -> bool:
     """Does a loaded route fit beside those that are kept once its weights have gone back to the kernel?
 
     They come back when it is switched to. Without the cheapest loaded, a limit that goes on falling would find no route to fall to. So it
     stays too where the first of `kept`, which serves, does not fit even alone: then it is the one that will serve in a moment.
     """
-    lean = replace(needs[name], touched=frozenset())
-    together_fit = overhead_bytes + together([*(needs[one] for one in kept), lean]) <= limit_bytes
+    together_fit = overhead_bytes + together([*(needs[one] for one in kept), lean(needs[name])]) <= limit_bytes
     return together_fit or overhead_bytes + together([needs[kept[0]]]) > limit_bytes

@@ -28,6 +28,7 @@ from restnet_runtime.errors import ClosedError, InputError
 from restnet_runtime.events import POLL_S, Event, Follower
 from restnet_runtime.inference import Inference
 from restnet_runtime.inputs import read_image, read_images
+from restnet_runtime.pool import Pool
 from restnet_runtime.predictions import Prediction, best_classes
 from restnet_runtime.preprocess import Preprocessor
 from restnet_runtime.settings import MAX_PIXELS
@@ -65,6 +66,7 @@ class Runtime:
         interval_s: float = 1.0,
         max_pixels: int = MAX_PIXELS,
         ready_s: float = 120.0,
+        pool: Pool | None = None,
     ) -> None:
         """Open a bundle and wait until its first route is loaded; the others follow in the background.
 
@@ -74,6 +76,7 @@ class Runtime:
         cache:    the directory of compiled routes, by default that of the user
         max_pixels: the largest image that is decoded
         ready_s:  how long the first route may take
+        pool:     the same for several in one process, which then share its memory; a memory limit is of them all, the lowest counts
         The others are those of `Engine.open`.
 
         Raises `BundleError`, `UnitError` for a budget that cannot be read, and `CompileError` when no route can be loaded.
@@ -92,6 +95,7 @@ class Runtime:
             batching=batching,
             keep_all=keep_all,
             pin=pin,
+            pool=pool,
         )
         executor, self._controller = self._engine.executor, self._engine.controller
         manifest = executor.bundle.manifest

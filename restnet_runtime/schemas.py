@@ -211,6 +211,7 @@ class ReadingAnswer(_Answer):
 
     memory_available_bytes: int | None
     own_memory_bytes: int | None
+    others_memory_bytes: Annotated[int | None, Field(description="of what the process may take, reserved for its other models")] = None
     cpu_percent: float | None
     others_cpu_cores: Annotated[float | None, Field(description="cores that other processes of normal priority keep busy")]
     waiting_share: Annotated[float | None, Field(description="of the time that our threads could run, the share that they waited")]
@@ -260,6 +261,10 @@ class ModelAnswer(_Answer):
     reason: Annotated[str | None, Field(description="why it is not ready")]
     current: Annotated[str | None, Field(description="the route that serves")]
     in_flight: Annotated[int, Field(description="its requests that wait or run")]
+    loaded_bytes: Annotated[int | None, Field(description="what its loaded routes are predicted to add to the process")]
+    reserved_bytes: Annotated[
+        int | None, Field(description="what it may take of the memory that the models share; null: it is alone, or there is no limit")
+    ]
 
 
 class StatusAnswer(_Answer):

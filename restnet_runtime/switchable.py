@@ -34,6 +34,25 @@ class ReadingSource(Protocol):
     def read(self) -> Reading: ...
 
 
+class MemoryShare(Protocol):
+    """What a model of several in a process may take of its memory. All of it is quick and safe from any thread."""
+
+    @property
+    def others_bytes(self) -> int | None:
+        """Reserved for the other models now; `None` while there is no other."""
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The lowest memory limit in the budgets of all models: it is of the process, whichever it was put at."""
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """What the process may take with routes of this model alone; `None` for no limit."""
+
+    def renew(self) -> None:
+        """What the model may serve by has changed: what is shared is divided anew before it is asked for again."""
+
+
 @runtime_checkable
 class Glancing(Protocol):
     """What such a source may have besides: a quick look at what can change from one moment to the next."""

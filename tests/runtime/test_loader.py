@@ -276,7 +276,7 @@ def watched(family_bundle, tmp_path) -> Watched:
     for route in family_bundle.routes:  # as if sessions took much more than the heap moves by while this runs
         size = (4 if route.name == "large" else 2) * 10**8
         ledger._store.put(route.name, how(executor.settings), Measured(Timing(1, 1), size, 0))
-    ledger._overhead_bytes, ledger.weigh = 0, lambda *_: None
+    ledger._baseline.overhead_bytes, ledger.weigh = 0, lambda *_: None
     for route in family_bundle.routes:
         executor.load(route.name)
     executor.switch(MIDDLE)
