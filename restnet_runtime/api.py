@@ -246,6 +246,8 @@ def _serving(models: Models, name: str, intake: Intake, settings: ServeSettings)
         requests=model.in_flight,
         most_requests=settings.max_in_flight,
         receiving_bytes=queue.receiving_bytes if model is models.default else 0,  # of all models: counted once
+        loaded_bytes=model.loaded_bytes,
+        reserved_bytes=model.reserved_bytes,
     )
 
 

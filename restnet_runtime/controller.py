@@ -367,6 +367,10 @@ class Controller:
                 with self._deciding:
                     self._complain(f"the tick failed: {error!r}", self._problem, error)
 
+    @property
+    def _model(self) -> str | None:
+        return None if self._share is None else self._share.model
+
     def _renew(self) -> None:
         if self._share is not None:
             self._share.renew()
@@ -447,14 +451,14 @@ class Controller:
         self._switched += 1
         self._log.append(Switch(self._wall(), before, decision.route, decision.feasible, decision.reason))
         facts = {"event": "switch", "before": before, "after": decision.route, "feasible": decision.feasible, "reason": decision.reason}
-        logger.info("%s -> %s: %s", before, decision.route, decision.reason, extra={"facts": facts})
+        logger.info("%s -> %s: %s", before, decision.route, decision.reason, extra={"facts": facts, "model": self._model})
         return True
 
     def _complain(self, problem: str, before: str | None, error: Exception | None) -> None:
         """Needs `_deciding`. The same problem tick after tick is logged once."""
         self._problem = problem
         if problem != before:
-            logger.warning("%s", problem, exc_info=error)
+            logger.warning("%s", problem, exc_info=error, extra={"model": self._model})
 
 
 def _in_time(decision: Decision, left_ms: float | None, waited_ms: float) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from restnet_runtime.compile import need_bytes
 from restnet_runtime.errors import RoomError, StoppedError
 from restnet_runtime.executor import Executor
+from restnet_runtime.logs import log_for
 from restnet_runtime.memory import Gauge
 from restnet_runtime.precision import lacking
 from restnet_runtime.pruning import Pruner
@@ -285,6 +286,7 @@ class Loader:
         return limit is not None and (self._limit is None or limit < _FALLEN * self._limit)
 
     def _loop(self) -> None:
+        log_for(lambda: self._room.model)
         self._guarded(self.run)
         self._settled.set()
         turn = 0
@@ -323,7 +325,11 @@ class Loader:
         self._warm_up()
         if self._follow_threads() or self._executor.settle(_SETTLE_S) or self._improve():
             return
-        self._refiner.step()
+        if self._executor.turn.acquire(lambda: True):  # else another model loads or times its routes, which would be measured along
+            try:
+                self._refiner.step()
+            finally:
+                self._executor.turn.release()
         self._pruner.judge(self._refiner.trusted & set(self._names))
 
     def _forgive(self) -> None:

@@ -159,6 +159,10 @@ class Place(residency.Room):
         self._pool.leave(self)
 
     @property
+    def model(self) -> str | None:
+        return None if self.tenant is None or len(self._pool.tenants) < 2 else self.tenant.name
+
+    @property
     def others_bytes(self) -> int | None:
         plan = self._plan()
         return None if plan is None else sum(share.reserved_bytes for place, share in _pairs(plan) if place is not self)

@@ -65,6 +65,11 @@ class Room:
     """What the other models of a process leave to one. This one is of a process without others."""
 
     @property
+    def model(self) -> str | None:
+        """The name of the model, where there are others."""
+        return None
+
+    @property
     def resting(self) -> str | None:
         """Why nothing of the model may stay loaded; `None` where something may."""
         return None

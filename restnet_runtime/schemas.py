@@ -267,6 +267,13 @@ class ModelAnswer(_Answer):
     ]
 
 
+class MemoryAnswer(_Answer):
+    """What this process is predicted to take: without any route, and for the loaded routes of all models."""
+
+    overhead_bytes: int
+    loaded_bytes: int
+
+
 class StatusAnswer(_Answer):
     """Everything that an operator asks first. Of one model, but for what the device, the queue and `models` tell."""
 
@@ -274,6 +281,7 @@ class StatusAnswer(_Answer):
     model: Annotated[str | None, Field(description="the name that it is served under; null beside no server")]
     models: Annotated[list[ModelAnswer], Field(description="all that this server serves, the default one first")]
     bundle: BundleAnswer
+    memory: Annotated[MemoryAnswer | None, Field(description="null where nobody loads routes")]
     routes: RouteCounts
     sessions: SessionsAnswer
     current: str | None

@@ -16,7 +16,7 @@ class Served:
     """Told of every request of batch 1, asked whenever there is a reading.
 
     slowdown:     how much slower than profiled they are, which whoever ticks it puts into the reading
-    queue_depth:  how many requests wait or run; `None` where nobody counts them
+    queue_depth:  how many requests to the model wait or run; `None` where nobody counts them
     """
 
     def __init__(self, cores: int) -> None:

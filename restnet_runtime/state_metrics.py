@@ -26,7 +26,9 @@ class Serving:
 
     model:     name of the bundle; digest: SHA-256 of its manifest
     routes:    of the bundle; profiles: by name, of those that were measured here; loaded: names; current: the name of one
-    requests:  that wait or run, and how many may; receiving_bytes: of bodies that are not complete
+    requests:  that wait or run, and how many of all models may; receiving_bytes: of bodies that are not complete, of all models
+               with the first
+    loaded_bytes, reserved_bytes: what its loaded routes are predicted to add, and what it may take of what models share
     """
 
     model: str
@@ -41,6 +43,8 @@ class Serving:
     requests: int
     most_requests: int
     receiving_bytes: int
+    loaded_bytes: int | None = None
+    reserved_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def describe_device(device: Device) -> Iterator[Metric]:
 _Value = Callable[[Serving], float | None]
 _GAUGES: Sequence[tuple[str, str, _Value]] = (
     ("restnet_requests_in_flight", "Requests that wait or run now.", lambda one: one.requests),
-    ("restnet_requests_in_flight_limit", "How many may, before further ones are refused.", lambda one: one.most_requests),
+    ("restnet_requests_in_flight_limit", "How many of all models may, before further ones are refused.", lambda one: one.most_requests),
     ("restnet_receiving_bytes", "What has arrived of bodies that are not complete.", lambda one: one.receiving_bytes),
     (
         "restnet_queue_wait_seconds",
@@ -133,8 +137,8 @@ _GAUGES: Sequence[tuple[str, str, _Value]] = (
     ("restnet_budget_accuracy_ratio", "Floor of the standing budget: the least accuracy.", lambda one: one.status.budget.min_accuracy),
     (
         "restnet_memory_limit_bytes",
-        "Memory limit in force: the lower of the budget's and of what the device leaves.",
-        lambda one: one.status.decision.limits.memory_bytes if one.status.decision else None,
+        "Memory limit in force, of the process: the lower of the budgets' and of what the device leaves.",
+        lambda one: _memory_limit(one.status),
     ),
     (
         "restnet_predicted_latency_seconds",
@@ -143,8 +147,18 @@ _GAUGES: Sequence[tuple[str, str, _Value]] = (
     ),
     (
         "restnet_predicted_memory_bytes",
-        "What the process is to take with the current route alone.",
+        "What the process is to take with the current route alone, and no other model.",
         lambda one: one.profiles[one.current].memory_bytes if one.current in one.profiles else None,
+    ),
+    (
+        "restnet_model_memory_bytes",
+        "What the loaded routes of a model are predicted to add to the process.",
+        lambda one: one.loaded_bytes,
+    ),
+    (
+        "restnet_model_memory_reserved_bytes",
+        "What a model may take of the memory that several share.",
+        lambda one: one.reserved_bytes,
     ),
     (
         "restnet_route_loading",
@@ -183,6 +197,12 @@ _BY_ROUTE: Sequence[tuple[str, str, Callable[[Serving, Route], float | None]]] =
         lambda one, route: one.profiles[route.name].memory_bytes if route.name in one.profiles else None,
     ),
 )
+
+
+def _memory_limit(status: Status) -> float | None:
+    """What the model may take, and what its neighbours may."""
+    own = None if status.decision is None else status.decision.limits.memory_bytes
+    return None if own is None else own + ((status.reading and status.reading.others_memory_bytes) or 0)
 
 
 def _read(one: Serving) -> Reading:

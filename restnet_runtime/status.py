@@ -18,6 +18,7 @@ from restnet_runtime.schemas import (
     BudgetLimits,
     BundleAnswer,
     DecisionAnswer,
+    MemoryAnswer,
     ModelAnswer,
     PinAnswer,
     ProfileAnswer,
@@ -83,6 +84,7 @@ def describe_server(
 ) -> StatusAnswer:
     """What is served, under which budget, and how the device is doing. model, models: its name, and all that the server has."""
     bundle, status = executor.bundle, controller.status()
+    loaded = [one.loaded_bytes for one in models if one.loaded_bytes is not None]
     return StatusAnswer(
         version=__version__,
         model=model,
@@ -94,6 +96,7 @@ def describe_server(
             classes=len(bundle.manifest.classes),
             input_shape=bundle.manifest.input.shape,
         ),
+        memory=MemoryAnswer(overhead_bytes=executor.overhead_bytes, loaded_bytes=sum(loaded)) if loaded else None,
         routes=RouteCounts(
             known=len(bundle.routes),
             loaded=list(executor.loaded),

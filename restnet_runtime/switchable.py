@@ -38,6 +38,10 @@ class MemoryShare(Protocol):
     """What a model of several in a process may take of its memory. All of it is quick and safe from any thread."""
 
     @property
+    def model(self) -> str | None:
+        """The name of the model, where there are others."""
+
+    @property
     def others_bytes(self) -> int | None:
         """Reserved for the other models now; `None` while there is no other."""
 

@@ -5,6 +5,10 @@ const SPAN_S = 300, REFRESH_MS = 60000, LOADING_MS = 4000, HIDDEN_MS = 20000, MO
 const view = { routes: [], status: null, told: null, reading: null, samples: [], switches: [], skewS: 0, live: false, dirty: false, readOnly: false };
 let stream = null, retryMs = 1000, retrying = null, refreshing = null, hiding = null, image = null, repeating = null, asking = false;
 
+// Which model this page is of: ?model=NAME of its address, else the first. What is asked is asked of that one.
+let model = new URLSearchParams(location.search).get("model");
+const ofModel = (path) => (model === null ? path : `${path}${path.includes("?") ? "&" : "?"}model=${encodeURIComponent(model)}`);
+
 const nowS = () => Date.now() / 1000;
 const OPENED_S = nowS();
 const routeOf = (name) => view.routes.find((route) => route.name === name);
@@ -36,7 +40,9 @@ async function ask(path, options = {}) {
 async function refresh() {
   clearTimeout(refreshing);
   try {
-    const [status, routes] = await Promise.all([ask("/status"), ask("/routes")]);
+    const asked = model;
+    const [status, routes] = await Promise.all([ask(ofModel("/status")), ask(ofModel("/routes"))]);
+    if (asked !== model) return; // another one was chosen meanwhile
     if (status.date) view.skewS = Date.parse(status.date) / 1000 - nowS();
     view.status = status.body;
     view.routes = routes.body.routes;
@@ -46,7 +52,8 @@ async function refresh() {
     view.told = { budget: budget.text, pin, route: decision && decision.route, feasible: decision && decision.feasible, reason: decision && decision.reason, limits: decision && decision.limits };
     view.reading = view.reading || reading;
     drawAll();
-  } catch {
+  } catch (error) {
+    if (error.status === 404 && model !== null) return chooseModel(null); // an old address: there is no such model any more
     // The stream says when the server is back, and a token that is missing is asked for.
   }
   if (!document.hidden) refreshing = setTimeout(refresh, settled() ? REFRESH_MS : LOADING_MS);
@@ -98,7 +105,7 @@ class TokenStream {
 function connect() {
   clearTimeout(retrying);
   if (stream) stream.close();
-  stream = token ? new TokenStream("/events") : new EventSource("/events");
+  stream = token ? new TokenStream(ofModel("/events")) : new EventSource(ofModel("/events"));
   stream.onopen = () => {
     retryMs = 1000;
     connection("live", "live");
@@ -155,7 +162,7 @@ function sample(reading) {
     p95: latency ? latency.p95_ms : null,
     latencyLimit: limits.latency_ms,
     memory: reading.own_memory_bytes,
-    memoryLimit: limits.memory_bytes,
+    memoryLimit: known(limits.memory_bytes) ? limits.memory_bytes + (reading.others_memory_bytes || 0) : null, // of the server, as its memory is
     cpu: reading.cpu_percent,
     heat: reading.temperature_c,
   });
@@ -165,9 +172,10 @@ function sample(reading) {
 // Drawing
 
 function drawAll() {
-  byId("bundle").textContent = view.status.bundle.name;
+  byId("bundle").textContent = view.status.model;
+  drawModels();
   byId("version").textContent = `version ${view.status.version}, ONNX Runtime ${view.status.versions.onnxruntime || ""}`;
-  document.title = `${view.status.bundle.name} – ReStNet Runtime`;
+  document.title = `${view.status.model} – ReStNet Runtime`;
   drawDecision();
   drawFacts();
   drawProgress();
@@ -175,6 +183,26 @@ function drawAll() {
   drawControls();
   drawLog();
   drawTimes();
+}
+
+// One model needs no choice.
+function drawModels() {
+  const select = byId("model"), models = view.status.models;
+  byId("model-line").hidden = models.length < 2;
+  byId("bundle").hidden = models.length > 1;
+  if (models.length < 2 || document.activeElement === select) return;
+  select.replaceChildren(...models.map((one) => html("option", { value: one.name }, one.ready ? one.name : `${one.name} (not ready)`)));
+  select.value = view.status.model;
+}
+
+function chooseModel(name) {
+  model = name;
+  history.replaceState(null, "", name === null ? location.pathname : `?model=${encodeURIComponent(name)}`);
+  Object.assign(view, { routes: [], status: null, told: null, reading: null, samples: [], switches: [], dirty: false });
+  byId("top").replaceChildren();
+  say("answer-text", "");
+  say("control-message", "");
+  connect();
 }
 
 function drawDecision() {
@@ -186,7 +214,8 @@ function drawDecision() {
   say("verdict", feasible ? `fits the budget (${budget})` : `does not fit the budget (${budget})`, feasible ? "good" : "bad");
   byId("pinned").hidden = !pin;
   byId("reason").textContent = reason || "";
-  const problem = view.status && view.status.problem;
+  const served = view.status && view.status.models.find((one) => one.name === view.status.model);
+  const problem = view.status && ((served && served.reason) || view.status.problem);
   byId("problem").hidden = !problem;
   byId("problem").textContent = problem || "";
   byId("fact-accuracy").textContent = route && known(route.accuracy) ? percentText(route.accuracy) : "–";
@@ -305,7 +334,7 @@ function drawSlider(limit = null) {
 async function change(path, method, body, done) {
   const headers = { "Content-Type": "application/json" };
   try {
-    const answer = await ask(path, { method, headers, body: body === null ? undefined : JSON.stringify(body) });
+    const answer = await ask(ofModel(path), { method, headers, body: body === null ? undefined : JSON.stringify(body) });
     view.dirty = false;
     const decision = answer.body.decision;
     say("control-message", `${done}${decision ? `: ${decision.reason}` : ""}`);
@@ -341,6 +370,10 @@ function setBudget() {
   }
 }
 
+byId("model").addEventListener("change", (event) => {
+  event.target.blur(); // what is drawn next may change the list
+  chooseModel(event.target.value);
+});
 byId("budget").addEventListener("submit", (event) => {
   event.preventDefault();
   setBudget();
@@ -376,7 +409,7 @@ async function predict() {
   asking = true;
   const began = performance.now();
   try {
-    const { body } = await ask("/predict?top_k=5", { method: "POST", headers: { "Content-Type": image.type || "application/octet-stream" }, body: image });
+    const { body } = await ask(ofModel("/predict?top_k=5"), { method: "POST", headers: { "Content-Type": image.type || "application/octet-stream" }, body: image });
     const rows = body.top.map((one) => {
       const bar = html("span", { class: "bar", "aria-hidden": "true" });
       bar.style.width = `${one.probability * 100}%`;

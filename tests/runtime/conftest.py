@@ -139,17 +139,16 @@ def family_bundle(family_path: Path) -> Bundle:
     return open_bundle(family_path)
 
 
-@pytest.fixture(scope="session")
-def wide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose large anchor (512 channels, 453 million MACs, 28 MB) takes milliseconds and the small one next to nothing."""
-    rng, source = np.random.default_rng(0), family()
+def wide_family(name: str = "wide", seed: int = 0) -> BundleSource:
+    """A family whose large anchor (512 channels, 453 million MACs, 28 MB) takes milliseconds and the small one next to nothing."""
+    rng, source = np.random.default_rng(seed), family()
     wide = [conv("wide.0", rng, 1, 512, 3, "wide"), *(conv(f"wide.{place}", rng, 512, 512, 3, "wide") for place in (1, 2, 3))]
     segments = (*(one for one in source.segments if one.anchor == "small"), *wide, head("wide.4", rng, 512, "wide"))
     join = conv("small.1~wide.3", rng, 4, 512, 1, None)
     small, large = source.anchors[0].segments, tuple(f"wide.{place}" for place in range(5))
-    made = dataclasses.replace(
+    return dataclasses.replace(
         source,
-        name="wide",
+        name=name,
         anchors=(source.anchors[0], Anchor(name="wide", segments=large)),
         segments=(*segments, join),
         routes=(
@@ -158,7 +157,20 @@ def wide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
             RouteSource("wide", large, 0.95),
         ),
     )
-    return write_bundle(made, tmp_path_factory.mktemp("bundles") / "wide").path
+
+
+@pytest.fixture(scope="session")
+def wide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the wide family."""
+    return write_bundle(wide_family(), tmp_path_factory.mktemp("bundles") / "wide").path
+
+
+@pytest.fixture(scope="session")
+def wide_paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two bundles of that kind with other weights: `alpha` and `beta`."""
+    folder = tmp_path_factory.mktemp("bundles")
+    first, second = (write_bundle(wide_family(name, seed), folder / name).path for seed, name in enumerate(("alpha", "beta")))
+    return first, second
 
 
 Range = tuple[np.ndarray, np.ndarray]

@@ -855,17 +855,12 @@ def test_status(served):
     served.controller.budget = Budget(macs=served.bundle.route("small").macs)
     status = served.client.get("/status").json()
     assert set(status) == {
-        *("version", "model", "models", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted", "pin", "switched"),
-        *("reading", "switches", "problem", "read_only", "controlling", "queue", "batching", "versions"),
+        *("version", "model", "models", "memory", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted"),
+        *("pin", "switched", "reading", "switches", "problem", "read_only", "controlling", "queue", "batching", "versions"),
     }
     (listed,) = status["models"]
-    assert (status["model"], listed["name"], listed["ready"], listed["reason"], listed["current"]) == (
-        "shapes",
-        "shapes",
-        True,
-        None,
-        "small",
-    )
+    assert status["model"] == listed["name"] == "shapes"
+    assert (listed["ready"], listed["reason"], listed["current"]) == (True, None, "small")
     assert status["sessions"]["threads"] == 1
     assert status["sessions"]["route_threads"] == dict.fromkeys(status["routes"]["loaded"], 1)
     assert status["sessions"]["providers"] == ["CPUExecutionProvider"]
