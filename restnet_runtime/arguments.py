@@ -128,8 +128,10 @@ def common_parser(command: str, description: str, *, several: bool = False) -> a
     return parser
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--budget", type=budget, default=Budget(), metavar="LIMITS", help=BUDGET_HELP)
+def add_engine_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """several: the command takes several bundles."""
+    shared = "; of several bundles each has these limits for itself, but for memory, which they share" if several else ""
+    parser.add_argument("--budget", type=budget, default=Budget(), metavar="LIMITS", help=BUDGET_HELP + shared)
     parser.add_argument(
         "--threads",
         type=positive(int),

@@ -48,9 +48,9 @@ def serve(argv: Sequence[str] | None = None) -> int:
     from restnet_runtime.serve_options import add_serve_options  # the other commands need no HTTP
 
     parser = common_parser("restnet-serve", "Serve one bundle or several over HTTP and keep to a budget.", several=True)
-    add_engine_options(parser)
+    add_engine_options(parser, several=True)
     add_serve_options(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # bundles may stand before and after options
     return _run("restnet-serve", lambda: _serve(args))
 
 

@@ -28,8 +28,8 @@ _VALID_S = 0.2
 """For so long a division stands without a look at what it was made from, unless there is less to divide."""
 _PATIENCE_S = 10.0
 """For so long another division has to be the better one before anything is taken from a model for it."""
-_SLACK = 0.02
-"""Of the limit, what is kept free of the routes that models are given a share for: what the process takes beside them moves."""
+_SLACK, _MOST_SLACK_BYTES = 0.02, 16 * 2**20
+"""Of the limit, and at most, what is kept free of the routes that models have a share for: what the process takes beside them moves."""
 _EVEN = 0.1
 """Of the weight, what models have without regard to how much they are asked."""
 
@@ -120,7 +120,7 @@ class Pool:
         weights = _weights([tenant.rate_per_s(now_s) for tenant in tenants])
         offers = [tenant.offer(weight, route) for tenant, weight, route in zip(tenants, weights, routes, strict=True)]
         overhead = self.common.baseline.overhead_bytes
-        room = Room(whole_bytes - overhead, whole_bytes / LOAD_MARGIN - overhead, _SLACK * whole_bytes)
+        room = Room(whole_bytes - overhead, whole_bytes / LOAD_MARGIN - overhead, min(_SLACK * whole_bytes, _MOST_SLACK_BYTES))
         shares = self._divided(offers, room, now_s)
         for tenant, route, share in zip(tenants, routes, shares, strict=True):
             now = None if share.option is None else share.option.route

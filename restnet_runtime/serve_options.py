@@ -27,9 +27,12 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="refuse requests (503) rather than answer below this accuracy, as 0.9 or 90%% (also part of --budget: 30ms,90%%)",
     )
-    parser.add_argument("--pin", metavar="ROUTE", help="run every request on this route, whatever it costs")
+    parser.add_argument("--pin", metavar="ROUTE", help="run every request on this route, whatever it costs; a route of the first bundle")
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="write what the device leaves, once a second, as a trace for restnet-bench --trace"
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="write what the device leaves, and requests to the first bundle, once a second, as a trace for restnet-bench --trace",
     )
     parser.add_argument("--max-body", type=positive(int), default=16_000_000, metavar="BYTES", help="longest request body (16 MB)")
     parser.add_argument(

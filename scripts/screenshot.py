@@ -57,8 +57,7 @@ def main() -> None:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        server.stdout.readline()
-        url = server.stdout.readline().rpartition(" ")[2].strip()
+        url = next(line for line in server.stdout if line.startswith("listening on")).rpartition(" ")[2].strip()
         look(url, browser, args)
     finally:
         server.terminate()

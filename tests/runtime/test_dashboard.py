@@ -24,6 +24,7 @@ from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.settings import ServeSettings
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+EVIL_NAME = "b~+2"
 EVIL = '<img src=x onerror="window.pwned=1">'
 LONG = "large" + "-and-longer" * 20
 SCRIPT = '"><script>window.pwned=1</script>'
@@ -502,3 +503,42 @@ def test_pages_allow_nothing_from_elsewhere(served, path):
 @pytest.mark.parametrize("path", ["/web/", "/web/../metrics.py", "/web/%2e%2e/api.py", "/web/dashboard.html", "/web/style.css/"])
 def test_no_other_file_is_to_be_had(served, path):
     assert served.client.get(path).status_code == 404
+
+
+def test_one_model_of_several_is_chosen_and_everything_is_asked_of_it(browser, hostile, family_bundle, cache_root, serve_app):
+    first, second = Served(hostile, cache_root), Served(family_bundle, cache_root)
+    backends = {"shapes": Backend(first.executor, first.controller), EVIL_NAME: Backend(second.executor, second.controller)}
+    with serve_app(create_app(backends, first.settings)) as client:
+        base = str(client.base_url).rstrip("/")
+        page = Visit(browser, base)
+        page.live()
+        page.until("#route", LONG)
+        assert page.page.locator("#model option").all_inner_texts() == ["shapes", EVIL_NAME]
+        page.page.select_option("#model", EVIL_NAME)
+        page.until("#route", "large")
+        page.until("#routes", "small[0-1]>large[2-4]")
+        assert page.page.url == f"{base}/?model=b~%2B2"
+        page.page.fill("#limit-macs", "0.001")
+        page.page.click("#budget button[type=submit]")
+        page.until("#control-message", "New budget")
+        assert (str(first.controller.budget), second.controller.budget.macs) == ("none", 1000)
+        page.page.set_input_files("#file", png())
+        page.page.wait_for_selector("#answer:not([hidden])")
+        page.until("#answer-text", "small")
+        page.page.reload()
+        page.live()
+        page.until("#route", "small")
+        assert page.page.input_value("#model") == EVIL_NAME
+        assert page.complaints == []
+        page.page.goto(f"{base}/?model=gone")
+        page.until("#route", LONG)
+        assert page.page.input_value("#model") == "shapes", "a model that there is not any more gives way to the first"
+        page.context.close()
+    for one in (first, second):
+        one.close()
+
+
+def test_one_model_alone_is_no_choice(visit):
+    page = visit()
+    page.live()
+    assert page.page.locator("#model-line").is_hidden()

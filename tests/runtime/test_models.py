@@ -229,7 +229,7 @@ class Server:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("listening on "):
-                self.client = httpx.Client(base_url=line.split()[-1], trust_env=False, timeout=30)
+                self.client = httpx.Client(base_url=line.split()[-1], trust_env=False, timeout=150)
                 return
         raise AssertionError(process.communicate())
 
@@ -264,9 +264,9 @@ def test_names_must_be_unique(family_path: Path, cache_root: Path) -> None:
     assert f"shapes2={family_path}" in ended.stderr
 
 
-@pytest.mark.parametrize("given", ["=x", "two words=x", "a=", "-a=x"])
+@pytest.mark.parametrize("given", ["=x", "two words=x", "a=", "é=x"])
 def test_names_that_are_none_are_refused(given: str, family_path: Path) -> None:
-    ended = refused(family_path, "--", given)
+    ended = refused(family_path, "--port", 0, given)
     assert ended.returncode == 2
     assert "is no NAME=BUNDLE" in ended.stderr
 
@@ -278,7 +278,7 @@ def test_a_bundle_that_cannot_be_opened_is_refused_at_the_start(family_path: Pat
     assert "Traceback" not in ended.stderr
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 150.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline
@@ -287,7 +287,7 @@ def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
 
 
 def test_a_bundle_whose_routes_all_fail_leaves_the_others_alone(
-    serve: Callable[..., Server], family_path: Path, own_family: Callable[..., Path]
+    serve: Callable[..., Server], int8_path: Path, own_family: Callable[..., Path]
 ) -> None:
     """Damage in the weights shows where they are compiled, which is after the start."""
     damaged = own_family()
@@ -295,7 +295,7 @@ def test_a_bundle_whose_routes_all_fail_leaves_the_others_alone(
     content = bytearray(weights.read_bytes())
     content[:] = bytes(255 - byte for byte in content)
     weights.write_bytes(content)
-    server = serve(f"bad={damaged}", f"good={family_path}", "--cache", damaged.parent / "cache")
+    server = serve(f"bad={damaged}", f"good={int8_path}", "--cache", damaged.parent / "cache")
     status = until(lambda: found if len((found := server.client.get("/status").json())["routes"]["failed"]) == 4 else None)
     assert all("weights.bin" in reason for reason in status["routes"]["failed"].values())
     until(lambda: server.client.get("/readyz?model=good").status_code == 200)
@@ -313,13 +313,13 @@ class Watch:
     """Looks at a server every few milliseconds: (seconds since `lowered`, what is predicted of what is loaded, what is measured)."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, trust_env=False, timeout=30)
+        self._client = httpx.Client(base_url=url, trust_env=False, timeout=150)
         self._stop = threading.Event()
         self.seen: list[tuple[float, int, int]] = []
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        while not self._stop.wait(0.01):
+        while not self._stop.wait(0.05):
             status = self._client.get("/status").json()
             predicted = status["memory"]["overhead_bytes"] + status["memory"]["loaded_bytes"]
             self.seen.append((time.monotonic(), predicted, status["reading"]["own_memory_bytes"]))
@@ -338,7 +338,7 @@ class Asking:
     """Requests to one model, one after the other, and what came of each."""
 
     def __init__(self, url: str, model: str) -> None:
-        self._client = httpx.Client(base_url=url, trust_env=False, timeout=30)
+        self._client = httpx.Client(base_url=url, trust_env=False, timeout=150)
         self._path, self._stop = f"/predict?model={model}", threading.Event()
         self.statuses: list[int] = []
         self._thread = threading.Thread(target=self._run)
