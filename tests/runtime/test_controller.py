@@ -36,6 +36,20 @@ PROFILES = {
 FINE = Reading(memory_available_bytes=1000 * MB, own_memory_bytes=60 * MB, load_1m=0.5)
 
 
+@dataclass
+class Neighbours:
+    """A share of memory as the test wants it; counts how often it was to be divided anew."""
+
+    others_bytes: int | None = None
+    budget_bytes: int | None = None
+    limit_bytes: int | None = None
+    model: str | None = "mine"
+    renewed: int = 0
+
+    def renew(self) -> None:
+        self.renewed += 1
+
+
 class Table:
     """An executor without networks: which routes are loaded, which is current, and what was switched to."""
 
@@ -597,3 +611,37 @@ def test_a_quota_that_is_lifted_is_climbed_after_without_the_patience_learnt_und
         return rig.run(controller, 200, lambda name: PROFILES[name].latency_ms).index("large")
 
     assert controlled(2.0) < controlled(None)
+
+
+def test_a_share_of_memory_is_what_the_others_leave() -> None:
+    table, share = Table("small", "middle", "large"), Neighbours()
+    controller = Controller(table, Device(), share=share)
+    assert controller.tick() is not None
+    assert (table.name, controller.reading.others_memory_bytes, controller.memory_limit_bytes) == ("large", None, 1060 * MB - 32 * 2**20)
+    share.others_bytes, share.limit_bytes = 990 * MB, 77
+    controller.tick()
+    assert (table.name, controller.reading.others_memory_bytes) == ("small", 990 * MB)
+    assert controller.memory_limit_bytes == 77, "as the pool has it"
+    assert controller.process_limit_bytes == 1060 * MB - 32 * 2**20, "all models together"
+    share.others_bytes = None
+    controller.budget = Budget(latency_ms=100.0)
+    assert (table.name, controller.reading.others_memory_bytes, share.renewed) == ("large", None, 1)
+
+
+def test_a_memory_limit_of_another_model_counts_but_is_not_ones_own() -> None:
+    table, share = Table("small", "middle", "large"), Neighbours(others_bytes=10 * MB)
+    controller = Controller(table, Device(), Budget(latency_ms=100.0), share=share)
+    controller.tick()
+    share.budget_bytes = 100 * MB
+    controller.tick()
+    assert (table.name, str(controller.budget), str(controller.status().budget)) == ("middle", "100 ms", "100 ms")
+    assert controller.decision.limits == Budget(latency_ms=100.0, memory_bytes=90 * MB)
+    assert controller.decide_request(Budget(memory_bytes=70 * MB)).route == "small", "of a request too, less what the others may take"
+    assert controller.process_limit_bytes == 1060 * MB - 32 * 2**20
+    controller.budget = Budget(memory_bytes=200 * MB)
+    assert table.name == "middle", "the lowest counts"
+    share.budget_bytes = None
+    controller.reconsider()
+    assert table.name == "large"
+    controller.pin = "small"
+    assert (table.name, share.renewed) == ("small", 2)

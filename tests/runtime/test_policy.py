@@ -93,6 +93,37 @@ def test_memory_is_limited_by_what_the_device_leaves_and_the_reserve() -> None:
     assert decide(reading(own_mb=60, available_mb=80), Budget(), FAMILY, History(), 0.0, SETTINGS).route == "large"
 
 
+@given(
+    own=st.integers(1, 300),
+    available=st.integers(0, 300),
+    others=st.integers(1, 200),
+    limit=st.none() | st.integers(1, 400),
+    slowdown=st.none() | st.floats(0.5, 3.0),
+    current=st.sampled_from([None, "small", "middle", "large"]),
+)
+def test_what_other_models_may_take_is_as_if_it_were_not_there(
+    own: int, available: int, others: int, limit: int | None, slowdown: float | None, current: str | None
+) -> None:
+    """A process with so much less for it all decides the same."""
+    assume(own + available - others - 20 > 0)
+    shared = Reading(memory_available_bytes=available * MB, own_memory_bytes=own * MB, others_memory_bytes=others * MB, slowdown=slowdown)
+    alone = Reading(memory_available_bytes=(own + available - others) * MB - 1, own_memory_bytes=1, slowdown=slowdown)
+    budget = Budget(latency_ms=50.0, memory_bytes=None if limit is None else limit * MB)
+    less = Budget(latency_ms=50.0, memory_bytes=None if limit is None else max(1, (limit - others) * MB))
+    one = decide(shared, budget, FAMILY, History(current, budget), 0.0, SETTINGS)
+    other = decide(alone, less, FAMILY, History(current, less), 0.0, SETTINGS)
+    assert (one.route, one.feasible, one.limits) == (other.route, other.feasible, other.limits)
+
+
+def test_who_takes_memory_is_named() -> None:
+    shared = reading().updated(others_memory_bytes=30 * MB)
+    decision = decide(shared, Budget(memory_bytes=79 * MB), [MIDDLE], History(), 0.0, SETTINGS)
+    assert decision.reason.endswith("memory 80 MB over the limit of 49 MB (what the other models leave)")
+    tight = reading(available_mb=69).updated(others_memory_bytes=30 * MB)
+    decision = decide(tight, Budget(), [MIDDLE], History(), 0.0, SETTINGS)
+    assert decision.reason.endswith("memory 80 MB over the limit of 79 MB (what the device and the other models leave)")
+
+
 def test_the_budget_limits_memory_where_it_is_lower() -> None:
     assert decide(reading(), Budget(memory_bytes=90 * MB), FAMILY, History(), 0.0, SETTINGS).limits == Budget(memory_bytes=90 * MB)
 
