@@ -2,23 +2,23 @@
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restnet_runtime import __version__
-from restnet_runtime.arguments import add_engine_options, common_parser, positive, share
+from restnet_runtime.arguments import add_engine_options, add_signature_option, common_parser, positive, read_keys, share
 from restnet_runtime.batch_plan import BatchSettings, Mode
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
-from restnet_runtime.errors import CompileError, RestnetError, TraceError
+from restnet_runtime.commands import run_command
+from restnet_runtime.errors import CompileError, TraceError
 from restnet_runtime.logs import configure_logs, quiet_parsers
 from restnet_runtime.places import default_cache_root
-from restnet_runtime.signals import TerminatedError, terminable, unwind_if_told
+from restnet_runtime.signals import unwind_if_told
 from restnet_runtime.tables import routes_table
 from restnet_runtime.units import format_bytes
 
@@ -30,19 +30,6 @@ if TYPE_CHECKING:
 _FIRST_ROUTE_S = 120.0
 
 
-def _run(command: str, action: Callable[[], int]) -> int:
-    try:
-        with terminable():
-            return action()
-    except (RestnetError, OSError) as error:
-        print(f"{command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT  # as shells have it
-    except TerminatedError:
-        return 128 + signal.SIGTERM
-
-
 def serve(argv: Sequence[str] | None = None) -> int:
     """`restnet-serve`: serve bundles over HTTP until SIGTERM. Returns the exit status: 0, or 2 with one line on standard error."""
     from restnet_runtime.serve_options import add_serve_options  # the other commands need no HTTP
@@ -51,7 +38,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     add_engine_options(parser, several=True)
     add_serve_options(parser)
     args = parser.parse_intermixed_args(argv)  # bundles may stand before and after options
-    return _run("restnet-serve", lambda: _serve(args))
+    return run_command("restnet-serve", lambda: _serve(args))
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -128,7 +115,7 @@ def bench(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="with --trace: a picture (PNG, SVG); needs matplotlib")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
     args = parser.parse_args(argv)
-    return _run("restnet-bench", lambda: _bench(args))
+    return run_command("restnet-bench", lambda: _bench(args))
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -232,14 +219,15 @@ def _show_step(text: str) -> None:
 def inspect(argv: Sequence[str] | None = None) -> int:
     """`restnet-inspect`: print a bundle's routes after checking it whole. Returns 0, or 2 with one line that says what is wrong."""
     parser = common_parser("restnet-inspect", "Check a bundle (every digest, graph and tensor) and print its routes.")
+    add_signature_option(parser)
     args = parser.parse_args(argv)
-    return _run("restnet-inspect", lambda: _inspect(args))
+    return run_command("restnet-inspect", lambda: _inspect(args))
 
 
 def _inspect(args: argparse.Namespace) -> int:
     from restnet_runtime.graphs import check_graphs
 
-    bundle = open_bundle(args.bundle)
+    bundle = open_bundle(args.bundle, keys=read_keys(args))
     check_graphs(bundle)
     manifest, shape = bundle.manifest, "x".join(map(str, bundle.manifest.input.shape))
     size = sum(entry.bytes for entry in manifest.files.values())
@@ -247,6 +235,8 @@ def _inspect(args: argparse.Namespace) -> int:
     print(f"made by {manifest.provenance.tool or 'unknown'}, scored on {manifest.provenance.scored_on} images")
     print(routes_table(bundle.routes))
     print(f"verified {len(manifest.files)} files, {format_bytes(size)}, SHA-256 of the manifest {bundle.digest}")
+    if bundle.signed_by is not None:
+        print(f"signed by {bundle.signed_by}")
     return 0
 
 
@@ -291,4 +281,5 @@ def _open(
         pin=pin,
         pool=pool,
         name=name,
+        keys=read_keys(args),
     )

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from restnet_runtime.access_options import add_access_options, read_access
-from restnet_runtime.arguments import accuracy, deadline, port, positive, wait
+from restnet_runtime.arguments import accuracy, add_signature_option, deadline, port, positive, wait
 from restnet_runtime.batch_plan import MODES, BatchSettings
 from restnet_runtime.logs import FORMATS
 from restnet_runtime.settings import ServeSettings
@@ -68,6 +68,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         help="requests that have waited so long are not run (504), as 500ms (default: no such limit)",
     )
     add_access_options(parser)
+    add_signature_option(parser)
     parser.add_argument(
         "--otel", action="store_true", help="send a span for each request as OTLP (OTEL_EXPORTER_OTLP_ENDPOINT; extra otel)"
     )
