@@ -4,6 +4,7 @@
       BundleError          a bundle is damaged, hostile, newer than this reader, or inconsistent
         SignatureError       a bundle that nobody trusted has signed as it is
       KeyFileError         a key to sign with, or to check signatures with, that cannot be used
+      UpdateError          a bundle that cannot take the place of another, on disk or in a server
       CompileError         a route could not be compiled or loaded on this device
         NotLoadedError       the route was asked to run, and is not loaded (any more)
         RoomError            ... for want of memory or of disk
@@ -50,6 +51,10 @@ class SignatureError(BundleError):
 
 class KeyFileError(RestnetError):
     """A file of a key that cannot be read, made or used, or no means to use it."""
+
+
+class UpdateError(RestnetError):
+    """A bundle that cannot take the place of another."""
 
 
 class CompileError(RestnetError):
