@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from restnet_runtime import __version__
 from restnet_runtime.arguments import add_engine_options, add_signature_option, common_parser, positive, read_keys, share
 from restnet_runtime.batch_plan import BatchSettings, Mode
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
+from restnet_runtime.bundle import open_bundle
 from restnet_runtime.commands import run_command
 from restnet_runtime.errors import CompileError, TraceError
 from restnet_runtime.logs import configure_logs, quiet_parsers
@@ -24,7 +24,6 @@ from restnet_runtime.units import format_bytes
 
 if TYPE_CHECKING:
     from restnet_runtime.engine import Engine
-    from restnet_runtime.engines import Engines
     from restnet_runtime.pool import Pool
 
 _FIRST_ROUTE_S = 120.0
@@ -61,7 +60,9 @@ def _serve(args: argparse.Namespace) -> int:
     with ExitStack() as stack, listen(args.host, args.port, remote=args.allow_remote) as listener:
         if tracer_provider is not None:
             stack.callback(tracer_provider.shutdown)
-        engines = _open_models(args, batching)
+        from restnet_runtime.served_models import open_models  # not above, as in `_open`
+
+        engines, updates = open_models(args, partial(_open, args, batching=batching))
         engine = next(iter(engines.values()))
         for name, one in engines.items():
             bundle = one.executor.bundle
@@ -69,7 +70,7 @@ def _serve(args: argparse.Namespace) -> int:
         print(f"listening on {url_of(listener)}", flush=True)
         if args.allow_remote and settings.access.token is None and not args.read_only:
             print("whoever reaches this may change budget and pin: --token-file or --read-only keeps others from it", file=sys.stderr)
-        with engines:
+        with engines, ExitStack() as serving:
             if engine.short_of_memory():
                 # What HTTP takes would be missing where the first route is compiled; connections wait at the listener.
                 with suppress(CompileError):
@@ -82,8 +83,18 @@ def _serve(args: argparse.Namespace) -> int:
 
                 stack.enter_context(Recorder(args.record, engine.controller, affinity_cores(), args.interval))
             quiet_parsers()
-            app = create_app({name: Backend.of(one) for name, one in engines.items()}, settings, tracer_provider)
-            run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=app.state.events.close)
+            serving.callback(updates.close)
+            app = create_app({name: Backend.of(one) for name, one in engines.items()}, settings, tracer_provider, updates)
+            if args.watch is not None:
+                from restnet_runtime.bundle_watch import BundleWatch
+
+                serving.enter_context(BundleWatch(updates, tuple(engines), args.watch))
+
+            def stopping() -> None:
+                app.state.events.close()
+                updates.halt()  # whoever waits for one is answered
+
+            run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=stopping)
     return 0
 
 
@@ -238,23 +249,6 @@ def _inspect(args: argparse.Namespace) -> int:
     if bundle.signed_by is not None:
         print(f"signed by {bundle.signed_by}")
     return 0
-
-
-def _open_models(args: argparse.Namespace, batching: BatchSettings) -> "Engines":
-    from restnet_runtime.engines import Engines  # not above, as in `_open`
-    from restnet_runtime.pool import Pool
-
-    first, pool = True, Pool()
-
-    def open_next(name: str | None, path: Path) -> "Engine":
-        nonlocal first
-        # Memory is of the process, and one budget holds it; a pin names a route of one bundle.
-        budget = args.budget if first else replace(args.budget, memory_bytes=None)
-        engine = _open(args, path, budget, batching, pin=args.pin if first else None, pool=pool, name=name)
-        first = False
-        return engine
-
-    return Engines.open(args.bundles or [(None, SHIPPED_BUNDLE)], open_next)
 
 
 def _open(

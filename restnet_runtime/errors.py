@@ -5,6 +5,7 @@
         SignatureError       a bundle that nobody trusted has signed as it is
       KeyFileError         a key to sign with, or to check signatures with, that cannot be used
       UpdateError          a bundle that cannot take the place of another, on disk or in a server
+        BusyError            ... now: another one is under way
       CompileError         a route could not be compiled or loaded on this device
         NotLoadedError       the route was asked to run, and is not loaded (any more)
         RoomError            ... for want of memory or of disk
@@ -55,6 +56,10 @@ class KeyFileError(RestnetError):
 
 class UpdateError(RestnetError):
     """A bundle that cannot take the place of another."""
+
+
+class BusyError(UpdateError):
+    """Another bundle is about to take its place."""
 
 
 class CompileError(RestnetError):

@@ -29,6 +29,7 @@ from restnet_runtime.interface import breaks
 from restnet_runtime.links import put_link, scratch_link, sync
 from restnet_runtime.manifest import MANIFEST_FILE
 from restnet_runtime.units import format_bytes
+from restnet_runtime.versions import PREVIOUS, versions_of
 
 if TYPE_CHECKING:
     from restnet_runtime.signatures import Keyring
@@ -49,11 +50,6 @@ class Installed:
     bundle: Bundle
     before: Path | None
     changed: bool
-
-
-def versions_of(dest: Path) -> Path:
-    """Where the versions of DEST lie."""
-    return dest.with_name(f"{dest.name}.versions")
 
 
 def install(
@@ -96,7 +92,7 @@ def roll_back(dest: Path, *, keys: "Keyring | None" = None) -> Installed:
     """Let `dest` lead to what it led to before. Raises what `install` does."""
     dest = _placed(dest)
     with _locked(versions_of(dest), make=False) as store:
-        version, led_to = store / "previous", _leads_to(dest)
+        version, led_to = store / PREVIOUS, _leads_to(dest)
         target = version.resolve() if version.is_symlink() else None
         if target is None or not target.exists() or target == led_to:
             raise UpdateError(f"{dest}: there is no version before this one to go back to")
@@ -122,7 +118,7 @@ def list_versions(dest: Path) -> list[Version]:
     store = versions_of(dest)
     if not store.is_dir():
         raise UpdateError(f"{store}: is not there: nothing was installed here")
-    current, previous = _leads_to(dest), (store / "previous").resolve()
+    current, previous = _leads_to(dest), (store / PREVIOUS).resolve()
     return [Version(path, _name_of(path), path.resolve() == current, path.resolve() == previous) for path in _versions(store)]
 
 
@@ -138,7 +134,7 @@ def _lead(dest: Path, store: Path, version: Path, on_step: Callable[[str], objec
     led_to = _leads_to(dest)
     if dest.is_symlink() and led_to is not None:
         inside = led_to.parent == store.resolve()
-        put_link(scratch_link(store / "previous", led_to.name if inside else str(led_to)), store / "previous")
+        put_link(scratch_link(store / PREVIOUS, led_to.name if inside else str(led_to)), store / PREVIOUS)
     on_step("remembered")
     scratch = scratch_link(dest, f"{store.name}/{version.name}" if version.parent.resolve() == store.resolve() else str(version))
     sync(dest.parent)
@@ -217,7 +213,7 @@ def _adopt(path: Path, store: Path) -> None:
         name = store / f"damaged-{secrets.token_hex(4)}"
     path.rename(name)
     sync(path.parent)
-    put_link(scratch_link(store / "previous", name.name), store / "previous")
+    put_link(scratch_link(store / PREVIOUS, name.name), store / PREVIOUS)
 
 
 def _clear(dest: Path, store: Path) -> None:
@@ -233,7 +229,7 @@ def _clear(dest: Path, store: Path) -> None:
 
 def _prune(dest: Path, store: Path, keep: int) -> None:
     """Keep what DEST leads to, what it led to before, and the latest others. What goes is renamed first: none is ever half there."""
-    held = {_leads_to(dest), (store / "previous").resolve()}
+    held = {_leads_to(dest), (store / PREVIOUS).resolve()}
     versions = [path for path in _versions(store) if path.resolve() not in held]
     spare = max(0, keep - 1)
     for path in versions[: len(versions) - spare]:

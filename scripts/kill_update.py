@@ -25,7 +25,8 @@ from pathlib import Path
 
 from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
 from restnet_runtime.errors import BundleError
-from restnet_runtime.install import STEPS, install, versions_of
+from restnet_runtime.install import STEPS, install
+from restnet_runtime.versions import versions_of
 
 BEGIN, END = "<!-- kill_update: begin -->", "<!-- kill_update: end -->"
 MEANING = {

@@ -15,7 +15,8 @@ from restnet_runtime import install as install_module
 from restnet_runtime import update_cli
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.errors import BundleError, SignatureError, UpdateError
-from restnet_runtime.install import STEPS, install, list_versions, roll_back, versions_of
+from restnet_runtime.install import STEPS, install, list_versions, roll_back
+from restnet_runtime.versions import versions_of
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_update.py"
 
