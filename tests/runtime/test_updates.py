@@ -338,6 +338,28 @@ def test_what_is_not_allowed_is_refused(serve: Callable[..., Any], bundles: Call
         assert server.client.post("/v2/repository/models/other/load").status_code == 404
 
 
+def test_bundle_for_which_there_is_no_room_is_refused_and_one_for_which_the_old_one_can_make_room_is_not(
+    serve: Callable[..., Any], dense_bundle_of: Callable[[int, int], Any], wide_path: Path, dest: Path
+) -> None:
+    """Routes of 25 and 28 MB; the other bundle has small ones too."""
+    install(dest, dense_bundle_of(2500, 2501).path)
+    with serve(dest, "--trial-time", "300ms") as server:
+        memory = server.status()["memory"]
+        limit = int(memory["overhead_bytes"] + 1.5 * memory["loaded_bytes"])
+        assert server.client.put("/budget", json={"budget": f"{limit}B"}).status_code == 200
+        install(dest, dense_bundle_of(2500, 2502).path)
+        answer = server.load()
+        assert answer.status_code == 400
+        assert "no room in memory: dense, its cheapest route, takes" in answer.json()["error"]
+        assert server.client.post("/predict", content=INPUT, headers={"Content-Type": "application/x-npy"}).status_code == 200
+        install(dest, wide_path)
+        assert server.load().status_code == 200
+        server.wait_for("accepted")
+        answer = server.client.post("/predict", content=INPUT, headers={"Content-Type": "application/x-npy"})
+        assert answer.status_code == 200
+        server.eventually(lambda: server.status()["current"] == "wide")  # once the old one has left
+
+
 def test_signature_is_required_of_updates_too(serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path, tmp_path: Path) -> None:
     pytest.importorskip("cryptography")
     from restnet_runtime.signing import make_keys, signer
