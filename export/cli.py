@@ -130,6 +130,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--latency", action="store_true", help="measure every route on this machine; the report then shows accuracy over latency as well"
     )
+    result.add_argument(
+        "--sign", type=Path, metavar="KEY", help="sign the bundle with this private key, as restnet-sign --new-key makes one (extra sign)"
+    )
     result.add_argument("--quiet", action="store_true", help="print errors only")
     return result
 

@@ -17,7 +17,7 @@ from .routes import StitchedRoute
 from .samples import Samples
 from .settings import ExportSettings
 
-_WITHOUT_EFFECT = ("out", "workers", "device", "progress", "resume", "checkpoint_minutes", "command", "precision", "latency")
+_WITHOUT_EFFECT = ("out", "workers", "device", "progress", "resume", "checkpoint_minutes", "sign", "command", "precision", "latency")
 """On what tuning finds: it ends before routes are quantised and measured, so a run may go on and do that too."""
 
 _LOOKED_AT = 16

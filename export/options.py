@@ -48,6 +48,7 @@ def settings_of(args: argparse.Namespace, progress: bool) -> ExportSettings:
         resume=args.resume,
         checkpoint_minutes=_minutes(args.checkpoint_minutes),
         progress=progress,
+        sign=args.sign,
         **_of_choices(args),
     )
 

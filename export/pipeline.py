@@ -12,6 +12,7 @@ from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.heap import return_large_blocks
 from restnet_runtime.manifest import Anchor as AnchorEntry
 from restnet_runtime.manifest import Provenance
+from restnet_runtime.signing import signer
 
 from .anchors import AnchorSpec, load_anchor
 from .checks import (
@@ -84,6 +85,7 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None], ranks: R
 def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ranks: Ranks, phases: Phases) -> Bundle:
     phases.begin("load")
     rule = settings.rule_with_options()
+    sign = None if settings.sign is None else signer(settings.sign)
     torch.manual_seed(settings.seed)
     device = chosen_device(settings.device)
     fitting, scoring = load_split(settings.data, settings.val, settings.seed)
@@ -227,7 +229,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
         check_routes(bundle, kept, anchors, layers, probe)
         check_chains(bundle, family.twins, probe)
 
-    bundle = write_bundle(replace(source, reports=render_report(report)), settings.out, check)
+    bundle = write_bundle(replace(source, reports=render_report(report)), settings.out, check, sign)
     ranks.wait()
     return bundle
 

@@ -113,6 +113,7 @@ class ExportSettings:
     max_bad:        share of the images that may be unreadable and are left out
     resume:         go on with the unfinished run that writes to `out`, if there is one
     checkpoint_minutes: between two states of the run on disk
+    sign:           file of the private key that the bundle is signed with, if one is
     command:        what was typed, for the report
     """
 
@@ -145,6 +146,7 @@ class ExportSettings:
     resume: bool = False
     checkpoint_minutes: float = 5.0
     progress: bool = True
+    sign: Path | None = None
     command: tuple[str, ...] = ("restnet-export",)
 
     def rule_with_options(self) -> Rule:
@@ -158,7 +160,7 @@ class ExportSettings:
         def plain(value: object) -> object:
             return {name: plain(part) for name, part in vars(value).items()} if is_dataclass(value) else _json(value)
 
-        left_out = ("progress", "resume", "checkpoint_minutes", "command")
+        left_out = ("progress", "resume", "checkpoint_minutes", "sign", "command")
         told = {name: plain(value) for name, value in vars(self).items() if name not in left_out}
         return {"command": shlex.join(self.command), **told}
 

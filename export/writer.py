@@ -103,10 +103,16 @@ class BundleSource:
     reports: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle], None] | None = None) -> Bundle:
+def write_bundle(
+    source: BundleSource,
+    out: str | Path,
+    check: Callable[[Bundle], None] | None = None,
+    sign: Callable[[Bundle], object] | None = None,
+) -> Bundle:
     """Write `source` to the directory `out`, replacing an older bundle there.
 
     check: a last look at what was written, before it takes its place; what it raises leaves the old bundle where it was.
+    sign:  puts a signature into the directory of a bundle that passed, before it takes its place (`restnet_runtime.signing.signer`)
     Raises `ExportError` if something that is not a bundle is in the way, `source` does not fit the manifest's fields or the disk has no
     room for it, `BundleError` if what was written would be refused.
     """
@@ -120,6 +126,9 @@ def write_bundle(source: BundleSource, out: str | Path, check: Callable[[Bundle]
             check_graphs(written)
             if check is not None:
                 check(written)
+            if sign is not None:
+                sign(written)
+                sync(scratch)
             put_in_place(scratch, target)
     except FieldError as error:
         raise ExportError(f"the bundle {source.name!r} cannot be written: {error.where}: {error.message}") from error

@@ -23,6 +23,7 @@ from restnet_runtime.guard import Guard
 from restnet_runtime.inference import Verdict
 from restnet_runtime.intake import TRY_AGAIN, Intake
 from restnet_runtime.metrics import Metrics, add_metrics
+from restnet_runtime.model_metrics import serving_of
 from restnet_runtime.models import Backend, Entry, Models
 from restnet_runtime.npy import MAGIC
 from restnet_runtime.observing import Observing
@@ -39,9 +40,10 @@ from restnet_runtime.schemas import (
     StatusAnswer,
 )
 from restnet_runtime.settings import BUDGET_HEADER, ServeSettings
-from restnet_runtime.state_metrics import Device, Serving
-from restnet_runtime.status import describe_budget, describe_pin, describe_routes, describe_server
+from restnet_runtime.state_metrics import Device
+from restnet_runtime.status import describe_budget, describe_pin, describe_routes, describe_server, describe_update
 from restnet_runtime.tracing import FACTS, Tracing
+from restnet_runtime.updates import Updates
 from restnet_runtime.v2 import add_v2
 
 _MEDIA_KINDS: dict[str, BodyKind] = {"multipart/form-data": "form", "application/json": "json", "application/x-npy": "npy"}
@@ -57,11 +59,14 @@ _OF_MODEL: dict[str, Any] = {"parameters": [MODEL_PARAMETER]}
 T = TypeVar("T")
 
 
-def create_app(backends: Backend | Mapping[str, Backend], settings: ServeSettings, tracer_provider: Any = None) -> FastAPI:
+def create_app(
+    backends: Backend | Mapping[str, Backend], settings: ServeSettings, tracer_provider: Any = None, updates: Updates | None = None
+) -> FastAPI:
     """The application. It neither starts nor stops what serves: whoever wires that does.
 
     backends: of one model, which has its bundle's name, or of several by name; the first is the default
     tracer_provider: of OpenTelemetry, where requests are to be traced
+    updates: what replaces the bundles of models while they are served; `None` where nothing does
     Its `state.models` are the `Models`.
     """
     if isinstance(backends, Backend):
@@ -69,6 +74,8 @@ def create_app(backends: Backend | Mapping[str, Backend], settings: ServeSetting
     intake, events = Intake(settings), Events()
     metrics = Metrics(lambda: Device(models.default.backend.controller.reading, events.listeners))
     models = Models(backends, settings, lambda name: partial(_count, metrics, name))
+    if updates is not None:
+        updates.serve(models)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -92,7 +99,7 @@ def create_app(backends: Backend | Mapping[str, Backend], settings: ServeSetting
 
     app.state.models, app.state.metrics = models, metrics
     for name in models.names:
-        metrics.watch(partial(_serving, models, name, intake, settings))
+        metrics.watch(partial(serving_of, models, name, intake, settings, updates))
 
     def failed(named: str | None, outcome: str, kind: str) -> None:
         metrics.failed(named if named in models.names else models.default.name, outcome, kind)
@@ -125,8 +132,8 @@ def create_app(backends: Backend | Mapping[str, Backend], settings: ServeSetting
         body = await intake.receive(request)
         kind = body_kind(content_type, body)
 
-        def answer(arrived_s: float) -> PredictAnswer | BatchAnswer:
-            return model.service.predict(kind, content_type, body, top_k=top_k, budget=budget, arrived_s=arrived_s, deadline=deadline)
+        def answer(entry: Entry, arrived_s: float) -> PredictAnswer | BatchAnswer:
+            return entry.service.predict(kind, content_type, body, top_k=top_k, budget=budget, arrived_s=arrived_s, deadline=deadline)
 
         answered = await intake.run(model, answer, deadline)
         traced = request.scope.get(FACTS)
@@ -142,8 +149,8 @@ def create_app(backends: Backend | Mapping[str, Backend], settings: ServeSetting
     @app.put("/budget", responses={200: {"model": BudgetAnswer}, **_ERRORS}, openapi_extra={"requestBody": BUDGET_BODY, **_OF_MODEL})
     async def put_budget(request: Request) -> Response:
         """Replace the standing budget; the next requests are served under it."""
-        controller = asked(request).backend.controller
         limits = read_json(BudgetRequest, await intake.receive(request)).limits()
+        controller = asked(request).backend.controller
 
         def replace() -> BudgetAnswer:
             controller.budget = limits
@@ -159,8 +166,8 @@ def create_app(backends: Backend | Mapping[str, Backend], settings: ServeSetting
     @app.put("/pin", responses={200: {"model": PinAnswer}, **_ERRORS}, openapi_extra={"requestBody": PIN_BODY, **_OF_MODEL})
     async def put_pin(request: Request) -> Response:
         """Keep to one route, whatever it costs. Where it is not loaded yet, the budget decides until it is."""
-        model = asked(request)
         route = read_json(PinRequest, await intake.receive(request)).route
+        model = asked(request)
         known = [one.name for one in model.backend.executor.bundle.routes]
         if route not in known:
             raise InputError(f"there is no route {route[:60]!r} in this bundle: /routes lists what there is")
@@ -177,7 +184,8 @@ def create_app(backends: Backend | Mapping[str, Backend], settings: ServeSetting
         name = asked(request).name
         if events.full:
             raise HTTPException(503, "as many listeners as are allowed are here already: try again", TRY_AGAIN)
-        stream = events.stream(lambda: models.find(name).backend.controller)
+        steps = (lambda: ()) if updates is None else partial(updates.steps, name)
+        stream = events.stream(lambda: models.find(name).backend.controller, steps)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @app.get("/routes", responses={200: {"model": RoutesAnswer}, **_MISSING}, openapi_extra=_OF_MODEL)
@@ -201,6 +209,7 @@ def create_app(backends: Backend | Mapping[str, Backend], settings: ServeSetting
                 read_only=settings.read_only,
                 model=model.name,
                 models=every,
+                update=None if updates is None else describe_update(updates, model.name),
             )
         )
 
@@ -217,7 +226,7 @@ def create_app(backends: Backend | Mapping[str, Backend], settings: ServeSetting
         intake.refuse_unready(asked(request))
         return _json(HealthAnswer(status="ready"))
 
-    add_v2(app, models, intake)
+    add_v2(app, models, intake, updates)
     add_metrics(app, metrics)
     add_pages(app)
     return app
@@ -226,29 +235,6 @@ def create_app(backends: Backend | Mapping[str, Backend], settings: ServeSetting
 def _pin(model: Entry, route: str | None) -> PinAnswer:
     model.backend.controller.pin = route
     return describe_pin(model.backend.controller)
-
-
-def _serving(models: Models, name: str, intake: Intake, settings: ServeSettings) -> Serving:
-    """What metrics tell of a model now."""
-    model = models.find(name)
-    executor, queue = model.backend.executor, intake.queue()
-    profiles = {route.name: executor.profile(route.name) for route in executor.bundle.routes}
-    return Serving(
-        model=name,
-        digest=executor.bundle.digest,
-        routes=executor.bundle.routes,
-        profiles={route: profile for route, profile in profiles.items() if profile is not None},
-        loaded=executor.loaded,
-        current=executor.current.name if executor.current else None,
-        status=model.backend.controller.status(),
-        progress=model.backend.progress(),
-        batches=model.backend.batcher.counts(),
-        requests=model.in_flight,
-        most_requests=settings.max_in_flight,
-        receiving_bytes=queue.receiving_bytes if model is models.default else 0,  # of all models: counted once
-        loaded_bytes=model.loaded_bytes,
-        reserved_bytes=model.reserved_bytes,
-    )
 
 
 def _count(metrics: Metrics, model: str, verdict: Verdict, inputs: int, total_s: float) -> None:

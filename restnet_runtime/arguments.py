@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from restnet_runtime import __version__
 from restnet_runtime.budget import Budget
@@ -12,6 +13,9 @@ from restnet_runtime.deadline import MOST_MS
 from restnet_runtime.errors import UnitError
 from restnet_runtime.providers import NAMES
 from restnet_runtime.units import parse_quantity
+
+if TYPE_CHECKING:
+    from restnet_runtime.signatures import Keyring
 
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+-]{0,99}")  # as a bundle may be called
 
@@ -126,6 +130,25 @@ def common_parser(command: str, description: str, *, several: bool = False) -> a
         return parser
     parser.add_argument("bundle", nargs="?", type=Path, default=SHIPPED_BUNDLE, help="directory (default: the digits that come along)")
     return parser
+
+
+def add_signature_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--require-signature",
+        type=Path,
+        nargs="+",
+        metavar="PUBKEY",
+        help="refuse bundles that none of these keys has signed (public keys of Ed25519 in PEM, as restnet-sign makes them; extra sign)",
+    )
+
+
+def read_keys(args: argparse.Namespace) -> "Keyring | None":
+    """The keys of `add_signature_option`; `None` where none are required. Raises `KeyFileError`."""
+    if getattr(args, "require_signature", None) is None:
+        return None
+    from restnet_runtime.signatures import Keyring  # not above: most are not asked for a signature
+
+    return Keyring.load(args.require_signature)
 
 
 def add_engine_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:

@@ -11,13 +11,16 @@ import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restnet_runtime.errors import BundleError
 from restnet_runtime.fields import FieldError, read
 from restnet_runtime.files import check_file, read_file
 from restnet_runtime.manifest import FORMAT, MANIFEST_FILE, VERSION, WEIGHTS_FILE, Manifest, RouteEntry, Segment
 from restnet_runtime.routes import Route, fronts, largest_activations, precision_of
+
+if TYPE_CHECKING:
+    from restnet_runtime.signatures import Keyring
 
 SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "digits"
 """The bundle that comes with the package: scikit-learn's digits, 8x8, light ink on dark."""
@@ -36,6 +39,7 @@ class Bundle:
 
     digest: SHA-256 of manifest.json, which holds the SHA-256 of every other file: two bundles with the same digest are the same.
     weights_checked: whether weights.bin was found to be what the manifest says; if not, `check_weights` before anything is read from it
+    signed_by: fingerprint of the required key that has signed it; `None` where none was required
     """
 
     path: Path
@@ -44,6 +48,7 @@ class Bundle:
     routes: tuple[Route, ...]
     segments: dict[str, Segment]
     weights_checked: bool = True
+    signed_by: str | None = None
 
     def route(self, name: str) -> Route:
         """The route of that name. Raises `BundleError` listing some of the names there are."""
@@ -58,10 +63,11 @@ class Bundle:
         return self.path / WEIGHTS_FILE
 
 
-def open_bundle(path: str | Path, *, weights_later: bool = False) -> Bundle:
+def open_bundle(path: str | Path, *, weights_later: bool = False, keys: "Keyring | None" = None) -> Bundle:
     """Open and check the bundle at `path`, a directory.
 
     weights_later: leave the digest of weights.bin (not its size) to `check_weights`; a start from a warm cache does not read it
+    keys: one of them must have signed the bundle, and nothing may lie in it that is not covered; weights.bin is then checked now
     Raises `BundleError`, naming the file and the reason, for everything that is wrong with it.
     """
     try:
@@ -73,7 +79,13 @@ def open_bundle(path: str | Path, *, weights_later: bool = False) -> Bundle:
     if not os.path.lexists(root / MANIFEST_FILE):
         raise BundleError(str(path), f"is no bundle: there is no {MANIFEST_FILE} in it")
     raw = read_file(root, MANIFEST_FILE, at_most=MAX_MANIFEST_BYTES)
+    signed_by = None if keys is None else keys.check(root, raw)  # before anything else is made of these bytes
     manifest = _parse_manifest(raw)
+    if keys is not None:
+        from restnet_runtime.signatures import check_covered  # not above: most bundles are not asked for a signature
+
+        weights_later = False
+        check_covered(root, manifest)
     segments = _check_consistency(manifest)
     for name, entry in manifest.files.items():
         check_file(root, name, entry, digest=name != WEIGHTS_FILE or not weights_later)
@@ -84,6 +96,7 @@ def open_bundle(path: str | Path, *, weights_later: bool = False) -> Bundle:
         routes=tuple(_route(entry) for entry in manifest.routes),
         segments=segments,
         weights_checked=not weights_later,
+        signed_by=signed_by,
     )
 
 

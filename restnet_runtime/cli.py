@@ -2,45 +2,31 @@
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restnet_runtime import __version__
-from restnet_runtime.arguments import add_engine_options, common_parser, positive, share
+from restnet_runtime.arguments import add_engine_options, add_signature_option, common_parser, positive, read_keys, share
 from restnet_runtime.batch_plan import BatchSettings, Mode
 from restnet_runtime.budget import Budget
-from restnet_runtime.bundle import SHIPPED_BUNDLE, open_bundle
-from restnet_runtime.errors import CompileError, RestnetError, TraceError
+from restnet_runtime.bundle import open_bundle
+from restnet_runtime.commands import run_command
+from restnet_runtime.errors import CompileError, TraceError
 from restnet_runtime.logs import configure_logs, quiet_parsers
 from restnet_runtime.places import default_cache_root
-from restnet_runtime.signals import TerminatedError, terminable, unwind_if_told
+from restnet_runtime.signals import unwind_if_told
 from restnet_runtime.tables import routes_table
 from restnet_runtime.units import format_bytes
 
 if TYPE_CHECKING:
     from restnet_runtime.engine import Engine
-    from restnet_runtime.engines import Engines
     from restnet_runtime.pool import Pool
 
 _FIRST_ROUTE_S = 120.0
-
-
-def _run(command: str, action: Callable[[], int]) -> int:
-    try:
-        with terminable():
-            return action()
-    except (RestnetError, OSError) as error:
-        print(f"{command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT  # as shells have it
-    except TerminatedError:
-        return 128 + signal.SIGTERM
 
 
 def serve(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +37,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     add_engine_options(parser, several=True)
     add_serve_options(parser)
     args = parser.parse_intermixed_args(argv)  # bundles may stand before and after options
-    return _run("restnet-serve", lambda: _serve(args))
+    return run_command("restnet-serve", lambda: _serve(args))
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -74,7 +60,9 @@ def _serve(args: argparse.Namespace) -> int:
     with ExitStack() as stack, listen(args.host, args.port, remote=args.allow_remote) as listener:
         if tracer_provider is not None:
             stack.callback(tracer_provider.shutdown)
-        engines = _open_models(args, batching)
+        from restnet_runtime.served_models import open_models  # not above, as in `_open`
+
+        engines, updates = open_models(args, partial(_open, args, batching=batching))
         engine = next(iter(engines.values()))
         for name, one in engines.items():
             bundle = one.executor.bundle
@@ -82,7 +70,7 @@ def _serve(args: argparse.Namespace) -> int:
         print(f"listening on {url_of(listener)}", flush=True)
         if args.allow_remote and settings.access.token is None and not args.read_only:
             print("whoever reaches this may change budget and pin: --token-file or --read-only keeps others from it", file=sys.stderr)
-        with engines:
+        with engines, ExitStack() as serving:
             if engine.short_of_memory():
                 # What HTTP takes would be missing where the first route is compiled; connections wait at the listener.
                 with suppress(CompileError):
@@ -95,8 +83,18 @@ def _serve(args: argparse.Namespace) -> int:
 
                 stack.enter_context(Recorder(args.record, engine.controller, affinity_cores(), args.interval))
             quiet_parsers()
-            app = create_app({name: Backend.of(one) for name, one in engines.items()}, settings, tracer_provider)
-            run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=app.state.events.close)
+            serving.callback(updates.close)
+            app = create_app({name: Backend.of(one) for name, one in engines.items()}, settings, tracer_provider, updates)
+            if args.watch is not None:
+                from restnet_runtime.bundle_watch import BundleWatch
+
+                serving.enter_context(BundleWatch(updates, tuple(engines), args.watch))
+
+            def stopping() -> None:
+                app.state.events.close()
+                updates.halt()  # whoever waits for one is answered
+
+            run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=stopping)
     return 0
 
 
@@ -128,7 +126,7 @@ def bench(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="with --trace: a picture (PNG, SVG); needs matplotlib")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
     args = parser.parse_args(argv)
-    return _run("restnet-bench", lambda: _bench(args))
+    return run_command("restnet-bench", lambda: _bench(args))
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -232,14 +230,15 @@ def _show_step(text: str) -> None:
 def inspect(argv: Sequence[str] | None = None) -> int:
     """`restnet-inspect`: print a bundle's routes after checking it whole. Returns 0, or 2 with one line that says what is wrong."""
     parser = common_parser("restnet-inspect", "Check a bundle (every digest, graph and tensor) and print its routes.")
+    add_signature_option(parser)
     args = parser.parse_args(argv)
-    return _run("restnet-inspect", lambda: _inspect(args))
+    return run_command("restnet-inspect", lambda: _inspect(args))
 
 
 def _inspect(args: argparse.Namespace) -> int:
     from restnet_runtime.graphs import check_graphs
 
-    bundle = open_bundle(args.bundle)
+    bundle = open_bundle(args.bundle, keys=read_keys(args))
     check_graphs(bundle)
     manifest, shape = bundle.manifest, "x".join(map(str, bundle.manifest.input.shape))
     size = sum(entry.bytes for entry in manifest.files.values())
@@ -247,24 +246,9 @@ def _inspect(args: argparse.Namespace) -> int:
     print(f"made by {manifest.provenance.tool or 'unknown'}, scored on {manifest.provenance.scored_on} images")
     print(routes_table(bundle.routes))
     print(f"verified {len(manifest.files)} files, {format_bytes(size)}, SHA-256 of the manifest {bundle.digest}")
+    if bundle.signed_by is not None:
+        print(f"signed by {bundle.signed_by}")
     return 0
-
-
-def _open_models(args: argparse.Namespace, batching: BatchSettings) -> "Engines":
-    from restnet_runtime.engines import Engines  # not above, as in `_open`
-    from restnet_runtime.pool import Pool
-
-    first, pool = True, Pool()
-
-    def open_next(name: str | None, path: Path) -> "Engine":
-        nonlocal first
-        # Memory is of the process, and one budget holds it; a pin names a route of one bundle.
-        budget = args.budget if first else replace(args.budget, memory_bytes=None)
-        engine = _open(args, path, budget, batching, pin=args.pin if first else None, pool=pool, name=name)
-        first = False
-        return engine
-
-    return Engines.open(args.bundles or [(None, SHIPPED_BUNDLE)], open_next)
 
 
 def _open(
@@ -291,4 +275,5 @@ def _open(
         pin=pin,
         pool=pool,
         name=name,
+        keys=read_keys(args),
     )

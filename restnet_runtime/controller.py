@@ -138,6 +138,10 @@ class Controller:
                 self._renew()
                 self._decide(self._standing.reading)
 
+    def knows(self, route: str | None) -> bool:
+        """Has the bundle a route of that name? `None`, for none, can always be pinned."""
+        return route is None or any(route == one.name for one in self._executor.bundle.routes)
+
     @property
     def decision(self) -> Decision | None:
         """The last decision; `None` until a tick finds a loaded route."""

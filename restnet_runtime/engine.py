@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,9 @@ from restnet_runtime.reading import Reading
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.tenant import Tenant
 from restnet_runtime.threads import ThreadGovernor, affinity_cores, choose_threads
+
+if TYPE_CHECKING:
+    from restnet_runtime.signatures import Keyring
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +77,7 @@ class Engine:
         pin: str | None = None,
         pool: Pool | None = None,
         name: str | None = None,
+        keys: "Keyring | None" = None,
     ) -> "Engine":
         """Open a bundle; nothing is compiled or loaded before `start`. Routes are compiled in a process of their own.
 
@@ -86,10 +91,11 @@ class Engine:
         pin:         a route that all requests are to run on, whatever it costs
         pool:        shared with the engines of other bundles in this process; by default one of its own
         name:        what it is called in a pool, by default as its bundle is
+        keys:        public keys of which one must have signed the bundle; none are required by default
         Raises `BundleError`; for damage in weights.bin not here, but when a route is compiled from it. Raises `CompileError` for an
         unknown provider.
         """
-        bundle = open_bundle(path, weights_later=True)
+        bundle = open_bundle(path, weights_later=True, keys=keys)
         if pin is not None:
             bundle.route(pin)  # raises where there is none of that name
         compiler = Compiler.for_bundle(bundle, cache_root or default_cache_root(), cap_bytes=cache_bytes, apart=True)

@@ -49,6 +49,11 @@ class Engines(Mapping[str, Engine]):
         for engine in self._engines.values():
             engine.stop()
 
+    def put(self, name: str, engine: Engine) -> Engine:
+        """Let a started engine be stopped with the others in place of that which a model had, which is returned."""
+        before, self._engines[name] = self._engines[name], engine
+        return before
+
     def __getitem__(self, name: str) -> Engine:
         return self._engines[name]
 

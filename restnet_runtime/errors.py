@@ -2,6 +2,10 @@
 
     RestnetError
       BundleError          a bundle is damaged, hostile, newer than this reader, or inconsistent
+        SignatureError       a bundle that nobody trusted has signed as it is
+      KeyFileError         a key to sign with, or to check signatures with, that cannot be used
+      UpdateError          a bundle that cannot take the place of another, on disk or in a server
+        BusyError            ... now: another one is under way
       CompileError         a route could not be compiled or loaded on this device
         NotLoadedError       the route was asked to run, and is not loaded (any more)
         RoomError            ... for want of memory or of disk
@@ -40,6 +44,22 @@ class BundleError(RestnetError):
         super().__init__(f"{where}: {reason}")
         self.where = where
         self.reason = reason
+
+
+class SignatureError(BundleError):
+    """A bundle that no required key has signed as it is."""
+
+
+class KeyFileError(RestnetError):
+    """A file of a key that cannot be read, made or used, or no means to use it."""
+
+
+class UpdateError(RestnetError):
+    """A bundle that cannot take the place of another."""
+
+
+class BusyError(UpdateError):
+    """Another bundle is about to take its place."""
 
 
 class CompileError(RestnetError):

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
 from restnet_runtime.decision_log import Status, Switch
 from restnet_runtime.reading import Reading
+from restnet_runtime.update_steps import UpdateStep
 
 POLL_S = 0.25
 ALIVE_S = 15.0
@@ -83,14 +84,15 @@ class Events:
         """End every stream soon; from any thread, also from a signal handler."""
         self._closed = True
 
-    async def stream(self, find: Callable[[], Controller]) -> AsyncIterator[str]:
-        """`decision` at once, then `switch` and `reading` as they come, until `close` or until the listener is gone.
+    async def stream(self, find: Callable[[], Controller], steps: Callable[[], Sequence[UpdateStep]] = tuple) -> AsyncIterator[str]:
+        """`decision` at once, then `switch`, `reading` and `update` as they come, until `close` or until the listener is gone.
 
-        find: the controller to tell of, asked each time: another one begins with its own `decision`
+        find:  the controller to tell of, asked each time: another one begins with its own `decision`
+        steps: the latest of updates, the oldest first
         """
         self._listeners += 1
         try:
-            controller, quiet_s = find(), 0.0
+            controller, quiet_s, told = find(), 0.0, max((step.number for step in steps()), default=0)
             follower = Follower(controller)
             yield _sent(follower.first())
             while not self._closed:
@@ -99,6 +101,10 @@ class Events:
                 if now is not controller:
                     controller, follower = now, Follower(now)
                     yield _sent(follower.first())
+                for step in steps():
+                    if step.number > told:
+                        told = step.number
+                        yield f"event: update\ndata: {json.dumps(asdict(step))}\n\n"
                 fresh = follower.fresh()
                 for event in fresh:
                     yield _sent(event)

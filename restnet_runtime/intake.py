@@ -10,6 +10,7 @@ from typing import TypeVar
 from fastapi import HTTPException, Request
 
 from restnet_runtime.deadline import DEADLINE_HEADER, Deadline, parse_deadlines
+from restnet_runtime.errors import InfeasibleError
 from restnet_runtime.models import Entry
 from restnet_runtime.observing import Unready
 from restnet_runtime.receiving import Receiver
@@ -37,7 +38,9 @@ class Intake:
 
     def refuse_unready(self, model: Entry) -> None:
         """Raise HTTP 503 while no route of a model is loaded."""
-        if not model.ready:
+        trial = model.trial
+        failed = None if trial is None or model.ready else trial.note_failure(InfeasibleError(model.unready_reason))
+        if not model.ready and failed is None:
             raise Unready(503, model.unready_reason, TRY_AGAIN)
 
     async def refuse_overload(self) -> None:
@@ -74,8 +77,10 @@ class Intake:
                 deadline.narrow(limit_ms)
         return deadline
 
-    async def run(self, model: Entry, work: Callable[[float], T], deadline: Deadline) -> T:
-        """Run `work(arrived_s)`, a request to `model`, in a worker thread; arrived_s by `time.perf_counter`.
+    async def run(self, model: Entry, work: Callable[[Entry, float], T], deadline: Deadline) -> T:
+        """Run `work(entry, arrived_s)`, a request to `model`, in a worker thread; arrived_s by `time.perf_counter`.
+
+        entry: `model`, or what serves in its place by then
 
         Raises HTTP 503 where too many do already, and `ExpiredError` where the deadline has passed.
         """
@@ -83,13 +88,13 @@ class Intake:
         model.backend.controller.arrive()
         arrived_s = time.perf_counter()
         await self.refuse_overload()  # others may have come while the body did
+        entry = model.enter()
         self._in_flight += 1
-        model.in_flight += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, arrived_s))
+            return await asyncio.get_running_loop().run_in_executor(self._pool, partial(entry.run, work, arrived_s))
         finally:
             self._in_flight -= 1
-            model.in_flight -= 1
+            entry.leave()
 
     def queue(self) -> QueueAnswer:
         """How full it is."""

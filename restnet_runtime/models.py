@@ -1,11 +1,13 @@
 """The models of a server: which bundle answers to which name, and what serves it. The one place that a bundle is swapped in.
 
-A request takes its `Entry` once and keeps it: what is put in its place meanwhile serves the next.
+A request takes its `Entry` and keeps it while it runs: what is put in its place meanwhile serves the next. Only where that entry was
+retired before it began, or fails while it is on trial, another one runs it.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from restnet_runtime.batching import Batcher
 from restnet_runtime.controller import Controller
@@ -17,11 +19,13 @@ from restnet_runtime.pool import Place
 from restnet_runtime.schemas import ModelAnswer
 from restnet_runtime.service import PredictService
 from restnet_runtime.settings import ServeSettings
+from restnet_runtime.trial import Trial, is_fault
 from restnet_runtime.v2_model import Model
 
 if TYPE_CHECKING:
     from restnet_runtime.engine import Engine
 
+T = TypeVar("T")
 NOT_READY = "no route is loaded yet"
 
 
@@ -49,12 +53,13 @@ class Backend:
             object.__setattr__(self, "batcher", Batcher(self.executor))
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """One model: a backend, and what answers for it on either set of paths.
 
     service, protocol:  of `/predict`, and of the Open Inference Protocol
-    in_flight:          its requests that wait or run; counted in the event loop
+    in_flight:          its requests that wait or run
+    trial:              while it is on trial in place of an older one
     """
 
     name: str
@@ -62,6 +67,48 @@ class Entry:
     service: PredictService
     protocol: Model
     in_flight: int = field(default=0)
+    trial: Trial | None = None
+    _moved: "Entry | None" = field(default=None, repr=False)
+    _gate: threading.Condition = field(default_factory=threading.Condition, repr=False)  # guards in_flight and _moved
+
+    def enter(self) -> "Entry":
+        """Begin a request, which `leave` ends: here, or where requests go since this was retired."""
+        with self._gate:
+            moved = self._moved
+            if moved is None:
+                self.in_flight += 1
+                return self
+        return moved.enter()
+
+    def leave(self) -> None:
+        with self._gate:
+            self.in_flight -= 1
+            self._gate.notify_all()
+
+    def run(self, work: "Callable[[Entry, float], T]", arrived_s: float) -> T:
+        """`work` on this entry, between `enter` and `leave`; where it fails and is on trial, on that which serves in its place then."""
+        trial = self.trial
+        if trial is None:
+            return work(self, arrived_s)
+        try:
+            answer = work(self, arrived_s)
+        except Exception as error:
+            before = trial.note_failure(error) if is_fault(error, self.ready) else None
+            if before is None:
+                raise
+            entry = before.enter()
+            try:
+                return entry.run(work, arrived_s)
+            finally:
+                entry.leave()
+        trial.note_answer()
+        return answer
+
+    def retire(self, moved: "Entry", timeout_s: float) -> bool:
+        """Send what comes here to `moved`, and wait for what runs. Returns whether nothing runs here any more."""
+        with self._gate:
+            self._moved = moved
+            return self._gate.wait_for(lambda: self.in_flight == 0, timeout_s)
 
     @property
     def ready(self) -> bool:
@@ -128,15 +175,23 @@ class Models:
             raise ModelError(f"there is no model {name[:60]!r} here: there is {', '.join(self._entries)}")
         return entry
 
-    def replace(self, name: str, backend: Backend) -> Entry:
-        """Let another backend serve a model from the next request on; the entry that it had, whose requests may still run.
+    def make(self, name: str, backend: Backend) -> Entry:
+        """An entry of a model, which serves nothing until it is put in."""
+        return self._enter(name, backend)
+
+    def put(self, entry: Entry) -> Entry:
+        """Let another entry serve its model from the next request on; that which was there, whose requests may still run.
 
         Raises `ModelError` for a name that there is not.
         """
-        before = self.find(name)
-        entry = self._enter(name, backend)
-        self._entries[name] = entry  # one assignment: a request finds the one or the other
+        before = self.find(entry.name)
+        self._entries[entry.name] = entry  # one assignment: a request finds the one or the other
         return before
+
+    def replace(self, name: str, backend: Backend) -> Entry:
+        """`make` and `put` in one. Raises `ModelError` for a name that there is not."""
+        self.find(name)
+        return self.put(self.make(name, backend))
 
     def _enter(self, name: str, backend: Backend) -> Entry:
         answered, settings = self._answered(name), self._settings

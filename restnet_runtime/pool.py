@@ -79,6 +79,12 @@ class Pool:
         with self._lock:
             self._places, self._plan = tuple(one for one in self._places if one is not place), None
 
+    def follow(self, place: "Place", before: "Place") -> None:
+        """Let a place that is taken come where another one is, which comes last: what is first never rests."""
+        with self._lock:
+            moved = [place if one is before else one for one in self._places if one is not place]
+            self._places, self._plan = (*moved, before), None
+
     def renew(self) -> None:
         """Divide anew before anything is told again."""
         with self._lock:
@@ -161,6 +167,10 @@ class Place(residency.Room):
     @property
     def model(self) -> str | None:
         return None if self.tenant is None or len(self._pool.tenants) < 2 else self.tenant.name
+
+    def follow(self, before: "Place") -> None:
+        """Come where `before` is among the models; it comes last, and is about to leave."""
+        self._pool.follow(self, before)
 
     @property
     def others_bytes(self) -> int | None:

@@ -274,6 +274,26 @@ class MemoryAnswer(_Answer):
     loaded_bytes: int
 
 
+class UpdateStepAnswer(_Answer):
+    """One step of an update; at_s in seconds since the epoch, digest: of the new bundle."""
+
+    number: int
+    at_s: float
+    model: str
+    state: Literal["verifying", "loading", "trial", "accepted", "returned", "refused", "unchanged"]
+    digest: str | None
+    reason: str
+
+
+class UpdateAnswer(_Answer):
+    """How the bundle of a model is replaced while it is served."""
+
+    path: Annotated[str, Field(description="where a new bundle is looked for")]
+    running: Annotated[bool, Field(description="an update is under way")]
+    answered: Annotated[int | None, Field(description="requests that a new bundle on trial has answered")]
+    steps: Annotated[list[UpdateStepAnswer], Field(description="the latest, oldest first")]
+
+
 class StatusAnswer(_Answer):
     """Everything that an operator asks first. Of one model, but for what the device, the queue and `models` tell."""
 
@@ -295,6 +315,7 @@ class StatusAnswer(_Answer):
     problem: Annotated[str | None, Field(description="what went wrong when the device was read or a route switched last")]
     read_only: Annotated[bool, Field(description="budget and pin cannot be changed over HTTP")] = False
     controlling: Annotated[bool, Field(description="the budget is being watched")]
+    update: Annotated[UpdateAnswer | None, Field(description="null: bundles are not replaced while they are served")] = None
     queue: QueueAnswer
     batching: BatchingAnswer
     versions: dict[str, str]

@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 
 from restnet_runtime.access_options import add_access_options, read_access
-from restnet_runtime.arguments import accuracy, deadline, port, positive, wait
+from restnet_runtime.arguments import accuracy, add_signature_option, deadline, port, positive, wait
 from restnet_runtime.batch_plan import MODES, BatchSettings
 from restnet_runtime.logs import FORMATS
 from restnet_runtime.settings import ServeSettings
 from restnet_runtime.threads import usable_cores
+from restnet_runtime.trial import TrialSettings
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +68,31 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="requests that have waited so long are not run (504), as 500ms (default: no such limit)",
     )
+    parser.add_argument(
+        "--watch",
+        type=positive(float),
+        nargs="?",
+        const=2.0,
+        metavar="S",
+        help="look at the bundles' paths every S seconds (2), and change over to another bundle there",
+    )
+    trial = TrialSettings()
+    parser.add_argument(
+        "--trial-requests",
+        type=positive(int),
+        default=trial.requests,
+        metavar="N",
+        help="answers of a new bundle after which the old one is closed (%(default)s)",
+    )
+    parser.add_argument(
+        "--trial-time",
+        type=deadline,
+        default=trial.seconds * 1e3,
+        metavar="TIME",
+        help=f"after which it is closed even if fewer came, as 5s (default: {trial.seconds:g}s)",
+    )
     add_access_options(parser)
+    add_signature_option(parser)
     parser.add_argument(
         "--otel", action="store_true", help="send a span for each request as OTLP (OTEL_EXPORTER_OTLP_ENDPOINT; extra otel)"
     )

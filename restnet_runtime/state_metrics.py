@@ -1,8 +1,8 @@
 """State as metrics: what a server knows of its models and its device at one moment. Names and units as docs/metrics.md lists them."""
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Literal
 
@@ -28,6 +28,7 @@ class Serving:
     routes:    of the bundle; profiles: by name, of those that were measured here; loaded: names; current: the name of one
     requests:  that wait or run, and how many of all models may; receiving_bytes: of bodies that are not complete, of all models
                with the first
+    updates:   how many ended how; updating: one is under way, `None` where there are none
     loaded_bytes, reserved_bytes: what its loaded routes are predicted to add, and what it may take of what models share
     """
 
@@ -45,6 +46,8 @@ class Serving:
     receiving_bytes: int
     loaded_bytes: int | None = None
     reserved_bytes: int | None = None
+    updates: Mapping[str, int] = field(default_factory=dict)
+    updating: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def describe(models: Sequence[Serving]) -> Iterator[Metric]:
         yield _family(name, text, [({"model": one.model}, value(one)) for one in models])
     for name, text, value in _COUNTERS:
         yield _family(name, text, [({"model": one.model}, value(one)) for one in models], counts=True)
+    ended = [({"model": one.model, "outcome": outcome}, count) for one in models for outcome, count in one.updates.items()]
+    yield _family("restnet_updates_total", "Updates of the bundle by how they ended.", ended, counts=True)
     every = [(one, route) for one in models for route in one.routes]
     infos = [({"model": one.model, **_info(route)}, 1.0) for one, route in every]
     yield _family("restnet_route_info", "The routes of the bundle; always 1.", infos)
@@ -160,6 +165,7 @@ _GAUGES: Sequence[tuple[str, str, _Value]] = (
         "What a model may take of the memory that several share.",
         lambda one: one.reserved_bytes,
     ),
+    ("restnet_update_running", "1 while another bundle is verified, loaded or on trial, else 0.", lambda one: one.updating),
     (
         "restnet_route_loading",
         "1 while a route is being compiled or loaded, else 0.",

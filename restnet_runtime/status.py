@@ -4,6 +4,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from restnet_runtime import __version__
 from restnet_runtime.batching import Batcher
@@ -30,7 +31,12 @@ from restnet_runtime.schemas import (
     SessionsAnswer,
     StatusAnswer,
     SwitchAnswer,
+    UpdateAnswer,
+    UpdateStepAnswer,
 )
+
+if TYPE_CHECKING:
+    from restnet_runtime.updates import Updates
 
 _PACKAGES = ("fastapi", "numpy", "onnxruntime", "pillow", "uvicorn")
 
@@ -81,6 +87,7 @@ def describe_server(
     read_only: bool = False,
     model: str | None = None,
     models: Sequence[ModelAnswer] = (),
+    update: UpdateAnswer | None = None,
 ) -> StatusAnswer:
     """What is served, under which budget, and how the device is doing. model, models: its name, and all that the server has."""
     bundle, status = executor.bundle, controller.status()
@@ -126,10 +133,20 @@ def describe_server(
         problem=status.problem,
         read_only=read_only,
         controlling=status.running,
+        update=update,
         queue=queue,
         batching=_batching(batcher),
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     )
+
+
+def describe_update(updates: "Updates", model: str) -> UpdateAnswer:
+    """How updates of a model went."""
+    running = updates.running(model)
+    trial = None if running is None else running.trial
+    steps = [UpdateStepAnswer(**asdict(step)) for step in updates.steps(model)]
+    answered = None if trial is None else trial.answered
+    return UpdateAnswer(path=str(updates.path(model)), running=running is not None, answered=answered, steps=steps)
 
 
 def _verdicts(executor: Executor) -> dict[str, str | None]:

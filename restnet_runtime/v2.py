@@ -1,6 +1,6 @@
 """The Open Inference Protocol (KServe V2) over HTTP: paths and status codes. What a model is, and how it answers, is in `v2_model.py`."""
 
-from functools import partial
+import asyncio
 from http import HTTPStatus
 from typing import Any
 
@@ -11,13 +11,14 @@ from pydantic_core import from_json
 from restnet_runtime import __version__
 from restnet_runtime.budget import Budget
 from restnet_runtime.encodings import ENCODINGS
-from restnet_runtime.errors import RequestError, TooLongError, UnitError
-from restnet_runtime.intake import Intake
+from restnet_runtime.errors import BusyError, RequestError, TooLongError, UnitError
+from restnet_runtime.intake import TRY_AGAIN, Intake
 from restnet_runtime.models import Entry, Models
 from restnet_runtime.nesting import check_nesting
 from restnet_runtime.schemas import ErrorAnswer
 from restnet_runtime.settings import BUDGET_HEADER
 from restnet_runtime.tracing import FACTS
+from restnet_runtime.updates import Updates
 from restnet_runtime.v2_docs import INFER_BODY, INFER_RESPONSE
 from restnet_runtime.v2_model import VERSION, Posted
 from restnet_runtime.v2_response import HEADER_LENGTH
@@ -27,7 +28,7 @@ SERVER = {
     "version": __version__,
     "extensions": ["binary_tensor_data", "classification", "model_repository", "parameters"],
 }
-_FIXED = "models are given when the server starts: they are neither loaded nor unloaded while it runs"
+_FIXED = "the bundles of this server are not replaced while it runs"
 # By name and not as a model: FastAPI would take a millisecond for each, on each path, and a device starts slowly enough.
 _ERROR = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -35,8 +36,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def add_v2(app: FastAPI, models: Models, intake: Intake) -> None:
-    """Add the paths below /v2. Errors are `{"error": "..."}`: what a client sent wrong is 400, a model that there is not 404."""
+def add_v2(app: FastAPI, models: Models, intake: Intake, updates: Updates | None = None) -> None:
+    """Add the paths below /v2. Errors are `{"error": "..."}`: what a client sent wrong is 400, a model that there is not 404.
+
+    updates: what replaces bundles; `None` where nothing does
+    """
 
     def find(model_name: str, model_version: str = VERSION) -> Entry:
         model = models.find(model_name)
@@ -85,7 +89,7 @@ def add_v2(app: FastAPI, models: Models, intake: Intake) -> None:
             encoding = headers.get("content-encoding", "identity").strip().lower()
             accepted = ",".join(headers.getlist("accept-encoding"))
             posted = Posted(body, encoding, accepted, headers.get(HEADER_LENGTH), budget, request.scope.get(FACTS), deadline)
-            content, sent = await intake.run(model, partial(model.protocol.infer, posted), deadline)
+            content, sent = await intake.run(model, lambda entry, arrived_s: entry.protocol.infer(posted, arrived_s), deadline)
         except TooLongError as error:
             raise HTTPException(413, str(error)) from error
         except (RequestError, UnitError) as error:
@@ -115,9 +119,31 @@ def add_v2(app: FastAPI, models: Models, intake: Intake) -> None:
         return JSONResponse(states)
 
     async def load(request: Request) -> Response:
-        """Not possible here: 400."""
-        find(**request.path_params)
-        raise HTTPException(400, _FIXED)
+        """Replace the model's bundle by what lies at its path now: 200 once it serves, 400 with the reason where it does not.
+
+        It serves on trial then; `/status` tells what became of it. `{"parameters": {"other_interface": true}}` takes another input shape
+        or number of classes. 503 while another update is under way.
+        """
+        model = find(**request.path_params)
+        other_interface = _other_interface(await intake.receive(request))
+        if updates is None:
+            raise HTTPException(400, _FIXED)
+        try:
+            update = updates.begin(model.name, other_interface=other_interface)
+        except BusyError as error:
+            raise HTTPException(503, str(error), TRY_AGAIN) from error
+        await asyncio.get_running_loop().run_in_executor(None, update.decided.wait)
+        step = update.last
+        if step is None or step.state == "refused":
+            raise HTTPException(400, "it was broken off" if step is None else step.reason)
+        told = {"name": model.name, "version": VERSION, "state": "READY", "reason": f"{step.state}: {step.reason}", "digest": step.digest}
+        return JSONResponse(told)
+
+    async def unload(request: Request) -> Response:
+        """Not possible: 400. What serves is given when the server starts, and stays."""
+        model = find(**request.path_params)
+        only = "it is the only model here, and a server without one has nothing to do" if len(models) == 1 else "models stay while it runs"
+        raise HTTPException(400, f"{model.name} is not unloaded: {only}; stop the server instead")
 
     def add(path: str, endpoint: Any, method: str = "GET", **documented: Any) -> None:
         documented.setdefault("responses", _ERRORS)
@@ -142,8 +168,23 @@ def add_v2(app: FastAPI, models: Models, intake: Intake) -> None:
         documented = {"parameters": parameters, "requestBody": INFER_BODY}
         add(f"{path}/infer", infer, "POST", openapi_extra=documented, responses={200: INFER_RESPONSE, **_ERRORS})
     add("/v2/repository/index", index, "POST")
-    for action in ("load", "unload"):
-        add(f"/v2/repository/models/{{model_name}}/{action}", load, "POST", openapi_extra={"parameters": [model_parameter]})
+    for action, endpoint in (("load", load), ("unload", unload)):
+        add(f"/v2/repository/models/{{model_name}}/{action}", endpoint, "POST", openapi_extra={"parameters": [model_parameter]})
+
+
+def _other_interface(body: bytes) -> bool:
+    """What a request to load asks for. Raises HTTP 400."""
+    try:
+        check_nesting(body)
+        wishes = from_json(body) if body.strip() else {}
+    except (RequestError, ValueError) as error:
+        raise HTTPException(400, f"the body cannot be read as JSON: {error}") from error
+    parameters = wishes.get("parameters", {}) if isinstance(wishes, dict) else None
+    if not isinstance(parameters, dict) or set(parameters) - {"other_interface"}:
+        raise HTTPException(400, "a bundle is read from the path that the server was given: the one parameter is other_interface")
+    if type(found := parameters.get("other_interface", False)) is not bool:
+        raise HTTPException(400, "the parameter other_interface is no boolean")
+    return found
 
 
 def _path_parameter(name: str, values: list[str]) -> dict[str, Any]:

@@ -235,6 +235,22 @@ def test_nothing_about_input_at_all(line: list[str], tmp_path: Path, capsys: pyt
     assert "give --input, --mean and --std" in capsys.readouterr().err
 
 
+def test_it_signs_what_it_writes_and_a_key_that_is_none_is_known_at_once(
+    line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("cryptography")
+    from restnet_runtime.signatures import Keyring
+    from restnet_runtime.signing import make_keys
+
+    name = make_keys(tmp_path / "k")
+    assert main([*line, "--out", str(tmp_path / "none"), "--sign", str(tmp_path / "k.pub")]) == 2
+    told, errors = capsys.readouterr()
+    assert told == ""
+    assert errors.startswith(f"restnet-export: {tmp_path / 'k.pub'}: holds no private key")
+    assert main([*line, "--out", str(tmp_path / "bundle"), "--sign", str(tmp_path / "k")]) == 0
+    assert open_bundle(tmp_path / "bundle", keys=Keyring.load([tmp_path / "k.pub"])).signed_by == name
+
+
 def test_a_device_install_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("torch", "tqdm") else found(name))

@@ -120,7 +120,7 @@ def test_errors_have_their_status_and_say_why(client: sync.InferenceServerClient
         client.infer("other", [given(x)])
     with pytest.raises(InferenceServerException, match=r"\[400\] unknown input 'y'"):
         client.infer("shapes", [given(x, "y")])
-    with pytest.raises(InferenceServerException, match=r"\[400\] models are given when the server starts"):
+    with pytest.raises(InferenceServerException, match=r"\[400\] the bundles of this server are not replaced"):
         client.load_model("shapes")
 
 

@@ -1,0 +1,68 @@
+"""The models of `restnet-serve`: their engines, in one pool, and what replaces their bundles while they serve."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from restnet_runtime.arguments import read_keys
+from restnet_runtime.budget import Budget
+from restnet_runtime.bundle import SHIPPED_BUNDLE
+from restnet_runtime.engine import Engine
+from restnet_runtime.engines import Engines
+from restnet_runtime.errors import BundleError
+from restnet_runtime.pool import Pool
+from restnet_runtime.trial import TrialSettings
+from restnet_runtime.updates import Updates, UpdateSettings
+from restnet_runtime.versions import previous_of
+
+log = logging.getLogger(__name__)
+
+
+class ServedModels(NamedTuple):
+    """engines: by name, not started; updates: of them."""
+
+    engines: Engines
+    updates: Updates
+
+
+def open_models(args: argparse.Namespace, open_engine: Callable[..., Engine]) -> ServedModels:
+    """Open the bundles of a command line. open_engine: opens one, as `cli` does; path, budget, pin, pool and name by keyword.
+
+    Raises what `Engines.open` does, and `KeyFileError`.
+    """
+    given, pool = args.bundles or [(None, SHIPPED_BUNDLE)], Pool()
+    first = True
+
+    def open_next(name: str | None, path: Path) -> Engine:
+        nonlocal first
+        # Memory is of the process, and one budget holds it; a pin names a route of one bundle.
+        budget = args.budget if first else replace(args.budget, memory_bytes=None)
+        engine = _or_previous(path, partial(open_engine, budget=budget, pin=args.pin if first else None, pool=pool, name=name))
+        first = False
+        return engine
+
+    def open_new(name: str, path: Path, budget: Budget, pin: str | None) -> Engine:
+        return open_engine(path=path, budget=budget, pin=pin, pool=pool, name=name)
+
+    keys = read_keys(args)
+    engines = Engines.open(given, open_next)
+    paths = {name: path for name, (_, path) in zip(engines, given, strict=True)}
+    trial = TrialSettings(int(args.trial_requests), args.trial_time / 1e3)
+    return ServedModels(engines, Updates(engines, paths, open_new, UpdateSettings(trial, keys)))
+
+
+def _or_previous(path: Path, open_engine: Callable[..., Engine]) -> Engine:
+    """The bundle at `path`; where it must not be used, and restnet-update left one before it, that one, and a line in the log."""
+    try:
+        return open_engine(path=path)
+    except BundleError as error:
+        previous = previous_of(path)
+        if previous is None:
+            raise
+        engine = open_engine(path=previous)
+        log.error("%s is not served: %s; the version before it is: %s", path, error, engine.executor.bundle.path)
+        return engine
