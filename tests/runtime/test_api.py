@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from restnet_runtime import intake
 from restnet_runtime.api import create_app
 from restnet_runtime.batch_plan import BatchSettings
 from restnet_runtime.batching import Batcher
@@ -551,8 +552,9 @@ def test_stalled_bodies_take_no_place_from_others(make):
         assert served.client.post("/predict", content=png()).status_code == 200
 
 
-def test_bodies_are_not_begun_that_could_not_be_run(make):
+def test_bodies_are_not_begun_that_could_not_be_run(make, monkeypatch):
     """Two may run: of twenty that begin at once two are received, for as long as they come quickly."""
+    monkeypatch.setattr(intake, "_FRESH_S", 30.0)
     with make(max_in_flight=2) as served, stalled(served.client, *[HALF + b"abc"] * 20) as connections:
         for connection in connections[2:]:
             assert connection.recv(65536).startswith(b"HTTP/1.1 503 ")
@@ -678,17 +680,17 @@ def test_what_has_expired_is_not_run(make):
         runs = count_runs(served.executor)
         v2 = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(png()).decode()]}]}
         hurried = [
-            clients.submit(client.post, "/predict", content=png(1), headers={"X-Restnet-Deadline": "50ms"}),
-            clients.submit(client.post, "/predict", content=png(1), headers=[("X-Restnet-Deadline", v) for v in ("2s", "20ms")]),
+            clients.submit(client.post, "/predict", content=png(1), headers={"X-Restnet-Deadline": "1s"}),
+            clients.submit(client.post, "/predict", content=png(1), headers=[("X-Restnet-Deadline", v) for v in ("20s", "900ms")]),
             clients.submit(
-                client.post, "/predict", content=b"no image", headers={"X-Restnet-Deadline": "50ms", "Content-Type": "image/png"}
+                client.post, "/predict", content=b"no image", headers={"X-Restnet-Deadline": "1s", "Content-Type": "image/png"}
             ),
-            clients.submit(client.post, "/v2/models/shapes/infer", json={**v2, "parameters": {"timeout": 50_000}}),
-            clients.submit(client.post, "/v2/models/shapes/infer", json=v2, headers={"X-Restnet-Deadline": "50ms"}),
+            clients.submit(client.post, "/v2/models/shapes/infer", json={**v2, "parameters": {"timeout": 1_000_000}}),
+            clients.submit(client.post, "/v2/models/shapes/infer", json=v2, headers={"X-Restnet-Deadline": "1s"}),
         ]
         patient = clients.submit(client.post, "/predict", content=png(2), headers={"X-Restnet-Deadline": "30s"})
         wait_for(client, in_flight=7)
-        time.sleep(0.1)
+        time.sleep(1.1)
         served.executor.gate.set()
         for answer in hurried:
             assert_error(answer.result(), 504, "the deadline has passed")
