@@ -117,8 +117,6 @@ def alike(shown: str, printed: str) -> bool:
 
 def _words(text: str) -> Iterator[str]:
     for word in re.sub(r"-{3,}", "", text).split():
-        if word == "...":
-            yield word
-        else:
-            bare = _NUMBER.sub("0", word)
-            yield from (_UNIT.get(part, part) for part in re.split(r"(\w+)", bare) if part)
+        for part in re.split(r"(\.\.\.|\w+)", _NUMBER.sub("0", word)):
+            if part:
+                yield _UNIT.get(part, part)

@@ -7,8 +7,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from blocks import Block, PageError, alike, commands_of, output_of
 
 _PORT = re.compile(r"\b80[89]\d\b")
@@ -85,18 +87,24 @@ def _execute(script: Path, folder: Path, environment: Mapping[str, str], timeout
 
 def _end(shell: subprocess.Popen[bytes]) -> None:
     """Its whole process group: kindly, so that servers clean up, then surely."""
-    for sent, wait_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        try:
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
             os.killpg(shell.pid, sent)
-        except ProcessLookupError:
-            return
-        for _ in range(int(wait_s / 0.05)):
+        for _ in range(100):
             shell.poll()
-            try:
-                os.killpg(shell.pid, 0)
-            except ProcessLookupError:
+            if not alive(shell.pid):
                 return
             time.sleep(0.05)
+
+
+def alive(group: int) -> list[int]:
+    """The processes of a group that run; one that has ended counts no more, also where nobody has asked for its status yet."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 def _ports() -> Callable[[str], str]:
