@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -52,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait()
+        process.communicate()
 
 
 class Home:
@@ -149,7 +150,11 @@ def test_refused_frames_are_counted_and_the_next_one_is_tried() -> None:
 
 
 def test_the_camera_with_a_real_server(server: str) -> None:
-    asked = camera.Server(server)
+    with closing(camera.Server(server)) as asked:
+        look_through(asked)
+
+
+def look_through(asked: Any) -> None:
     beside = camera.beside_ms(asked, itertools.repeat(SEVEN), 5)
     assert beside > 0
     counts = camera.watch(asked, itertools.repeat(SEVEN), 20, 1000.0, 0.5)
@@ -159,8 +164,10 @@ def test_the_camera_with_a_real_server(server: str) -> None:
 
 
 def test_the_camera_is_told_why_it_was_refused(server: str) -> None:
-    with pytest.raises(camera.RefusedError, match=r"400: .*image"):
-        camera.Server(server).predict(b"no image")
+    with closing(camera.Server(server)) as asked:
+        with pytest.raises(camera.RefusedError, match=r"415: .*no image"):
+            asked.predict(b"no image")
+        assert asked.predict(SEVEN)["class"] == "7"
 
 
 def test_steady_ignores_one_odd_frame_and_what_is_not_sure() -> None:

@@ -50,6 +50,10 @@ class Server:
     def __init__(self, url: str, timeout_s: float = 10.0) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout_s)
 
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
+
     def predict(self, image: bytes, budget_ms: float | None = None, deadline_ms: float | None = None) -> dict[str, Any]:
         """The answer to one image. Raises `RefusedError` for an answer other than 200."""
         headers = {"Content-Type": "application/octet-stream"}
