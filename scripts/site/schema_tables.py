@@ -33,6 +33,8 @@ def kind(field: Mapping[str, Any]) -> str:
         return f"list of {kind(field['items'])}" if field.get("items") else "list"
     if field.get("type") == "object" and isinstance(field.get("additionalProperties"), Mapping):
         return f"object of {kind(field['additionalProperties'])}"
+    if len(values := list(field.get("patternProperties", {}).values())) == 1:
+        return f"object of {kind(values[0])}"
     return str(field.get("type", "anything"))
 
 
