@@ -14,7 +14,7 @@ DEV_ENV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze bundle clean
+.PHONY: help demo test test-slow fuzz lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze docs docs-pictures bundle clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
@@ -107,6 +107,13 @@ bench-controller: $(DEV_ENV) ## The controller on made traces, beside what one w
 bench-squeeze: $(DEV_ENV) ## A served process really squeezed in its own control group, and docs/squeeze.md; six minutes, as root
 	$(BIN)/python benchmarks/squeeze.py --threads 2 --page docs/squeeze.md --picture docs/squeeze.png --json $(RESULTS)/squeeze.json
 
+docs: $(DEV_ENV) ## The documentation as a site in build/site; links within it are checked, those to other sites are listed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+docs-pictures: $(DEV_ENV) ## The pictures of the explanation pages, drawn anew
+	$(BIN)/python scripts/site/pictures.py
+
 bundle: $(DEMO_ENV) ## Make the digits bundle that ships anew
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/bundle.sh
 
@@ -126,7 +133,7 @@ $(DEMO_ENV): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV_ENV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing everything into $(VENV) ..."
-	@$(INSTALL) -e '.[export,timm,dev]'
+	@$(INSTALL) -e '.[export,timm,dev,docs]'
 	@# All of it at once here: compiled under pytest, a dependency's own SyntaxWarning would be an error.
 	@$(BIN)/python -W ignore -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $(DEMO_ENV) $@
