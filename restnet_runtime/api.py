@@ -98,6 +98,7 @@ def create_app(
     )
     answer_errors(app)
     app.state.events = events
+    app.state.intake = intake
 
     def serving() -> Serving:
         queue = intake.queue()

@@ -22,6 +22,8 @@ from restnet_runtime.tables import routes_table
 from restnet_runtime.units import format_bytes
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from restnet_runtime.engine import Engine
 
 _FIRST_ROUTE_S = 120.0
@@ -53,11 +55,13 @@ def serve(argv: Sequence[str] | None = None) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     # Here and not above: the other commands need no HTTP.
+    from restnet_runtime.notifier import Notifier
     from restnet_runtime.serve_options import read_settings
     from restnet_runtime.server import listen, run_server, url_of
     from restnet_runtime.threads import affinity_cores
 
     configure_logs(args.log_format)
+    notifier = Notifier.from_environment()  # before a process is started, which would speak for this one
     batching = BatchSettings(args.batching, args.batch_wait, args.batch_max)
     settings = read_settings(args, batching)
     if args.min_accuracy is not None:
@@ -90,7 +94,15 @@ def _serve(args: argparse.Namespace) -> int:
                 stack.enter_context(Recorder(args.record, engine.controller, affinity_cores(), args.interval))
             quiet_parsers()
             app = create_app(engine.executor, engine.controller, settings, engine.loader.progress, engine.batcher, tracer_provider)
-            run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=app.state.events.close)
+            stopping = [app.state.events.close]
+            served: ASGIApp = app
+            if notifier is not None:
+                from restnet_runtime.heartbeat import keep_telling
+
+                served = keep_telling(app, notifier, engine.executor, app.state.intake.aside, engine.loader.progress)
+                stopping.append(notifier.stopping)
+            own_logs = args.log_format == "text"
+            run_server(served, listener, own_logs=own_logs, ready=unwind_if_told, stopping=lambda: [tell() for tell in stopping])
     return 0
 
 
