@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from restnet_runtime import __version__
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import SHIPPED_BUNDLE
 from restnet_runtime.deadline import MOST_MS
@@ -95,9 +94,21 @@ def port(text: str) -> int:
     return int(text)
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from restnet_runtime.facts import print_version  # gathered only when it is asked for
+
+        print_version(parser.prog)
+        parser.exit()
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action=_Version, nargs=0, help="print versions and what matters of this device for a report, and exit")
+
+
 def common_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(command, description=description)
-    parser.add_argument("--version", action="version", version=f"{command} {__version__}")
+    add_version(parser)
     parser.add_argument("bundle", nargs="?", type=Path, default=SHIPPED_BUNDLE, help="directory (default: the digits that come along)")
     return parser
 
