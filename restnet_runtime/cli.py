@@ -133,6 +133,15 @@ def bench(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--spread", type=share, metavar="S", help="with --trace: of run times, as 0.03 (default: as the profiles have it)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="with --trace: a picture (PNG, SVG); needs matplotlib")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        type=Path,
+        const=Path("restnet-report"),
+        metavar="PREFIX",
+        help="instead: measure every route and what comes of budgets, and write PREFIX.json and PREFIX.md (default: restnet-report), which "
+        "say what this device is and which versions it has: to paste into an issue",
+    )
     args = parser.parse_args(argv)
     return _run("restnet-bench", lambda: _bench(args))
 
@@ -145,6 +154,10 @@ def _bench(args: argparse.Namespace) -> int:
         raise TraceError(f"--{given[0]} is of what --trace replays: give both, or neither")
     if args.compare is not None and args.trace is not None:
         raise TraceError("--compare and --trace are two things to do: give one of them")
+    if args.report is not None and (args.compare or args.trace or args.explain or args.json):
+        raise TraceError("--report writes files of its own, and does neither of --compare, --trace, --explain and --json: leave these out")
+    if args.report is not None:
+        return _report(args)
     if args.compare is not None:
         return _compare(args)
     if args.trace is not None:
@@ -160,6 +173,23 @@ def _bench(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
     return 0 if result.feasible else 1
+
+
+def _report(args: argparse.Namespace) -> int:
+    from restnet_runtime.device_report import make_report
+    from restnet_runtime.report_text import files_of, render, write
+
+    for file in files_of(args.report):
+        _check_writable(file)
+    engine = _open(args)
+    try:
+        report = make_report(engine, args.budget, args.runs, on_step=lambda step: _show_step(f"{step} ..."))
+    finally:
+        engine.stop()
+        _show_step("")
+    document, text = write(report, args.report)
+    print(f"{render(report)}\nwrote {document} and {text}: paste the text into an issue, and attach the JSON")
+    return 0
 
 
 def _replay(args: argparse.Namespace) -> int:

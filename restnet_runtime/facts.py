@@ -102,10 +102,10 @@ def describe(facts: Facts) -> str:
         ("system", f"{facts.system}, Linux {facts.kernel}, {facts.libc}, {facts.machine}"),
         ("board", facts.board or "no device tree says"),
         ("processor", describe_processor(facts)),
-        ("instructions", f"{' '.join(facts.processor.features) or 'unknown'}; int8 dot product: {_yes(facts.processor.dot_product)}"),
+        ("instructions", f"{' '.join(facts.processor.features) or 'unknown'}; int8 dot product: {yes_or_no(facts.processor.dot_product)}"),
         ("memory", f"{format_bytes(facts.memory_bytes)}, pages of {facts.page_bytes // 1024} KiB"),
         ("cgroup", describe_cgroup(facts.cgroup)),
-        ("pressure", f"PSI: {_yes(facts.pressure)}"),
+        ("pressure", f"PSI: {yes_or_no(facts.pressure)}"),
     )
     return "\n".join(f"{name:13}{text}" for name, text in lines)
 
@@ -169,5 +169,6 @@ def _cgroup(root: Path) -> CgroupFacts:
     return CgroupFacts(tuple(version for version, found in there.items() if found), limits.limit_bytes, limits.quota_cores)
 
 
-def _yes(found: bool | None) -> str:
+def yes_or_no(found: bool | None) -> str:
+    """What a kernel may not tell."""
     return "unknown" if found is None else "yes" if found else "no"
