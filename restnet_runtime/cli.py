@@ -97,9 +97,10 @@ def _serve(args: argparse.Namespace) -> int:
             stopping = [app.state.events.close]
             served: ASGIApp = app
             if notifier is not None:
-                from restnet_runtime.heartbeat import keep_telling
+                from restnet_runtime.heartbeat import Single, keep_telling
 
-                served = keep_telling(app, notifier, engine.executor, app.state.intake.aside, engine.loader.progress)
+                backend = Single(engine.executor, engine.loader.progress)
+                served = keep_telling(app, notifier, lambda: [backend], app.state.intake.aside)
                 stopping.append(notifier.stopping)
             own_logs = args.log_format == "text"
             run_server(served, listener, own_logs=own_logs, ready=unwind_if_told, stopping=lambda: [tell() for tell in stopping])

@@ -4,9 +4,11 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +28,20 @@ _BEATS, _TICKS = 4, 8
 """In the time after which the manager takes the server for dead: how often the workers are asked, and how often for an answer is looked."""
 
 
+class Backend(Protocol):
+    """One bundle that is served."""
+
+    @property
+    def executor(self) -> Executor: ...
+    def progress(self) -> Progress | None:
+        """Of its loader, where there is one."""
+        ...
+
+
+Backends = Callable[[], Sequence[Backend]]
+"""What is served now: at least one, and others when bundles come and go."""
+
+
 class Pulse:
     """Do the workers still run the network? Asked by running noise on the current route, in its turn among the requests.
 
@@ -33,17 +49,18 @@ class Pulse:
     for any, says so to whoever asks: starting it again would not help. Belongs to an event loop.
     """
 
-    def __init__(self, executor: Executor, aside: Aside) -> None:
-        self._executor, self._aside = executor, aside
-        self._run = partial(executor.run, noise(executor.bundle))
+    def __init__(self, backends: Backends, aside: Aside) -> None:
+        self._backends, self._aside = backends, aside
         self._asked: asyncio.Future[object] | None = None
-        self._busy_s = 0.0
+        self._busy: dict[Executor, float] = {}
 
     def ask(self) -> None:
         """Begin to feel, and return at once. What was asked before and still waits is not asked again."""
-        self._busy_s = self._executor.busy_s
+        executors = [backend.executor for backend in self._backends()]
+        self._busy = {executor: executor.busy_s for executor in executors}
         if self._asked is None or self._asked.done():
-            self._asked = asyncio.ensure_future(self._aside(self._run))
+            executor = next((one for one in executors if one.current is not None), executors[0])
+            self._asked = asyncio.ensure_future(self._aside(partial(executor.run, noise(executor.bundle))))
             self._asked.add_done_callback(_log_failure)
 
     def felt(self) -> bool:
@@ -52,7 +69,7 @@ class Pulse:
         if asked is None:
             return False
         without_route = asked.done() and not asked.cancelled() and isinstance(asked.exception(), NotLoadedError)
-        return without_route or self._executor.busy_s != self._busy_s
+        return without_route or any(executor.busy_s != busy_s for executor, busy_s in self._busy.items())
 
     def stop(self) -> None:
         if self._asked is not None:
@@ -65,11 +82,15 @@ def _log_failure(asked: "asyncio.Future[object]") -> None:
         log.error("the current route does not run: %s", error)
 
 
-def describe_serving(executor: Executor, progress: Callable[[], Progress] | None = None) -> str:
+def describe_serving(backends: Iterable[Backend]) -> str:
     """One line: `cnn-l serves digits, 7 of 7 routes loaded`, and what is being compiled or loaded."""
+    return "; ".join(map(_describe, backends))
+
+
+def _describe(backend: Backend) -> str:
+    executor, progress = backend.executor, backend.progress()
     current, loaded, known = executor.current, len(executor.loaded), len(executor.bundle.routes)
-    name = executor.bundle.manifest.name
-    loading = progress().loading if progress else None
+    name, loading = executor.bundle.manifest.name, progress.loading if progress else None
     text = f"no route of {name} is loaded yet" if current is None else f"{current.name} serves {name}, {loaded} of {known} routes loaded"
     return text if loading is None else f"{text}, {loading} is being loaded"
 
@@ -125,9 +146,21 @@ class Notifying:
             await asyncio.sleep(tick_s)
 
 
-def keep_telling(
-    app: ASGIApp, notifier: Notifier, executor: Executor, aside: Aside, progress: Callable[[], Progress] | None = None
-) -> Notifying:
-    """`app`, which tells `notifier` from its start to its end how `executor` does. aside, progress: of the server and of the loader."""
-    pulse = Pulse(executor, aside)
-    return Notifying(app, notifier, pulse, lambda: executor.current is not None, lambda: describe_serving(executor, progress))
+def keep_telling(app: ASGIApp, notifier: Notifier, backends: Backends, aside: Aside) -> Notifying:
+    """`app`, which tells `notifier` from its start to its end how what it serves does. aside: into the threads of its requests."""
+
+    def ready() -> bool:
+        return any(backend.executor.current is not None for backend in backends())
+
+    return Notifying(app, notifier, Pulse(backends, aside), ready, lambda: describe_serving(backends()))
+
+
+@dataclass(frozen=True)
+class Single:
+    """The backend of a server with one bundle. found: of its loader."""
+
+    executor: Executor
+    found: Callable[[], Progress] | None = None
+
+    def progress(self) -> Progress | None:
+        return None if self.found is None else self.found()

@@ -29,13 +29,17 @@ COMPOSE = ROOT / "deploy/compose/compose.yaml"
 _DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
-def interpolated(text: str) -> str:
-    """`${NAME:-default}` as Compose has it where NAME is not set, and `$$` as `$`."""
-    return _DEFAULT.sub(lambda found: found[2], text).replace("$$", "$")
+def interpolated(value: Any) -> Any:
+    """`${NAME:-default}` as Compose has it where NAME is not set, and `$$` as `$`, wherever it stands."""
+    if isinstance(value, dict):
+        return {name: interpolated(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [interpolated(one) for one in value]
+    return _DEFAULT.sub(lambda found: found[2], value).replace("$$", "$") if isinstance(value, str) else value
 
 
 def services() -> dict[str, Any]:
-    return dict(yaml.safe_load(_DEFAULT.sub(lambda found: found[2], COMPOSE.read_text()))["services"])
+    return dict(interpolated(yaml.safe_load(COMPOSE.read_text()))["services"])
 
 
 def mounts(service: dict[str, Any]) -> dict[str, Path]:
@@ -108,21 +112,29 @@ def main() -> int:
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory() as folder:
         port, scraper = free_port(), free_port()
-        environment = {name: interpolated(str(value)) for name, value in known["restnet"]["environment"].items()}
+        environment = dict(known["restnet"]["environment"])
         environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RESTNET_CACHE": f"{folder}/cache", "HOME": folder}
         shell, flag, script = known["restnet"]["command"]
-        line = interpolated(script).replace("--port 8080", f"--port {port}").replace("0.0.0.0", "127.0.0.1")
+        line = script.replace("--port 8080", f"--port {port}").replace("0.0.0.0", "127.0.0.1")
         for target, source in mounts(known["prometheus"]).items():
             text = source.read_text().replace("restnet:8080", f"127.0.0.1:{port}").replace("scrape_interval: 5s", "scrape_interval: 1s")
             (Path(folder) / Path(target).name).write_text(text)
         subprocess.run(["promtool", "check", "config", f"{folder}/prometheus.yml"], check=True, stdout=subprocess.DEVNULL)
         try:
-            processes.append(subprocess.Popen([shell, flag, line], env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+            log = Path(folder, "server.log")
+            with log.open("w") as file:
+                processes.append(subprocess.Popen([shell, flag, line], env=environment, stderr=file, stdout=file))
             storage = f"--storage.tsdb.path={folder}/tsdb"
             command = ["prometheus", f"--config.file={folder}/prometheus.yml", storage, f"--web.listen-address=127.0.0.1:{scraper}"]
             processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
             api = f"http://127.0.0.1:{scraper}/api/v1"
-            until("the server is ready", lambda: ask(f"http://127.0.0.1:{port}/readyz"))
+            until("the server is ready", lambda: processes[0].poll() is not None or ask(f"http://127.0.0.1:{port}/readyz"))
+            if processes[0].poll() is not None:
+                raise SystemExit(f"the server ended by itself: {log.read_text()[-1000:]}")
+            for _ in range(20):
+                body = json.dumps({"inputs": [[[[0.0] * 8] * 8]]}).encode()
+                request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", body, {"Content-Type": "application/json"})
+                urllib.request.urlopen(request, timeout=20).close()
             until("Prometheus sees the server", lambda: ask(f"{api}/query", query='up{job="restnet"} == 1')["data"]["result"])
             version = ask(f"{api}/status/buildinfo")["data"]["version"]
             print(f"Prometheus {version} sees the server that the command of compose.yaml starts")
