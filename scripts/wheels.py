@@ -22,7 +22,6 @@ from ends import ENDS, constraints, dependencies
 PYTHONS, MACHINES = ("3.10", "3.11", "3.12", "3.13"), ("x86_64", "aarch64")
 GLIBC = range(17, 35)
 """Minor versions of glibc 2 that are taken: 2.34 is older than what Debian 12, Raspberry Pi OS 12 and Ubuntu 22.04 have."""
-SYSTEMS = ((31, "Debian 11, Ubuntu 20.04 (JetPack 5)"), (35, "Ubuntu 22.04 (JetPack 6)"), (36, "Debian 12"))
 
 
 def interpreter(python: str) -> tuple[str, bool]:
