@@ -14,7 +14,7 @@ DEV_ENV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze docs docs-pictures bundle clean
+.PHONY: help demo test test-slow fuzz lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze check-wheels check-ranges check-install check-image check-service check-compose docs docs-pictures bundle clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
@@ -113,6 +113,30 @@ docs: $(DEV_ENV) ## The documentation as a site in build/site; links within it a
 
 docs-pictures: $(DEV_ENV) ## The pictures of the explanation pages, drawn anew
 	$(BIN)/python scripts/site/pictures.py
+
+# What touches every dependency: the compiler, sessions, bodies, both HTTP interfaces, metrics, images, sensors, the commands.
+ENDS_TESTS := $(addprefix tests/runtime/test_,bundle.py compile.py packing.py executor.py engine.py runtime.py api.py v2.py fields.py metrics.py preprocess.py sensors.py catalog.py server.py notify.py facts.py)
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+
+check-wheels: $(DEV_ENV) ## Is there a wheel of everything a device installs, for four Pythons and two processors, at both ends of the ranges?
+	$(BIN)/python scripts/wheels.py --ends lowest pinned newest $(ARGS)
+
+check-ranges: ## Install both ends of the ranges for each of PYTHONS that is here, and run tests that touch every dependency
+	@failed=; for python in $(PYTHONS); do command -v $$python >/dev/null && $$python -c '' 2>/dev/null || { echo "$$python is not here"; continue; }; for end in lowest newest; do \
+	  PYTHON=$$python END=$$end TESTS="$(ENDS_TESTS)" scripts/check-device-install $(ARGS) || failed="$$failed $$python/$$end"; done; done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
+
+check-install: ## The device install from a wheel of the sdist: its size and time, the server, the runtime's tests
+	scripts/check-device-install $(ARGS)
+
+check-image: ## Build the Dockerfile without an engine, run what was built read-only, and ask it; as root on Debian. ARGS=--export: both targets
+	scripts/check-dockerfile $(ARGS)
+
+check-service: ## Boot a Debian with the systemd unit, and let the server hang, die, stop and come back; as root on Debian
+	scripts/check-service
+
+check-compose: $(DEV_ENV) ## The files of deploy/compose, with a real server and a real Prometheus
+	$(BIN)/python scripts/compose_check.py
 
 bundle: $(DEMO_ENV) ## Make the digits bundle that ships anew
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/bundle.sh

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from restnet_runtime import __version__
+from restnet_runtime.arguments import add_version
 from restnet_runtime.errors import ExportError, RestnetError
 from restnet_runtime.manifest import Precision
 from restnet_runtime.tables import routes_table
@@ -28,7 +28,7 @@ Cut trained anchors into blocks, join them with stitching layers, and write one 
 def parser() -> argparse.ArgumentParser:
     """The command line of `restnet-export`."""
     result = argparse.ArgumentParser("restnet-export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--version", action="version", version=f"restnet-export {__version__}")
+    add_version(result)
     result.add_argument(
         "--anchors",
         nargs="+",

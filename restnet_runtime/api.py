@@ -96,6 +96,7 @@ def create_app(
     )
     answer_errors(app)
     app.state.events = events
+    app.state.intake = intake
 
     app.state.models, app.state.metrics = models, metrics
     for name in models.names:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restnet_runtime import __version__
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import SHIPPED_BUNDLE
 from restnet_runtime.deadline import MOST_MS
@@ -114,10 +113,22 @@ def port(text: str) -> int:
     return int(text)
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from restnet_runtime.facts import print_version  # gathered only when it is asked for
+
+        print_version(parser.prog)
+        parser.exit()
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action=_Version, nargs=0, help="print versions and what matters of this device for a report, and exit")
+
+
 def common_parser(command: str, description: str, *, several: bool = False) -> argparse.ArgumentParser:
     """several: `bundles`, a list of (name or `None`, directory), in place of `bundle`."""
     parser = argparse.ArgumentParser(command, description=description)
-    parser.add_argument("--version", action="version", version=f"{command} {__version__}")
+    add_version(parser)
     if several:
         parser.add_argument(
             "bundles",

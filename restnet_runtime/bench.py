@@ -104,7 +104,7 @@ def run_benchmark(engine: Engine, budget: Budget, runs: int, *, explain: bool = 
     shown = {"cheaper": cheaper, "chosen": chosen, "dearer": dearer}
     figures = _measure(executor, {role: route for role, route in shown.items() if route is not None}, runs)
     pss_bytes = footprint().pss_bytes
-    switch_ms = _switch_ms(executor, [route.name for route in loaded], runs)
+    switch_ms = time_switches(executor, [route.name for route in loaded], runs)
     load_ms = []
     for role in [*figures, *figures] if len(loaded) > 1 else []:
         took_ms, alone_bytes = _alone(executor, figures[role].name)
@@ -136,9 +136,9 @@ def candidates(executor: Executor) -> list[Candidate]:
     return [Candidate(route, executor.profile(route.name)) for route in executor.bundle.routes if route.name in loaded]
 
 
-def choose(executor: Executor, budget: Budget) -> Decision:
-    """What the policy says under `budget` alone, of the routes that are loaded: neither history nor the device's state count."""
-    return decide(Reading(), budget, candidates(executor), History(), now_s=0.0)
+def choose(executor: Executor, budget: Budget, reading: Reading | None = None) -> Decision:
+    """What the policy says under `budget` alone, of the routes that are loaded: no history counts, and of the device's state `reading`."""
+    return decide(reading or Reading(), budget, candidates(executor), History(), now_s=0.0)
 
 
 def neighbours(
@@ -244,7 +244,8 @@ def _measure(executor: Executor, shown: dict[str, Route], runs: int) -> dict[str
     return figures
 
 
-def _switch_ms(executor: Executor, names: list[str], runs: int) -> float:
+def time_switches(executor: Executor, names: list[str], runs: int) -> float:
+    """Median of making another of these loaded routes the current one, in milliseconds."""
     times = []
     for index in range(max(runs, len(names))):
         started = time.perf_counter()

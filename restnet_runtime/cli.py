@@ -23,6 +23,8 @@ from restnet_runtime.tables import routes_table
 from restnet_runtime.units import format_bytes
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from restnet_runtime.engine import Engine
     from restnet_runtime.pool import Pool
 
@@ -42,11 +44,13 @@ def serve(argv: Sequence[str] | None = None) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     # Here and not above: the other commands need no HTTP.
+    from restnet_runtime.notifier import Notifier
     from restnet_runtime.serve_options import read_settings
     from restnet_runtime.server import listen, run_server, url_of
     from restnet_runtime.threads import affinity_cores
 
     configure_logs(args.log_format)
+    notifier = Notifier.from_environment()  # before a process is started, which would speak for this one
     batching = BatchSettings(args.batching, args.batch_wait, args.batch_max)
     settings = read_settings(args, batching)
     if args.min_accuracy is not None:
@@ -93,8 +97,15 @@ def _serve(args: argparse.Namespace) -> int:
             def stopping() -> None:
                 app.state.events.close()
                 updates.halt()  # whoever waits for one is answered
+                if notifier is not None:
+                    notifier.stopping()
 
-            run_server(app, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=stopping)
+            served: ASGIApp = app
+            if notifier is not None:
+                from restnet_runtime.heartbeat import keep_telling
+
+                served = keep_telling(app, notifier, lambda: [entry.backend for entry in app.state.models], app.state.intake.aside)
+            run_server(served, listener, own_logs=args.log_format == "text", ready=unwind_if_told, stopping=stopping)
     return 0
 
 
@@ -125,6 +136,15 @@ def bench(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--spread", type=share, metavar="S", help="with --trace: of run times, as 0.03 (default: as the profiles have it)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="with --trace: a picture (PNG, SVG); needs matplotlib")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, with the machine's description")
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        type=Path,
+        const=Path("restnet-report"),
+        metavar="PREFIX",
+        help="instead: measure every route and what comes of budgets, and write PREFIX.json and PREFIX.md (default: restnet-report), which "
+        "say what this device is and which versions it has: to paste into an issue",
+    )
     args = parser.parse_args(argv)
     return run_command("restnet-bench", lambda: _bench(args))
 
@@ -137,6 +157,10 @@ def _bench(args: argparse.Namespace) -> int:
         raise TraceError(f"--{given[0]} is of what --trace replays: give both, or neither")
     if args.compare is not None and args.trace is not None:
         raise TraceError("--compare and --trace are two things to do: give one of them")
+    if args.report is not None and (args.compare or args.trace or args.explain or args.json):
+        raise TraceError("--report writes files of its own, and does neither of --compare, --trace, --explain and --json: leave these out")
+    if args.report is not None:
+        return _report(args)
     if args.compare is not None:
         return _compare(args)
     if args.trace is not None:
@@ -152,6 +176,23 @@ def _bench(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(result.document(), indent=1) + "\n")
     return 0 if result.feasible else 1
+
+
+def _report(args: argparse.Namespace) -> int:
+    from restnet_runtime.device_report import make_report
+    from restnet_runtime.report_text import files_of, render, write
+
+    for file in files_of(args.report):
+        _check_writable(file)
+    engine = _open(args)
+    try:
+        report = make_report(engine, args.budget, args.runs, on_step=lambda step: _show_step(f"{step} ..."))
+    finally:
+        engine.stop()
+        _show_step("")
+    document, text = write(report, args.report)
+    print(f"{render(report)}\nwrote {document} and {text}: paste the text into an issue, and attach the JSON")
+    return 0
 
 
 def _replay(args: argparse.Namespace) -> int:

@@ -96,6 +96,10 @@ class Intake:
             self._in_flight -= 1
             entry.leave()
 
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Run `work` in a worker thread, behind what waits there, and count it as no request."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
     def queue(self) -> QueueAnswer:
         """How full it is."""
         return QueueAnswer(

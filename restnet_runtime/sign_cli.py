@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from restnet_runtime import __version__
+from restnet_runtime.arguments import add_version
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.commands import run_command
 from restnet_runtime.errors import KeyFileError
@@ -23,7 +23,7 @@ Sign a bundle, so that restnet-serve --require-signature takes it and nothing el
 def parser() -> argparse.ArgumentParser:
     """The command line of `restnet-sign`."""
     result = argparse.ArgumentParser("restnet-sign", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--version", action="version", version=f"restnet-sign {__version__}")
+    add_version(result)
     result.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="the bundle to sign, or to check")
     do = result.add_mutually_exclusive_group(required=True)
     do.add_argument("--new-key", type=Path, metavar="KEY", help="make a private key, KEY, and its public one, KEY.pub (Ed25519, PEM)")

@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from restnet_runtime import __version__
-from restnet_runtime.arguments import add_signature_option, read_keys
+from restnet_runtime.arguments import add_signature_option, add_version, read_keys
 from restnet_runtime.commands import run_command
 from restnet_runtime.errors import UpdateError
 from restnet_runtime.install import KEPT, Installed, install, list_versions, roll_back
@@ -22,7 +21,7 @@ Put a bundle in place of another, so that a crash or a loss of power at any poin
 def parser() -> argparse.ArgumentParser:
     """The command line of `restnet-update`."""
     result = argparse.ArgumentParser("restnet-update", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--version", action="version", version=f"restnet-update {__version__}")
+    add_version(result)
     result.add_argument("dest", type=Path, metavar="DEST", help="what restnet-serve is given: a link to a bundle in DEST.versions")
     result.add_argument("new", nargs="?", type=Path, metavar="NEW", help="the bundle to install")
     result.add_argument("--rollback", action="store_true", help="instead: go back to the version before")

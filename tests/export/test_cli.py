@@ -283,7 +283,7 @@ def test_help_needs_no_torch_and_version_is_the_packages() -> None:
     ):
         assert option in told.stdout
     version = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True)
-    assert version.stdout == f"restnet-export {__version__}\n"
+    assert version.stdout.startswith(f"restnet-export {__version__}\npython ")
 
 
 def test_what_argparse_refuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -682,9 +682,7 @@ def test_what_has_expired_is_not_run(make):
         hurried = [
             clients.submit(client.post, "/predict", content=png(1), headers={"X-Restnet-Deadline": "1s"}),
             clients.submit(client.post, "/predict", content=png(1), headers=[("X-Restnet-Deadline", v) for v in ("20s", "900ms")]),
-            clients.submit(
-                client.post, "/predict", content=b"no image", headers={"X-Restnet-Deadline": "1s", "Content-Type": "image/png"}
-            ),
+            clients.submit(client.post, "/predict", content=b"no image", headers={"X-Restnet-Deadline": "1s", "Content-Type": "image/png"}),
             clients.submit(client.post, "/v2/models/shapes/infer", json={**v2, "parameters": {"timeout": 1_000_000}}),
             clients.submit(client.post, "/v2/models/shapes/infer", json=v2, headers={"X-Restnet-Deadline": "1s"}),
         ]
