@@ -13,11 +13,12 @@ import onnxruntime as ort
 import torch
 from onnxscript import optimizer
 from torch import nn
+from torch.export import ExportedProgram
 
 from restnet_runtime.errors import ExportError, ParityError
 
 from .templates import Templates
-from .trace import exported, quiet
+from .trace import quiet
 
 OPSET = 20
 """The newest operator set that torch writes without converting: it has Gelu, and ONNX Runtime has read it since 1.17."""
@@ -43,7 +44,7 @@ def export_segment(module: nn.Module, input_shape: tuple[int, ...], name: str, t
     """
     try:
         with quiet(), _silent():
-            raw = (templates or Templates()).translated(module, input_shape, lambda module: _translated(module, input_shape))
+            raw = (templates or Templates()).translated(module, input_shape, _translated)
             model = optimizer.optimize(raw)
     except Exception as error:  # the exporter fails in as many ways as there are operators
         raise ExportError(f"segment {name}: torch cannot export it to ONNX: {' '.join(str(error).split())[:300]}") from error
@@ -54,10 +55,10 @@ def export_segment(module: nn.Module, input_shape: tuple[int, ...], name: str, t
     return model
 
 
-def _translated(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
+def _translated(traced: ExportedProgram) -> onnx.ModelProto:
     """As it is, without folding constants: the weights are initialisers under their names."""
     program = torch.onnx.export(
-        exported(module, input_shape),
+        traced,
         dynamo=True,
         opset_version=OPSET,
         input_names=[INPUT],

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import numpy_helper
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from .trace import exported
 
@@ -29,23 +30,21 @@ class Templates:
         self._made: dict[Hashable, tuple[onnx.ModelProto, tuple[str, ...]]] = {}
 
     def translated(
-        self, module: nn.Module, input_shape: tuple[int, ...], translate: Callable[[nn.Module], onnx.ModelProto]
+        self, module: nn.Module, input_shape: tuple[int, ...], translate: Callable[[ExportedProgram], onnx.ModelProto]
     ) -> onnx.ModelProto:
         """The translation of a module, by `translate` or from one that was made before.
 
         translate: a graph that computes from the weights as they are, as initialisers of the names that they have in the module
         """
-        program = module if isinstance(module, fx.GraphModule) else exported(module, input_shape).module()
+        traced = None if isinstance(module, fx.GraphModule) else exported(module, input_shape)
+        program = module if traced is None else traced.module()
         signature = _signature(program, input_shape)
-        if signature is None:
-            return translate(module)
-        if signature.key not in self._made:
-            model = translate(module)
-            if not set(signature.weights) <= {tensor.name for tensor in model.graph.initializer}:
-                return model
-            self._made[signature.key] = _without_weights(model, signature.weights), signature.weights
+        if signature is None or (made := self._made.get(signature.key)) is None:
+            model = translate(traced or exported(module, input_shape))
+            if signature is not None and set(signature.weights) <= {tensor.name for tensor in model.graph.initializer}:
+                self._made[signature.key] = _without_weights(model, signature.weights), signature.weights
             return model
-        template, names = self._made[signature.key]
+        template, names = made
         return _filled(template, dict(zip(names, signature.weights, strict=True)), program)
 
 

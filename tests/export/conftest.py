@@ -2,20 +2,30 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, wraps
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from matplotlib.figure import Figure
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript import optimizer
 from torch import nn
 
 from restnet_export.anchors import Anchor, AnchorSpec, load_anchor
 from restnet_export.cuts import CutAnchor, cut_anchor
+from restnet_export.segments import one_registry
+from restnet_export.templates import Templates
+
+try:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+except ImportError:  # private to torch
+    ONNXRegistry = None
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # workers share out the cores
 
@@ -43,6 +53,56 @@ def _import_torchvision() -> torch.library.Library | None:
 
 # The declarations live as long as this object.
 _TORCHVISION = _import_torchvision()
+
+
+def _unmeasured(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Called without the tracer of coverage, which before Python 3.12 follows all code of others at half the speed.
+
+    What of the exporter is called from in there is called from elsewhere too. A debugger stays as it is.
+    """
+
+    @wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        tracer = sys.gettrace()
+        if not type(tracer).__module__.startswith("coverage"):
+            return function(*args, **options)
+        sys.settrace(None)
+        try:
+            return function(*args, **options)
+        finally:
+            sys.settrace(tracer)
+            _resumed()
+
+    return called
+
+
+def _resumed() -> None:
+    """The tracer goes on where it sees a call: this one, before anything returns."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _others_are_not_measured() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((torch.export, "export"), (torch.onnx, "export"), (optimizer, "optimize"), (Figure, "savefig")):
+            patch.setattr(owner, name, _unmeasured(getattr(owner, name)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torch_s_table() -> Iterator[object]:
+    """All tests share torch's table of operators, and exports share translations, as the segments of one export do."""
+    made, templates = vars(ONNXRegistry).get("from_torchlib") if ONNXRegistry else None, Templates()
+    with one_registry(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("restnet_export.sources.Templates", lambda: templates)
+        yield made
+
+
+@pytest.fixture
+def nothing_shared(_torch_s_table: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each export makes torch's table of operators and its translations anew, as the first one of a process does."""
+    monkeypatch.setattr("restnet_export.sources.Templates", Templates)
+    if _torch_s_table is not None:
+        monkeypatch.setattr(ONNXRegistry, "from_torchlib", _torch_s_table)
 
 
 class Residual(nn.Module):

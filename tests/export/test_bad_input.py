@@ -3,8 +3,6 @@
 import os
 import pickle
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,18 +175,19 @@ def test_images_of_another_size_than_a_network_takes(shop: Path, tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_full(shop: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The kernel refuses to let a file grow beyond 200 kB: weights.bin does not fit, and the older bundle stays whole."""
     out = tmp_path / "family"
     assert main([*line(shop, out, "tiny", "small"), "--quiet"]) == 0
     before = open_bundle(out).digest
-
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    command = [sys.executable, "-c", "import sys; from restnet_export.cli import main; sys.exit(main())", *line(shop, out, "tiny", "wide")]
-    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr == f"restnet-export: the bundle {out} cannot be written: File too large; an older one is as it was\n"
+    capsys.readouterr()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        status = main(line(shop, out, "tiny", "wide"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2
+    assert capsys.readouterr().err == f"restnet-export: the bundle {out} cannot be written: File too large; an older one is as it was\n"
     assert open_bundle(out).digest == before
     assert [path.name for path in tmp_path.iterdir()] == ["family"]

@@ -106,9 +106,10 @@ class TestShipped:
         assert [segment.macs for segment in shipped] == [count_macs(*pair) for pair in zip(anchor.blocks, inputs, strict=True)]
         assert [segment.params for segment in shipped] == [count_params(block) for block in anchor.blocks]
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("one_thread")
     def test_its_small_anchor_can_be_trained_anew(self) -> None:
-        """The slow test below does the same with the large anchor and everything after it."""
+        """Another slow test below does the same with the large anchor and everything after it."""
         bundle = open_bundle(SHIPPED_BUNDLE)
         train, anchors = module(EXAMPLE / "train.py"), module(EXAMPLE / "anchors.py")
         torch.manual_seed(bundle.manifest.provenance.seed)
@@ -135,10 +136,9 @@ def module(path: Path) -> ModuleType:
     return loaded
 
 
-def test_images_are_one_of_each_class(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, EXAMPLE / "images.py", "--out", tmp_path / "images", "--size", "40"], check=True)
-    from PIL import Image
-
+def test_images_are_one_of_each_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["images.py", "--out", str(tmp_path / "images"), "--size", "40"])
+    module(EXAMPLE / "images.py").main()
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"{digit}.png" for digit in range(10)]
     val = load_images("digits:val")
     for digit in range(10):
@@ -149,7 +149,7 @@ def test_images_are_one_of_each_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_small_networks_trained_now_are_stitched_by_the_command(tmp_path: Path) -> None:
+def test_small_networks_trained_now_are_stitched_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example with narrower, shallower networks and fewer epochs."""
     train = module(EXAMPLE / "train.py")
     (tmp_path / "nets.py").write_text(
@@ -167,25 +167,9 @@ def test_small_networks_trained_now_are_stitched_by_the_command(tmp_path: Path) 
         train.train(net, x, y, epochs)
         torch.save({"state_dict": net.state_dict()}, tmp_path / f"{name}.pt")
         specs.append(f"python:{tmp_path / 'nets.py'}:{name}@{tmp_path / name}.pt")
-    script = "import sys; from restnet_export.cli import main; sys.exit(main())"
-    options = [
-        "--data",
-        "digits",
-        "--input",
-        "8",
-        "--mean",
-        "0",
-        "--std",
-        "1",
-        "--steps",
-        "20",
-        "--out",
-        tmp_path / "bundle",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    line = [sys.executable, "-c", script, "--anchors", *specs, *options]
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", "digits", "--input", "8", "--mean", "0", "--std", "1", "--steps", "20", "--out", "bundle", "--quiet"]
+    assert main(["--anchors", *specs, *options]) == 0
     bundle = open_bundle(tmp_path / "bundle")
     small, large = ends(bundle)
     assert small.accuracy is not None

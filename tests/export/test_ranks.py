@@ -8,13 +8,19 @@ import sys
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from restnet_export.ranks import Ranks
 
-SUM = """
+TOGETHER = """
+import weakref
+from pathlib import Path
 import torch
+from torch import distributed, nn
 from restnet_export.ranks import joined_ranks
+from restnet_export.trace import trace
+from restnet_runtime.errors import ExportError
 with joined_ranks() as ranks:
     assert ranks.size == 2
     shared, alone, absent = (torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3))
@@ -33,27 +39,8 @@ with joined_ranks() as ranks:
     assert list(ranks.share([5, 6, 7])) == ([5, 7] if ranks.first else [6])
     assert ranks.join(torch.tensor([5.0, 7.0] if ranks.first else [6.0]), 3).tolist() == [5, 6, 7]
     ranks.wait()
-    print("well", ranks.rank)
-"""
+    print("exchanged", ranks.rank)
 
-END = """
-import weakref
-from pathlib import Path
-import torch
-from torch import distributed, nn
-from restnet_export.ranks import joined_ranks
-from restnet_export.trace import trace
-with joined_ranks() as ranks:
-    group = weakref.ref(distributed.group.WORLD)
-    trace(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 2)).eval(), (1, 8, 8))
-    ranks.wait()
-print(group(), sorted(name for task in Path("/proc/self/task").iterdir() if "gloo" in (name := (task / "comm").read_text())))
-"""
-
-DIFFER = """
-from restnet_export.ranks import joined_ranks
-from restnet_runtime.errors import ExportError
-with joined_ranks() as ranks:
     ranks.check_same({"seed": "0", "images": "96 abc"})
     for entries in ({"seed": "0", "images": f"96 {ranks.rank}"}, {"seed": "0"} if ranks.first else {"seed": "0", "lr": "1"}):
         try:
@@ -61,6 +48,11 @@ with joined_ranks() as ranks:
         except ExportError as error:
             print(error, end="; ")
     print()
+
+    group = weakref.ref(distributed.group.WORLD)
+    trace(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 2)).eval(), (1, 8, 8))
+    ranks.wait()
+print(group(), sorted(name for task in Path("/proc/self/task").iterdir() if "gloo" in (name := (task / "comm").read_text())))
 """
 
 TUNE = """
@@ -118,8 +110,8 @@ def free_port() -> int:
         return port
 
 
-def run_in_two(code: str) -> list[str]:
-    """The last line that each process prints. The environment is what torchrun makes."""
+def run_in_two(code: str) -> list[list[str]]:
+    """The lines that each process prints. The environment is what torchrun makes."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     runs = [
         subprocess.Popen(
@@ -133,22 +125,28 @@ def run_in_two(code: str) -> list[str]:
     ]
     told = [run.communicate()[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], told
-    return [text.splitlines()[-1] for text in told]
+    return [text.splitlines() for text in told]
 
 
-def test_what_ranks_exchange() -> None:
-    assert run_in_two(SUM) == ["well 0", "well 1"]
+@pytest.fixture(scope="module")
+def told() -> list[tuple[str, str, str]]:
+    """What two processes say of what they exchanged, of what they were given, and of what is left at the end."""
+    return [(first, second, third) for *_, first, second, third in run_in_two(TOGETHER)]
 
 
-def test_nothing_of_the_group_is_left_at_its_end() -> None:
+def test_what_ranks_exchange(told: list[tuple[str, str, str]]) -> None:
+    assert [lines[0] for lines in told] == ["exchanged 0", "exchanged 1"]
+
+
+def test_ranks_that_were_given_different_things_are_told_so(told: list[tuple[str, str, str]]) -> None:
+    begin = "processes that tune together must be given the same: "
+    expected = f"{begin}images is 96 0 on rank 0, 96 1 on rank 1; {begin}lr is not there on rank 0, 1 on rank 1; "
+    assert [lines[1] for lines in told] == [expected] * 2
+
+
+def test_nothing_of_the_group_is_left_at_its_end(told: list[tuple[str, str, str]]) -> None:
     """Threads of gloo that live on abort a process now and then when it ends."""
-    assert run_in_two(END) == ["None []"] * 2
-
-
-def test_ranks_that_were_given_different_things_are_told_so() -> None:
-    told = "processes that tune together must be given the same: "
-    expected = f"{told}images is 96 0 on rank 0, 96 1 on rank 1; {told}lr is not there on rank 0, 1 on rank 1; "
-    assert run_in_two(DIFFER) == [expected] * 2
+    assert [lines[2] for lines in told] == ["None []"] * 2
 
 
 def test_two_ranks_tune_as_one_with_batches_twice_as_large() -> None:
@@ -156,7 +154,7 @@ def test_two_ranks_tune_as_one_with_batches_twice_as_large() -> None:
     code: dict[str, Any] = {"__name__": "one"}
     exec(TUNE, code)
     alone, halved = code["tuned"](Ranks(), 16), code["tuned"](Ranks(), 8)
-    first, second = (ast.literal_eval(line) for line in run_in_two(TUNE))
+    first, second = (ast.literal_eval(lines[-1]) for lines in run_in_two(TUNE))
     assert first == second
     np.testing.assert_allclose(first, alone, atol=1e-5)
     assert not np.allclose(halved, alone, atol=1e-3)

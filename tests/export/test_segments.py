@@ -117,6 +117,7 @@ def test_a_module_that_cannot_be_exported_is_refused():
         export_segment(Unknown(), (4, 4), "odd")
 
 
+@pytest.mark.usefixtures("nothing_shared")
 class TestOneRegistry:
     """torch's table of operators, made once for many segments."""
 

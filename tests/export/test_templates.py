@@ -4,6 +4,7 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from restnet_export.anchors import Anchor
 from restnet_export.cuts import cut_anchor
@@ -21,9 +22,9 @@ class Counting(Templates):
     count = 0
 
     def translated(self, module, input_shape, translate) -> onnx.ModelProto:
-        def counted(module: nn.Module) -> onnx.ModelProto:
+        def counted(traced: ExportedProgram) -> onnx.ModelProto:
             self.count += 1
-            return translate(module)
+            return translate(traced)
 
         return super().translated(module, input_shape, counted)
 

@@ -30,6 +30,16 @@ from restnet_runtime.routes import in_precision
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.settings import ServeSettings
 
+# fmt: off
+ALONE = {
+    "api", "async_runtime", "batch_room", "batching", "bench", "cache", "cache_writer", "cgroups", "churn", "cli", "compare", "compile",
+    "contention", "controller", "dashboard", "engine", "executor", "growth", "guard", "latencies", "ledger", "loader", "logs",
+    "machine", "mapping", "measured", "memory", "pruning", "recorder", "replacement", "residency", "runtime", "sensor_trees", "sensors",
+    "server", "sessions", "shelf", "slowdown", "squeeze", "tracing", "worker",
+}
+# fmt: on
+"""Files, as test_NAME.py, whose tests look at the time, at memory, or at threads and processes: they have the machine to themselves."""
+
 CLASSES = ("circle", "cross", "square")
 INPUT_SHAPE = (1, 8, 8)
 
@@ -121,6 +131,13 @@ def family() -> BundleSource:
         provenance=Provenance(tool="tests"),
         reports={"report/report.html": b"<p>none</p>"},
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.stem.removeprefix("test_") in ALONE:
+            item.add_marker("alone")
 
 
 @pytest.fixture(scope="session")

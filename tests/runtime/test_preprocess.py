@@ -1,4 +1,4 @@
-"""Preprocessing: decoding whatever people upload, and the arithmetic of torchvision's and timm's evaluation transforms."""
+"""Preprocessing: decoding whatever people upload, and evaluation transforms; those of timm are in tests/export/test_transforms.py."""
 
 import io
 import math
@@ -86,76 +86,6 @@ def test_equals_resizing_and_cropping_with_pillow(size, interpolation, resize, c
     assert got.dtype == np.float32
     assert got.flags.c_contiguous
     assert np.array_equal(levels(got[0]), expected)
-
-
-@pytest.mark.parametrize("size", [(256, 320), (320, 256), (61, 97), (97, 1), (500, 40)], ids=str)
-@pytest.mark.parametrize(
-    ("mode", "crop_pct", "interpolation"), [("center", 0.875, "bicubic"), ("center", 0.95, "bilinear"), ("squash", 1.0, "bicubic")]
-)
-def test_timm_evaluation_transform(timm_transform, size, mode, crop_pct, interpolation):
-    image = photo(*size)
-    transform = timm_transform(32, crop_pct=crop_pct, crop_mode=mode, interpolation=interpolation, mean=COLOUR.mean, std=COLOUR.std)
-    preprocessing = replace(COLOUR, resize="squash" if mode == "squash" else "shortest", crop_pct=crop_pct, interpolation=interpolation)
-    got = preprocessor(preprocessing, (3, 32, 32)).from_files([encoded(image)])
-    expected = transform(image).numpy()
-    assert np.abs(got[0] - expected).max() <= 1.01 * LEVEL / min(COLOUR.std)
-    assert np.abs(got[0] - expected).mean() < 1e-3
-
-
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        "resnet18.a1_in1k",  # 224, 0.95, bicubic
-        "resnet50.tv_in1k",  # 224, 0.875, bilinear
-        "mobilenetv2_100.ra_in1k",
-        "tf_efficientnet_lite0.in1k",  # mean and std of one half
-        "deit_tiny_patch16_224.fb_in1k",  # 0.9
-        "mobilenetv3_small_100.lamb_in1k",
-        "vit_tiny_patch16_384.augreg_in21k_ft_in1k",  # 384, 1.0
-        "inception_v3.tv_in1k",  # 299
-        "convnext_tiny.fb_in22k_ft_in1k_384",  # 384, squash
-        "eva02_tiny_patch14_336.mim_in22k_ft_in1k",  # 336, CLIP's mean and std
-    ],
-)
-def test_the_data_configurations_of_timm(timm_transform, architecture):
-    """What timm's own configuration of a model says is done as timm's own transform does it, to one level of 8 bits."""
-    timm = pytest.importorskip("timm")
-    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(architecture).to_dict())
-    if config["crop_mode"] not in ("center", "squash") or config["interpolation"] not in ("nearest", "bilinear", "bicubic"):
-        pytest.skip(f"{config['crop_mode']}, {config['interpolation']} is not what the bundle format has")
-    mean, std, shape = config["mean"], config["std"], config["input_size"]
-    chosen = {name: config[name] for name in ("crop_pct", "crop_mode", "interpolation", "mean", "std")}
-    transform = timm_transform(shape[1:], **chosen)
-    preprocessing = Preprocessing(
-        mode="RGB",
-        mean=tuple(mean),
-        std=tuple(std),
-        resize="squash" if config["crop_mode"] == "squash" else "shortest",
-        crop_pct=config["crop_pct"],
-        interpolation=config["interpolation"],
-    )
-    reader = preprocessor(preprocessing, shape)
-    for seed, size in enumerate([(480, 640), (640, 427), (375, 500), (200, 180)]):
-        image = photo(*size, seed)
-        for source in (image, image.convert("L").convert("RGB")):
-            expected = transform(source).numpy()
-            got = reader.from_files([encoded(source)])[0]
-            assert got.shape == expected.shape
-            assert np.abs(got - expected).max() <= 1.01 * LEVEL / min(std)
-            assert np.abs(got - expected).mean() < 1e-3
-
-
-@pytest.fixture(scope="module")
-def timm_transform():
-    torch = pytest.importorskip("torch", reason="compares with timm, which needs torch")
-    if not hasattr(torch.ops.torchvision, "nms"):
-        # torchvision describes two operators on import, which fails unless a build of it for this torch has defined them.
-        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    pytest.importorskip("timm")
-    from timm.data.transforms_factory import transforms_imagenet_eval
-
-    return transforms_imagenet_eval
 
 
 def test_mean_and_std_are_per_channel():
