@@ -11,16 +11,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from restnet_runtime import residency
 from restnet_runtime.baseline import Common
 from restnet_runtime.common_sensors import CommonSensors
 from restnet_runtime.residency import LOAD_MARGIN
 from restnet_runtime.sensors import Sensors
-from restnet_runtime.sharing import RESTS, Offer, Room, Share, divide, hold, prefer
 from restnet_runtime.tenant import Tenant
 from restnet_runtime.units import format_bytes
+
+if TYPE_CHECKING:
+    from restnet_runtime.sharing import Offer, Option, Room, Share
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,7 @@ _EVEN = 0.1
 """Of the weight, what models have without regard to how much they are asked."""
 
 
-@dataclass(frozen=True)
-class _Plan:
+class _Plan(NamedTuple):
     """whole_bytes: what the process may take, `None` for no limit; overhead_bytes: of it, without any route.
 
     shares: in the order of the tenants; empty without a limit
@@ -45,7 +46,7 @@ class _Plan:
     overhead_bytes: int
     at_s: float
     places: "tuple[Place, ...]"
-    shares: tuple[Share, ...]
+    shares: "tuple[Share, ...]"
 
 
 class Pool:
@@ -73,11 +74,13 @@ class Pool:
 
     def enter(self, place: "Place") -> None:
         with self._lock:
-            self._places, self._plan = (*self._places, place), None
+            self._places = (*self._places, place)
+            self.renew()
 
     def leave(self, place: "Place") -> None:
         with self._lock:
-            self._places, self._plan = tuple(one for one in self._places if one is not place), None
+            self._places = tuple(one for one in self._places if one is not place)
+            self.renew()
 
     def follow(self, place: "Place", before: "Place") -> None:
         """Let a place that is taken come where another one is, which comes last: what is first never rests."""
@@ -86,10 +89,10 @@ class Pool:
             self._places, self._plan = (*moved, before), None
 
     def renew(self) -> None:
-        """Divide anew before anything is told again."""
+        """Divide anew before anything is told again. What models hold they hold on to."""
         with self._lock:
             if self._plan is not None:
-                self._plan = replace(self._plan, at_s=-float("inf"))
+                self._plan = self._plan._replace(at_s=-float("inf"))
 
     @property
     def tenants(self) -> tuple[Tenant, ...]:
@@ -118,11 +121,14 @@ class Pool:
         return whole_bytes >= plan.whole_bytes and self.common.baseline.overhead_bytes <= plan.overhead_bytes
 
     def _made(self, places: "tuple[Place, ...]", tenants: Sequence[Tenant], whole_bytes: int | None, now_s: float) -> _Plan:
+        from restnet_runtime.sharing import Room  # not above: a model alone shares with nobody, and is to start quickly
+
         if whole_bytes is None:
             return _Plan(None, 0, now_s, places, ())
         before = self._plan
         held = dict(zip(before.places, before.shares, strict=True)) if before is not None and before.shares else {}
-        routes = [None if (option := held.get(place, RESTS).option) is None else option.route for place in places]
+        options = [held[place].option if place in held else None for place in places]
+        routes = [None if option is None else option.route for option in options]
         weights = _weights([tenant.rate_per_s(now_s) for tenant in tenants])
         offers = [tenant.offer(weight, route) for tenant, weight, route in zip(tenants, weights, routes, strict=True)]
         overhead = self.common.baseline.overhead_bytes
@@ -135,7 +141,9 @@ class Pool:
                 log.info("memory for %s: %s for %s, of %s for all", tenant.name, size, now or "nothing", limit)
         return _Plan(whole_bytes, overhead, now_s, places, tuple(shares))
 
-    def _divided(self, offers: Sequence[Offer], room: Room, now_s: float) -> list[Share]:
+    def _divided(self, offers: "Sequence[Offer]", room: "Room", now_s: float) -> "list[Share]":
+        from restnet_runtime.sharing import divide, hold, prefer
+
         fresh, kept = divide(offers, room), hold(offers, room)
         if kept is None:
             self._better_since_s = None
@@ -201,7 +209,7 @@ class Place(residency.Room):
     @property
     def resting(self) -> str | None:
         plan = self._plan()
-        if plan is None or plan.whole_bytes is None or self.tenant is None or self._share(plan).option is not None:
+        if plan is None or plan.whole_bytes is None or self.tenant is None or self._option(plan) is not None:
             return None
         first = self.tenant.offer(1.0, None).options[0]
         left = plan.whole_bytes - self._overhead_bytes - sum(share.reserved_bytes for _, share in _pairs(plan))
@@ -216,7 +224,7 @@ class Place(residency.Room):
 
     def to_load(self, limit_bytes: int | None) -> float | None:
         plan = self._plan()
-        option = None if plan is None else self._share(plan).option
+        option = None if plan is None else self._option(plan)
         usual = super().to_load(limit_bytes)
         if usual is None or option is None:
             return usual
@@ -238,8 +246,8 @@ class Place(residency.Room):
     def _plan(self) -> _Plan | None:
         return self._pool.plan()
 
-    def _share(self, plan: _Plan) -> Share:
-        return next((share for place, share in _pairs(plan) if place is self), RESTS)
+    def _option(self, plan: _Plan) -> "Option | None":
+        return next((share.option for place, share in _pairs(plan) if place is self), None)
 
 
 def _pairs(plan: _Plan) -> "zip[tuple[Place, Share]]":

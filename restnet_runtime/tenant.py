@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from restnet_runtime.budget import Budget
 from restnet_runtime.controller import Controller
@@ -9,7 +10,9 @@ from restnet_runtime.executor import Executor
 from restnet_runtime.loader import Loader
 from restnet_runtime.residency import lean, together
 from restnet_runtime.routes import Route
-from restnet_runtime.sharing import Offer, Option, thin
+
+if TYPE_CHECKING:
+    from restnet_runtime.sharing import Offer, Option
 
 _SMOOTHED_S = 20.0
 """Requests are counted over about so long: what is given for them takes a load to be used."""
@@ -22,7 +25,7 @@ class Tenant:
         self.name = name
         self._executor, self._controller, self._loader = executor, controller, loader
         self._rate_per_s, self._rated_s = 0.0, -math.inf
-        self._known: tuple[object, tuple[Option, ...], int] | None = None
+        self._known: "tuple[object, tuple[Option, ...], int] | None" = None  # noqa: UP037
 
     @property
     def process_limit_bytes(self) -> int | None:
@@ -48,19 +51,23 @@ class Tenant:
         self._rated_s = now_s
         return self._rate_per_s
 
-    def offer(self, weight: float, held: str | None) -> Offer:
+    def offer(self, weight: float, held: str | None) -> "Offer":
         """What it could use. weight, held: as `Offer` has them."""
+        from restnet_runtime.sharing import Offer  # not above: a model alone shares with nobody, and is to start quickly
+
         budget, pin, without = self._controller.budget, self._controller.pin, self._loader.without
         known = self._executor.needs_version, budget, pin, without
         if self._known is None or self._known[0] != known:
             self._known = known, *self._options(budget, pin, without)
         return Offer(self._known[1], weight, self._known[2], held)
 
-    def _options(self, budget: Budget, pin: str | None, without: frozenset[str]) -> tuple[tuple[Option, ...], int]:
+    def _options(self, budget: Budget, pin: str | None, without: frozenset[str]) -> "tuple[tuple[Option, ...], int]":
         """Its options, and what all its routes take together.
 
         What counts are constants (cost, accuracy, the profile): what is decided by them does not move with the weather.
         """
+        from restnet_runtime.sharing import Option, thin
+
         routes = [route for route in self._executor.bundle.routes if route.name not in without] or list(self._executor.bundle.routes)
         needs = {route.name: self._executor.need(route.name) for route in routes}
         most_bytes = together(needs.values())

@@ -19,12 +19,13 @@ from tritonclient.utils import InferenceServerException
 
 from restnet_runtime import Pool, Runtime
 from restnet_runtime.api import create_app
-from restnet_runtime.bundle import Bundle
+from restnet_runtime.baseline import Common
+from restnet_runtime.bundle import Bundle, open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.controller import Controller
 from restnet_runtime.engine import Engine
 from restnet_runtime.engines import Engines
-from restnet_runtime.errors import ModelError, RestnetError
+from restnet_runtime.errors import ModelError, NotLoadedError, RestnetError
 from restnet_runtime.executor import Executor
 from restnet_runtime.models import Backend, Models
 from restnet_runtime.reading import Reading
@@ -432,6 +433,35 @@ def test_a_limit_for_one_alone_lets_the_other_rest_and_come_back(serve: Callable
 
 
 # In a program
+
+
+def test_what_one_model_adds_is_no_overhead_of_the_other(wide_paths: tuple[Path, Path], cache_root: Path) -> None:
+    def make(path: Path, common: Common | None) -> Executor:
+        bundle = open_bundle(path)
+        return Executor(bundle, Compiler.for_bundle(bundle, cache_root), SessionSettings(threads=1), common)
+
+    common = Common()
+    first, second, stranger = make(wide_paths[0], common), make(wide_paths[1], common), make(wide_paths[0], None)
+    for executor in (first, second, stranger):
+        executor.load("small")
+    before, strange = first.overhead_bytes, stranger.overhead_bytes
+    second.load("wide")
+    second.switch("wide")
+    first.weigh()
+    stranger.weigh()
+    assert first.overhead_bytes == second.overhead_bytes
+    assert first.overhead_bytes - before < 10 * MB, "28 MB were loaded"
+    assert stranger.overhead_bytes - strange > 20 * MB, "who shares nothing takes them for overhead"
+    second.run(np.zeros((1, 1, 8, 8), np.float32))
+    assert first.busy_s == second.busy_s > 0 == stranger.busy_s
+    second.rest()
+    assert (second.current, second.loaded) == (None, ())
+    with pytest.raises(NotLoadedError):
+        second.run(np.zeros((1, 1, 8, 8), np.float32))
+    second.load("small")
+    assert second.current is not None
+    for executor in (first, second, stranger):
+        executor.close()
 
 
 def test_runtimes_share_a_pool(wide_paths: tuple[Path, Path], cache_root: Path) -> None:

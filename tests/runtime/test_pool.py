@@ -174,6 +174,22 @@ def test_a_load_waits_until_the_others_have_released(shared: Shared) -> None:
     assert not shared.b.admits(10 * MB)
 
 
+def test_who_comes_takes_nothing_that_others_need_to_stay(shared: Shared) -> None:
+    """Held is held, though a new model would have to leave a tenth free for the same."""
+    shared.limit(250)
+    assert shared.held() == ["large", "large"]
+    shared.limit(216)
+    assert shared.held() == ["large", "large"]
+    third = shared.pool.place()
+    third.take(Wishes("c", process_limit_bytes=216 * MB))  # type: ignore[arg-type]
+    assert shared.held() == ["large", "large", "small"]
+    shared.limit(205)
+    assert shared.held() == ["large", "small", "small"], "its cheapest comes before a better route of another"
+    shared.limit(170)
+    third.leave()
+    assert shared.held() == ["large", "small"]
+
+
 def test_who_leaves_leaves_everything_to_the_other(shared: Shared) -> None:
     shared.limit(190)
     assert shared.b.others_bytes == 50 * MB + 38 * 10**5 // 2
