@@ -360,7 +360,7 @@ class Executor:
 
     @property
     def needs_version(self) -> int:
-        """Another one where `need` of some route answers otherwise than before."""
+        """Another one where `need` or `profile` of some route tells of other measurements than before."""
         return self._ledger.version
 
     def _how(self, name: str) -> str:

@@ -27,7 +27,7 @@ class Ledger:
         self._timings: dict[str, tuple[int, Timing]] = {}  # with the number of threads
         self._provisional: set[str] = set()
         self.version = 0
-        """Of the needs: another one where one of them has changed."""
+        """Of needs and timings: another one where one of them has changed."""
 
     @property
     def overhead_bytes(self) -> int:
@@ -121,6 +121,7 @@ class Ledger:
         threads, known = self._timings[name]
         if threads == resident.settings.threads:
             timing, need = timing if instead else known.better(timing), self._needs[name]
+            self.version += timing != known
             self._timings[name] = threads, timing
             self._store.put(name, resident.how, Measured(timing, need.session_bytes, need.activation_bytes))
 

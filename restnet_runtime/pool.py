@@ -86,7 +86,8 @@ class Pool:
         """Let a place that is taken come where another one is, which comes last: what is first never rests."""
         with self._lock:
             moved = [place if one is before else one for one in self._places if one is not place]
-            self._places, self._plan = (*moved, before), None
+            self._places = (*moved, before)
+            self.renew()
 
     def renew(self) -> None:
         """Divide anew before anything is told again. What models hold they hold on to."""

@@ -190,6 +190,25 @@ def test_who_comes_takes_nothing_that_others_need_to_stay(shared: Shared) -> Non
     assert shared.held() == ["large", "small"]
 
 
+def test_who_follows_another_is_first_and_takes_nothing_from_the_third(shared: Shared) -> None:
+    """A bundle that takes the place of the first while both are loaded: what the second holds it keeps, and who is first never rests."""
+    shared.limit(216)
+    shared.tenants[1].rate = 1.0
+    shared.pass_s(1)
+    assert shared.held() == ["small", "large"]
+    new = shared.pool.place()
+    new.take(Wishes("a", process_limit_bytes=216 * MB))  # type: ignore[arg-type]
+    new.follow(shared.a)
+    assert [tenant.name for tenant in shared.pool.tenants] == ["a", "b", "a"]
+    assert shared.held() == ["small", "large", "small"]
+    shared.limit(112)
+    assert shared.held() == ["small", None, None]
+    shared.a.leave()
+    shared.limit(216)
+    shared.pass_s(1)
+    assert (new.resting, shared.held()) == (None, ["small", "large"])
+
+
 def test_who_leaves_leaves_everything_to_the_other(shared: Shared) -> None:
     shared.limit(190)
     assert shared.b.others_bytes == 50 * MB + 38 * 10**5 // 2
