@@ -22,6 +22,7 @@ import running  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 LONGEST_S = 120.0
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]+")
 
 
 def name_of(page: Path) -> str:
@@ -31,7 +32,7 @@ def name_of(page: Path) -> str:
 def runnable() -> list:
     """Every page that has something to run; those that say they are slow are so marked."""
     found = []
-    for page in PAGES:
+    for page in set(PAGES) - {ROOT / "CONTRIBUTING.md"}:
         text = page.read_text()
         if any(block.runs for block in blocks.blocks(text)):
             found.append(pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if blocks.slow(text) else []))
@@ -186,6 +187,27 @@ def test_reference_has_every_option(command: str) -> None:
     plain = re.sub(r"<[^>]+>|[|\s]", "", re.sub(r"\\(.)", r"\1", page))
     last = re.sub(r"\s", "", said.rstrip().splitlines()[-1])
     assert last in plain
+
+
+OF_OTHERS = {"--nproc-per-node", "--memory", "--cpus", "--scope", "--snapshot"}
+"""Options of torchrun, docker, systemd-run and the examples that the pages name."""
+MEASURED = {"benchmarks", "controller", "exporter", "int8", "selection", "squeeze", "sensors"}
+"""Pages that name options of benchmarks."""
+
+
+def test_every_option_that_is_named_in_passing_exists() -> None:
+    known = {option for command in commands.COMMANDS for option in OPTION.findall(commands.help_of(command))} | OF_OTHERS
+    for page in set(PAGES) - {ROOT / "CONTRIBUTING.md"}:
+        if page.stem not in MEASURED and page.parent.name != "decisions":
+            prose = re.sub(r"```.*?```|<!--.*?-->", "", page.read_text(), flags=re.DOTALL)
+            named = {option for span in re.findall(r"`([^`\n]+)`", prose) for option in OPTION.findall(span)}
+            assert named <= known, name_of(page)
+
+
+def test_docstrings_become_lists() -> None:
+    docstrings = pytest.importorskip("docstrings", reason="the extra docs is not installed")
+    lines = ["One line.", "", "a, b:  first", "       and more", "c: second", "Raises `X`."]
+    assert list(docstrings.listed(lines)) == ["One line.", "", "", "- `a`, `b`: first", "  and more", "- `c`: second", "", "Raises `X`."]
 
 
 def test_reference_has_every_path_and_object() -> None:
