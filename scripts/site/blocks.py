@@ -61,10 +61,9 @@ def blocks(text: str) -> list[Block]:
             while "-->" not in line and place < len(lines):
                 line, place = f"{line}\n{lines[place]}", place + 1
             if (comment := _COMMENT.fullmatch(line)) is None or comment[1] not in KEYS:
-                if line.startswith("<!-- generated: "):
-                    continue
-                raise PageError(f"line {at}: {line!r} is no mark: there are {', '.join(KEYS)}")
-            if comment[1] == "prepare":
+                if place < len(lines) and lines[place].lstrip().startswith("```"):
+                    raise PageError(f"line {at}: {line!r} is no mark: there are {', '.join(KEYS)}")
+            elif comment[1] == "prepare":
                 found.append(Block(at, "sh", comment[2] + "\n", {}))
             elif comment[1] != "slow":
                 marks[comment[1]] = comment[2] or ""

@@ -31,12 +31,13 @@ def description() -> dict[str, Any]:
     """What `GET /openapi.json` answers; no route is loaded for it."""
     from restnet_runtime.api import create_app
     from restnet_runtime.engine import Engine
+    from restnet_runtime.models import Backend
     from restnet_runtime.settings import ServeSettings
 
     with tempfile.TemporaryDirectory() as cache:
         engine = Engine.open(cache_root=Path(cache))
         try:
-            return create_app(engine.executor, engine.controller, ServeSettings()).openapi()
+            return create_app(Backend.of(engine), ServeSettings()).openapi()
         finally:
             engine.stop()
 
