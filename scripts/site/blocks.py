@@ -21,7 +21,7 @@ SHOWN = ("text", "json", "yaml", "toml", "ini", "dockerfile")
 KEYS = ("needs", "tested", "if", "file", "output", "prepare", "slow")
 
 _COMMENT = re.compile(r"<!-- (\w+)(?:: *(.*?))? *-->", re.DOTALL)
-_NUMBER = re.compile(r"(?<![\[\w.-])\d[\d,.]*(?:e[-+]?\d+)?")
+_NUMBER = re.compile(r"(?<![\[\w.-])\d(?:[\d,.]*\d)?(?:e[-+]?\d+)?")
 """Not the numbers in the name of a route, as in `[0-1]`."""
 _UNIT = {"us": "s", "ms": "s", "kB": "B", "MB": "B", "GB": "B", "KMACs": "MACs", "MMACs": "MACs", "GMACs": "MACs"}
 
@@ -61,10 +61,9 @@ def blocks(text: str) -> list[Block]:
             while "-->" not in line and place < len(lines):
                 line, place = f"{line}\n{lines[place]}", place + 1
             if (comment := _COMMENT.fullmatch(line)) is None or comment[1] not in KEYS:
-                if line.startswith("<!-- generated: "):
-                    continue
-                raise PageError(f"line {at}: {line!r} is no mark: there are {', '.join(KEYS)}")
-            if comment[1] == "prepare":
+                if place < len(lines) and lines[place].lstrip().startswith("```"):
+                    raise PageError(f"line {at}: {line!r} is no mark: there are {', '.join(KEYS)}")
+            elif comment[1] == "prepare":
                 found.append(Block(at, "sh", comment[2] + "\n", {}))
             elif comment[1] != "slow":
                 marks[comment[1]] = comment[2] or ""
@@ -117,6 +116,4 @@ def alike(shown: str, printed: str) -> bool:
 
 def _words(text: str) -> Iterator[str]:
     for word in re.sub(r"-{3,}", "", text).split():
-        for part in re.split(r"(\.\.\.|\w+)", _NUMBER.sub("0", word)):
-            if part:
-                yield _UNIT.get(part, part)
+        yield from (_UNIT.get(part, part) for part in re.findall(r"\.\.\.|\w+|[^\w\s]", _NUMBER.sub("0", word)))

@@ -2,13 +2,22 @@
 
 import contextlib
 import html
+import importlib
 import io
 import os
 import re
 from collections.abc import Callable, Iterator
 from unittest import mock
 
-COMMANDS = ("restnet-export", "restnet-serve", "restnet-bench", "restnet-inspect")
+COMMANDS = {
+    "restnet-export": "restnet_export.cli:main",
+    "restnet-serve": "restnet_runtime.cli:serve",
+    "restnet-bench": "restnet_runtime.cli:bench",
+    "restnet-inspect": "restnet_runtime.cli:inspect",
+    "restnet-update": "restnet_runtime.update_cli:main",
+    "restnet-sign": "restnet_runtime.sign_cli:main",
+}
+"""Where each begins, as pyproject.toml has it, in the order of the page."""
 _OPTION = re.compile(r"  (\S.*?)(?:  +(\S.*))?")
 _GROUP = re.compile(r"(\S.*):")
 
@@ -27,13 +36,9 @@ def help_of(name: str) -> str:
 
 
 def _main(name: str) -> Callable[[list[str]], int]:
-    if name == "restnet-export":
-        from restnet_export.cli import main
-
-        return main
-    from restnet_runtime import cli
-
-    return {"restnet-serve": cli.serve, "restnet-bench": cli.bench, "restnet-inspect": cli.inspect}[name]
+    module, _, function = COMMANDS[name].partition(":")
+    main: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    return main
 
 
 def _command(name: str, text: str) -> str:

@@ -334,12 +334,14 @@ class TestSamples:
         assert drawn == [[8, 0], [3], [3, 2, 1, 5]]
 
     def test_threads_end_when_nobody_asks_for_more(self) -> None:
+        before = set(threading.enumerate())
         batches = Samples(load_images("digits:val"), GREY, (1, 8, 8), 2).batches(8)
         next(batches)
-        assert [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]
+        begun = [thread for thread in threading.enumerate() if thread.name.startswith("prepare") and thread not in before]
+        assert begun
         batches.close()
-        for thread in [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]:
-            thread.join(10)
+        for thread in begun:
+            thread.join(30)
             assert not thread.is_alive()
 
     @pytest.mark.parametrize("workers", [0, 2])
