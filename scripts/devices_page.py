@@ -8,6 +8,7 @@ A virtual ARM board (QEMU's) has no speed of its own: its row says so, and shows
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from restnet_runtime.units import format_bytes, format_ms
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, REPORTS = ROOT / "docs/devices.md", ROOT / "docs/devices"
-BEGIN, END = "<!-- rows: scripts/devices_page.py -->", "<!-- end of rows -->"
 VIRTUAL_BOARD = "linux,dummy-virt"
 HEADER = (
     "device",
@@ -82,12 +82,11 @@ def table(reports: list[Path]) -> str:
 
 
 def page(text: str, rows: str) -> str:
-    """The page with these rows between its two marks."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{PAGE} lacks the marks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{rows}\n{END}{after}"
+    """The page with these rows in place of its table."""
+    made, count = re.subn(r"^\| device \|.*\n(?:\|.*\n)*", lambda _: f"{rows}\n", text, count=1, flags=re.MULTILINE)
+    if count != 1:
+        raise SystemExit(f"{PAGE} has no table that begins with a column `device`")
+    return made
 
 
 def main() -> int:
