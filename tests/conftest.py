@@ -11,6 +11,20 @@ settings.register_profile("restnet", deadline=None, suppress_health_check=[Healt
 settings.load_profile("restnet")
 
 
+# fmt: off
+LONGEST = (
+    "pipeline", "broken_off", "cuts", "families", "ranks", "segments", "digits", "onnx_anchors", "templates", "quantise", "precisions",
+    "replay", "fuzz", "policy", "bundle_refusals", "fields", "batch_plan",
+)
+# fmt: on
+"""Files, as test_NAME.py, that are handed to the workers first, so that none of them is begun when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Coverage's tracer lets go of a test that is marked so. pytest-cov's own `no_cover` does nothing in a worker of xdist."""
