@@ -22,15 +22,12 @@ help: ## Show this list
 demo: $(DEMO_ENV) ## Anchors trained on digits, stitched, served, asked with curl before and after a smaller budget
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/demo.sh
 
-# The longest files first.
-EXPORT_TESTS := tests/export/test_pipeline.py tests/export/test_broken_off.py tests/export
-RUNTIME_TESTS := tests/runtime/test_replay.py tests/runtime/test_policy.py tests/runtime/test_fuzz.py tests --ignore tests/export
 SHARED_OUT := --numprocesses logical --dist loadfile --no-loadscope-reorder --cov-report=
 
 # Tests share out the cores, but for those of the runtime that measure: they have the machine to themselves. 5: none was chosen.
 test: $(DEV_ENV) ## The test suite with coverage; ARGS="-k name" chooses tests
-	$(BIN)/python -m pytest $(EXPORT_TESTS) -m "not slow" $(SHARED_OUT) --cov $(ARGS) || [ $$? -eq 5 ]
-	$(BIN)/python -m pytest $(RUNTIME_TESTS) -m "not slow and not alone" $(SHARED_OUT) --cov --cov-append $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest tests/export -m "not slow" $(SHARED_OUT) --cov $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest tests --ignore tests/export -m "not slow and not alone" $(SHARED_OUT) --cov --cov-append $(ARGS) || [ $$? -eq 5 ]
 	$(BIN)/python -m pytest tests --ignore tests/export -m "alone and not slow" --cov --cov-append --cov-report=term:skip-covered --cov-report=xml $(ARGS) || [ $$? -eq 5 ]
 
 test-slow: $(DEV_ENV) ## The tests that take minutes

@@ -129,6 +129,7 @@ def check_same(out: Path, whole: Bundle) -> None:
     assert names(out.parent) == [out.name]
 
 
+@pytest.mark.untraced
 def test_killed_and_resumed_it_comes_to_the_same_end(
     line: list[str], whole: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +152,7 @@ def test_killed_and_resumed_it_comes_to_the_same_end(
     check_same(out, whole)
 
 
+@pytest.mark.untraced
 def test_killed_while_everything_is_tuned_and_resumed_it_comes_to_the_same_end(
     line: list[str], whole: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

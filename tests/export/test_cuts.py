@@ -32,6 +32,7 @@ def chain_equals(cut: CutAnchor, module: nn.Module) -> None:
     assert sum(cut.stages) == len(cut.cuts) - 1
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     ("name", "size", "stages", "first", "last", "kind"),
     [
@@ -58,6 +59,7 @@ def test_families_from_timm(name, size, stages, first, last, kind, zoo):
     assert len(used) == len(own)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     ("name", "stages", "last"),
     [

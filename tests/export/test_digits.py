@@ -148,6 +148,7 @@ def test_images_are_one_of_each_class(tmp_path: Path, monkeypatch: pytest.Monkey
             assert np.array_equal(np.asarray(image)[2::5, 2::5], first)
 
 
+@pytest.mark.untraced
 @pytest.mark.usefixtures("one_thread")
 def test_small_networks_trained_now_are_stitched_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example with narrower, shallower networks and fewer epochs."""

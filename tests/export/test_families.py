@@ -73,6 +73,7 @@ def chained(blocks: list[nn.Module] | tuple[nn.Module, ...], images: Tensor) -> 
     return images
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     ("name", "size"), [("regnetx_002", 64), ("mobilevit_xxs", 64), ("poolformer_s12", 64), ("mixer_s32_224", 224), ("efficientnet_b0", 64)]
 )

@@ -394,6 +394,7 @@ def test_it_says_what_it_does(make: Callable[..., Made]) -> None:
     assert re.fullmatch(r"took [0-9.]+ s: " + ", ".join(f"{phase} [0-9.]+" for phase in phases), said[-1])
 
 
+@pytest.mark.untraced
 @pytest.mark.usefixtures("nothing_shared")
 def test_the_same_seed_makes_the_same_weights(make: Callable[..., Made], workshop: Workshop, tmp_path: Path) -> None:
     first = make("small", "large", **RESTNET)

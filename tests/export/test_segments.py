@@ -64,6 +64,7 @@ def test_the_same_module_gives_the_same_bytes(small_net):
     assert first == second
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     ("name", "size", "chosen"),
     [("deit_tiny_patch16_224", 64, (0, 5, 13)), ("swin_tiny_patch4_window7_224", 64, (2,)), ("mobilenetv2_100", 64, (3, 18))],

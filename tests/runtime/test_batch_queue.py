@@ -288,7 +288,7 @@ def test_company_that_comes_and_goes_has_the_same_trials() -> None:
     assert fewer is not trials  # they stay away
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 def test_where_nothing_is_gained_hardly_a_request_sees_the_queue() -> None:
     """A hundred seconds of four clients: the share of requests that wait for each other, which is what mode auto costs."""
     queue = queue_of("auto")

@@ -335,7 +335,7 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3))
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @FUZZED
 @given(st.data())
 def test_any_value_anywhere_is_refused_or_sound(damaged_and_put_right, data) -> None:

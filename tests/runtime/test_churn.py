@@ -117,7 +117,7 @@ def test_a_leak_of_a_kilobyte_a_switch_would_be_found(executor, kept_bytes: int,
     assert keeps_growing(leaking) == found
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 def test_a_thousand_switches_under_four_clients(executor) -> None:
     draw = random.Random(0)
     with Clients(executor, direct_runs(executor)) as clients:
@@ -128,7 +128,7 @@ def test_a_thousand_switches_under_four_clients(executor) -> None:
     assert sum(clients.answers) >= 2 * SWITCHES
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 def test_routes_that_come_and_go_under_four_clients(executor) -> None:
     """Each turn releases a route that is not the current one, and loads it again from the cache."""
     draw, expected = random.Random(1), direct_runs(executor)

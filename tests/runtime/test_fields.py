@@ -92,7 +92,7 @@ def test_a_sound_one_is_read_alike(manifest) -> None:
     assert dataclasses.asdict(ours) == theirs.model_dump()
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 def test_every_place_refuses_what_pydantic_refuses_in_its_words(manifest) -> None:
     """Every place of a route, a segment, an anchor and all else takes every odd value, loses its name, and gets a neighbour."""
     short = {**manifest, **{part: manifest[part][:1] for part in ("routes", "segments", "anchors")}}
@@ -113,7 +113,7 @@ def test_every_place_refuses_what_pydantic_refuses_in_its_words(manifest) -> Non
     assert refused > 500
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_anywhere_is_judged_as_pydantic_does(manifest, data) -> None:

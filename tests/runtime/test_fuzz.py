@@ -56,7 +56,7 @@ def test_damaged_bundles_are_refused_or_right(family_path: Path, tmp_path: Path)
     check(fuzz_bundles(family_path, tmp_path, 60, use=use), 60)
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 def test_requests_made_of_our_description_are_answered_as_it_says(client: httpx.Client) -> None:
     pytest.importorskip("schemathesis", reason="requests are made by schemathesis, of the dev extra")
     from .fuzz_openapi import fuzz_openapi

@@ -522,7 +522,7 @@ def named(family: Sequence[Candidate], name: str) -> Candidate:
     return next(item for item in family if item.route.name == name)
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @given(family=families(), steps=st.lists(st.tuples(readings, budgets | st.none()), min_size=1, max_size=12))
 def test_never_over_a_budget_that_some_route_fits(family: list[Candidate], steps: list[tuple[Reading, Budget | None]]) -> None:
     """Whatever happens before: always an answer, feasible whenever one is possible, and never said to fit when it does not."""
@@ -537,7 +537,7 @@ def test_never_over_a_budget_that_some_route_fits(family: list[Candidate], steps
         assert decision.reason
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @given(family=families(), sample=readings, budget=budgets)
 def test_a_fresh_start_takes_the_best_and_stays(family: list[Candidate], sample: Reading, budget: Budget) -> None:
     loop = Loop(budget, family)
@@ -548,7 +548,7 @@ def test_a_fresh_start_takes_the_best_and_stays(family: list[Candidate], sample:
     assert visits(routes) == routes[:1]
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @given(family=families(), first=readings, sample=readings, budget=budgets)
 def test_a_constant_reading_settles_at_one_route(family: list[Candidate], first: Reading, sample: Reading, budget: Budget) -> None:
     loop = Loop(budget, family)
@@ -558,7 +558,7 @@ def test_a_constant_reading_settles_at_one_route(family: list[Candidate], first:
     assert visits(routes[30:]) == routes[-1:]
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @given(
     family=families(),
     first=readings,
@@ -578,7 +578,7 @@ def test_noise_in_latency_does_not_make_it_flap(
     assert len(routes) == len(set(routes))
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @given(latency_ms=st.floats(5, 60), usual=st.floats(0.3, 5), at=st.floats(0.95, 1.05), seed=st.integers(0, 2**32))
 def test_noise_around_the_limit_of_a_route_does_not_make_it_flap(latency_ms: float, usual: float, at: float, seed: int) -> None:
     """A better route needs what the limit is, give or take 5 %: it is entered once at most, and left once at most."""
@@ -590,7 +590,7 @@ def test_noise_around_the_limit_of_a_route_does_not_make_it_flap(latency_ms: flo
     assert len(routes) == len(set(routes))
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @given(
     family=families(),
     first=readings,
@@ -613,7 +613,7 @@ def test_noise_in_memory_does_not_make_it_flap(
     assert len(routes) == len(set(routes))
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @given(family=families(), sample=readings, tight=budgets, more=budgets)
 def test_a_looser_budget_never_gives_a_worse_route(family: list[Candidate], sample: Reading, tight: Budget, more: Budget) -> None:
     """In steady state, started fresh or loosened while serving."""
@@ -712,7 +712,7 @@ loads = st.builds(
 )
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @given(family=families(), sample=loads, tight=budgets, more=budgets)
 def test_under_load_a_looser_budget_never_gives_a_worse_route(
     family: list[Candidate], sample: Reading, tight: Budget, more: Budget
@@ -724,7 +724,7 @@ def test_under_load_a_looser_budget_never_gives_a_worse_route(
         assert merit(named(family, after.route)) >= merit(named(family, before.route))
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @given(family=families(), sample=loads, budget=budgets)
 def test_under_load_there_is_always_an_answer_with_a_reason(family: list[Candidate], sample: Reading, budget: Budget) -> None:
     loop = Loop(budget, family)

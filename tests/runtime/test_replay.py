@@ -119,7 +119,7 @@ def test_a_reload_makes_requests_wait() -> None:
     assert max(run.response_ms) > 400
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", WEATHER)
 def test_keeps_the_budget_and_wins_most_of_what_can_be_won(name: str) -> None:
     """The floors, on a family of six routes: at most 2 % over a feasible budget, 90 % of the accuracy, and more than any that keeps it."""
@@ -136,7 +136,7 @@ def test_keeps_the_budget_and_wins_most_of_what_can_be_won(name: str) -> None:
         assert ours.switches_per_minute <= 0.5, "the start, and at most one in ten minutes"
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 def test_many_routes_keep_the_budget() -> None:
     budget, candidates = replay_budget(Budget(), WIDE)
     assert budget.latency_ms is not None
@@ -146,7 +146,7 @@ def test_many_routes_keep_the_budget() -> None:
     assert (ours.accuracy_won_share or 0.0) >= 0.9
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 def test_a_replay_is_the_same_each_time() -> None:
     budget, candidates = replay_budget(Budget(), DIGITS)
     whole = make_trace("bursts", Climate.of(candidates, budget.latency_ms or 0.0))

@@ -100,7 +100,7 @@ def changes(seen: list[int]) -> int:
     return sum(one != other for one, other in itertools.pairwise(seen))
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @given(st.integers(1, 16), st.floats(0, 20), st.floats(0, 6), st.data())
 def test_a_load_that_only_scatters_changes_the_number_once_at_most(cores, others, at_once, data) -> None:
     noise = data.draw(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=60, max_size=60))

@@ -260,7 +260,7 @@ TENSOR = st.fixed_dictionaries(
 REQUEST = st.fixed_dictionaries({"inputs": st.lists(TENSOR, max_size=3) | JSON}, optional={"outputs": JSON, "id": JSON, "parameters": JSON})
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @settings(max_examples=400, deadline=None)
 @given(REQUEST, st.binary(max_size=60), st.integers(-10, 10), st.booleans())
 def test_whatever_comes_is_read_or_refused(document: object, binary: bytes, off: int, whole: bool) -> None:
