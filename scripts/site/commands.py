@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from unittest import mock
 
-COMMANDS = ("restnet-export", "restnet-serve", "restnet-bench", "restnet-inspect")
+COMMANDS = ("restnet-export", "restnet-serve", "restnet-bench", "restnet-inspect", "restnet-sign", "restnet-update")
 _OPTION = re.compile(r"  (\S.*?)(?:  +(\S.*))?")
 _GROUP = re.compile(r"(\S.*):")
 
@@ -31,9 +31,10 @@ def _main(name: str) -> Callable[[list[str]], int]:
         from restnet_export.cli import main
 
         return main
-    from restnet_runtime import cli
+    from restnet_runtime import cli, sign_cli, update_cli
 
-    return {"restnet-serve": cli.serve, "restnet-bench": cli.bench, "restnet-inspect": cli.inspect}[name]
+    mains = {"restnet-serve": cli.serve, "restnet-bench": cli.bench, "restnet-inspect": cli.inspect}
+    return {**mains, "restnet-sign": sign_cli.main, "restnet-update": update_cli.main}[name]
 
 
 def _command(name: str, text: str) -> str:
