@@ -28,7 +28,7 @@ from restnet_runtime.errors import BundleError
 from restnet_runtime.install import STEPS, install
 from restnet_runtime.versions import versions_of
 
-BEGIN, END = "<!-- kill_update: begin -->", "<!-- kill_update: end -->"
+HEAD, END = "| killed when |", "each time DEST opened whole."
 MEANING = {
     "verified": "the new bundle was checked, nothing is written",
     "copying": "a part of a file is copied",
@@ -248,7 +248,7 @@ def render(rows: Sequence[Row], changes: int) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--power", action="store_true", help="cut the power too: as root, with mkfs.ext4 and loop devices")
-    parser.add_argument("--page", type=Path, help="put the table into this page, between its marks")
+    parser.add_argument("--page", type=Path, help="put the table into this page, in place of the one that it has")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="restnet-kill-") as folder:
         root = Path(folder)
@@ -259,10 +259,10 @@ def main() -> int:
     print(table)
     if args.page is not None:
         text = args.page.read_text()
-        marked = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-        if not marked.search(text):
-            raise SystemExit(f"{args.page} has no {BEGIN} ... {END}")
-        args.page.write_text(marked.sub(lambda _: f"{BEGIN}\n{table}\n{END}", text))
+        placed = re.compile(f"{re.escape(HEAD)}.*?{re.escape(END)}", re.DOTALL)
+        if not placed.search(text):
+            raise SystemExit(f"{args.page} has no table that begins with {HEAD}")
+        args.page.write_text(placed.sub(lambda _: table, text))
     return 0 if all(row.next_update == "done" for row in rows) else 1
 
 
