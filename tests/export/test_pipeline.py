@@ -275,6 +275,7 @@ def test_the_report_repeats_the_run_and_shows_latencies_where_they_were_measured
         "tuning",
         "resume",
         "checkpoint_minutes",
+        "sign",
     }
     given = {name: tuple(value) if isinstance(value := told[name], list) else value for name in names}
     preprocessing = GivenPreprocessing(**{name: tuple(v) if isinstance(v, list) else v for name, v in told["preprocessing"].items()})
