@@ -150,8 +150,9 @@ def create_app(
     @app.put("/budget", responses={200: {"model": BudgetAnswer}, **_ERRORS}, openapi_extra={"requestBody": BUDGET_BODY, **_OF_MODEL})
     async def put_budget(request: Request) -> Response:
         """Replace the standing budget; the next requests are served under it."""
+        name = asked(request).name
         limits = read_json(BudgetRequest, await intake.receive(request)).limits()
-        controller = asked(request).backend.controller
+        controller = models.find(name).backend.controller  # looked up again: another bundle may have come with the body
 
         def replace() -> BudgetAnswer:
             controller.budget = limits
@@ -167,8 +168,9 @@ def create_app(
     @app.put("/pin", responses={200: {"model": PinAnswer}, **_ERRORS}, openapi_extra={"requestBody": PIN_BODY, **_OF_MODEL})
     async def put_pin(request: Request) -> Response:
         """Keep to one route, whatever it costs. Where it is not loaded yet, the budget decides until it is."""
+        name = asked(request).name
         route = read_json(PinRequest, await intake.receive(request)).route
-        model = asked(request)
+        model = models.find(name)
         known = [one.name for one in model.backend.executor.bundle.routes]
         if route not in known:
             raise InputError(f"there is no route {route[:60]!r} in this bundle: /routes lists what there is")
