@@ -50,6 +50,7 @@ def test_down_after_three_ticks_and_up_after_eight() -> None:
     assert seen == [4, 4, 4, 4, 4, 2, *[2] * 7, 4]
 
 
+@pytest.mark.untraced
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=40))
 def test_noise_that_never_lasts_changes_nothing(wanted) -> None:
     choice = ThreadChoice(2)
@@ -110,6 +111,7 @@ def test_a_load_that_only_scatters_changes_the_number_once_at_most(cores, others
     assert changes([threads, *governed(cores, threads, seconds)]) <= 1
 
 
+@pytest.mark.untraced
 @given(st.integers(1, 8), st.integers(0, 16), st.integers(1, 8))
 def test_what_we_take_does_not_drive_the_number_to_and_fro(cores, others, threads) -> None:
     """A closed loop: neighbours and our threads without pause on a fair scheduler, which the number of threads feeds back into."""
