@@ -116,7 +116,7 @@ docs-pictures: $(DEV_ENV) ## The pictures of the explanation pages, drawn anew
 	$(BIN)/python scripts/site/pictures.py
 
 # What touches every dependency: the compiler, sessions, bodies, both HTTP interfaces, metrics, images, sensors, the commands.
-ENDS_TESTS := $(addprefix tests/runtime/test_,bundle.py compile.py packing.py executor.py engine.py runtime.py api.py v2.py fields.py metrics.py preprocess.py sensors.py catalog.py server.py notify.py facts.py)
+ENDS_TESTS := $(addprefix tests/runtime/test_,bundle.py compile.py packing.py executor.py engine.py runtime.py api.py v2.py metrics.py preprocess.py sensors.py catalog.py server.py notify.py facts.py)
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 
 check-wheels: $(DEV_ENV) ## Is there a wheel of everything a device installs, for four Pythons and two processors, at both ends of the ranges?
