@@ -149,7 +149,10 @@ def main() -> None:
     args = parser.parse_args()
     server, images = Server(args.server), frames(args.frames)
     beside = beside_ms(server, images)
-    budget = latency_budget_ms(args.fps, beside)
+    try:
+        budget = latency_budget_ms(args.fps, beside)
+    except ValueError as error:
+        raise SystemExit(f"camera.py: {error}") from None
     print(f"{1000 / args.fps:.1f} ms for each frame, {beside:.1f} ms of it beside the network: budget {budget:.1f} ms")
     print(watch(server, images, args.fps, budget, args.seconds))
 
