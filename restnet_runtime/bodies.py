@@ -77,6 +77,8 @@ def read_json(model: type[_RequestT], body: bytes) -> _RequestT:
             raise RequestError(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}") from error
         if first["type"] == "extra_forbidden":
             raise InputError(f"unknown field {name[:_SHOWN_CHARACTERS]!r}: allowed are {', '.join(model.model_fields)}") from error
+        if first["type"] == "missing":
+            raise InputError(f"field {name} is missing: allowed are {', '.join(model.model_fields)}") from error
         shown = repr(first["input"])[:_SHOWN_CHARACTERS]
         where = f"field {name}" if name else "the body"
         raise InputError(f"{where} is {shown}: {first['msg']}") from error

@@ -39,8 +39,12 @@ def parse_deadlines(texts: Iterable[str]) -> float | None:
     """The least of header values as `200ms`, in ms; `None` where there is none. Raises `UnitError`."""
     least = None
     for text in texts:
-        kind, limit_ms = parse_quantity(text)
+        problem = UnitError(f"{DEADLINE_HEADER} is {text[:60]!r}: give a time up to an hour, as 200ms")
+        try:
+            kind, limit_ms = parse_quantity(text)
+        except UnitError as error:  # which names units of all kinds
+            raise problem from error
         if kind != "latency_ms" or limit_ms > MOST_MS:
-            raise UnitError(f"{DEADLINE_HEADER} is {text[:60]!r}: give a time up to an hour, as 200ms")
+            raise problem
         least = limit_ms if least is None else min(least, limit_ms)
     return least

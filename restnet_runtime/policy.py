@@ -155,6 +155,12 @@ def decide(
     if pinned is not None:
         held = History(pinned.name, budget, {}, 0, history.switched_s if current is pinned else now_s, None)
         return _decision(limits, pinned, held, f"pinned to {pinned.name} by the operator")
+    return _instead_of(pin, _by_limits(limits, budget, ladder, current, history, now_s, settings))
+
+
+def _by_limits(
+    limits: Limits, budget: Budget, ladder: Ladder, current: Rung | None, history: History, now_s: float, settings: PolicySettings
+) -> Decision:
     if current is None or (budget is not history.budget and budget != history.budget):
         chosen = _pick(limits, ladder)
         start = History(chosen.name, budget, {}, 0, history.switched_s, None)
@@ -200,9 +206,9 @@ def choose_for_request(
     if pinned is not None:
         return _decision(limits, pinned, History(), f"pinned to {pinned.name} by the operator")
     if serving is not None and _bears(limits, serving):
-        return _decision(limits, serving, History(), f"{serving.name} serves and fits", borne=True)
+        return _instead_of(pin, _decision(limits, serving, History(), f"{serving.name} serves and fits", borne=True))
     chosen = _pick(limits, ladder)
-    return _decision(limits, chosen, History(), f"for this request {chosen.name} is the most accurate that fits")
+    return _instead_of(pin, _decision(limits, chosen, History(), f"for this request {chosen.name} is the most accurate that fits"))
 
 
 def _limits(reading: Reading, budget: Budget, settings: PolicySettings, ladder: Ladder | None = None) -> Limits:
@@ -328,6 +334,13 @@ def _decision(limits: Limits, chosen: Rung, history: History, reason: str, borne
         return Decision(chosen.name, True, reason, limits.in_force(), history, False, predicted_ms)
     text = f"{chosen.name} serves although it does not fit: {_broken(limits, chosen)}"
     return Decision(chosen.name, False, text, limits.in_force(), history, limits.budget.min_accuracy is not None, predicted_ms)
+
+
+def _instead_of(pin: str | None, decision: Decision) -> Decision:
+    """A decision in place of the pinned route, which is not loaded: told in its reason."""
+    if pin is None:
+        return decision
+    return replace(decision, reason=f"{decision.reason} ({pin} is pinned, but not loaded)")
 
 
 def _broken(limits: Limits, rung: Rung) -> str:

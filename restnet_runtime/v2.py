@@ -142,8 +142,7 @@ def add_v2(app: FastAPI, models: Models, intake: Intake, updates: Updates | None
     async def unload(request: Request) -> Response:
         """Not possible: 400. What serves is given when the server starts, and stays."""
         model = find(**request.path_params)
-        only = "it is the only model here, and a server without one has nothing to do" if len(models) == 1 else "models stay while it runs"
-        raise HTTPException(400, f"{model.name} is not unloaded: {only}; stop the server instead")
+        raise HTTPException(400, f"{model.name} is not unloaded: models stay as long as the server runs; stop that instead")
 
     def add(path: str, endpoint: Any, method: str = "GET", **documented: Any) -> None:
         documented.setdefault("responses", _ERRORS)

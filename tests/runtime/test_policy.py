@@ -671,7 +671,12 @@ def test_a_pin_holds_whatever_it_costs() -> None:
     decision = decide(reading(3.0), Budget(latency_ms=50.0), FAMILY, History("small", Budget()), 0.0, SETTINGS, pin="large")
     assert (decision.route, decision.feasible) == ("large", False)
     assert choose_for_request(Budget(), Budget(macs=1), FAMILY, reading(), "small", SETTINGS, pin="large").route == "large"
-    assert decide(reading(), Budget(), [SMALL, MIDDLE], History(), 0.0, SETTINGS, pin="large").route == "middle", "as long as it is loaded"
+    instead = decide(reading(), Budget(), [SMALL, MIDDLE], History(), 0.0, SETTINGS, pin="large")
+    assert instead.route == "middle", "as long as it is loaded"
+    assert instead.reason.endswith("(large is pinned, but not loaded)")
+    asked = choose_for_request(Budget(), Budget(macs=1), [SMALL, MIDDLE], reading(), "middle", SETTINGS, pin="large")
+    assert (asked.route, asked.feasible) == ("small", False)
+    assert "over the limit of 1 MACs (large is pinned, but not loaded)" in asked.reason
 
 
 def test_a_growing_queue_is_left_before_requests_are_late() -> None:

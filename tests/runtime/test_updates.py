@@ -336,7 +336,7 @@ def test_what_is_not_allowed_is_refused(serve: Callable[..., Any], bundles: Call
     with serve(dest) as server:
         answer = server.client.post("/v2/repository/models/shapes/unload")
         assert answer.status_code == 400
-        assert answer.json()["error"].startswith("shapes is not unloaded: it is the only model here")
+        assert answer.json()["error"].startswith("shapes is not unloaded: models stay as long as the server runs")
         assert server.client.post("/v2/repository/models/other/load").status_code == 404
 
 

@@ -131,7 +131,7 @@ def test_the_repository_lists_the_model(client: httpx.Client) -> None:
         assert client.post("/v2/repository/index", content=body).status_code == 400
     for action, reason in (
         ("load", "are not replaced while it runs"),
-        ("unload", "it is the only model here"),
+        ("unload", "models stay as long as the server runs"),
     ):
         answer = client.post(f"/v2/repository/models/shapes/{action}")
         assert answer.status_code == 400
