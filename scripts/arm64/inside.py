@@ -13,6 +13,7 @@ import sys
 import time
 import xml.etree.ElementTree
 from pathlib import Path
+from typing import ClassVar
 
 JOB, ENVIRONMENT, GROUPS = Path("/job"), Path("/opt/restnet"), Path("/sys/fs/cgroup")
 OUT, BIN, IMAGES = JOB / "out", ENVIRONMENT / "bin", JOB / "suite/examples/digits/images"
@@ -83,6 +84,8 @@ def ask(path: str, *options: str) -> dict:
 class Server:
     """`restnet-serve` on the digits bundle that comes along, in a control group of its own where a limit is given."""
 
+    begun: ClassVar[list[subprocess.Popen]] = []
+
     def __init__(self, *options: str, limit_mb: int | None = None) -> None:
         self.group = None
         if limit_mb is not None:
@@ -94,6 +97,7 @@ class Server:
         self.process = subprocess.Popen(
             [str(BIN / "restnet-serve"), *options], stdout=self._log, stderr=subprocess.STDOUT, preexec_fn=self._enter, cwd="/tmp"
         )
+        self.begun.append(self.process)
         while run("curl", "--silent", "--fail", "--output", "/dev/null", f"http://127.0.0.1:{PORT}/readyz").returncode:
             if self.process.poll() is not None or time.monotonic() - begun > 300:
                 self.process.kill()
@@ -113,6 +117,14 @@ class Server:
             if all(route["loaded"] for route in ask("/routes")["routes"]) or time.monotonic() - begun > most_s:
                 return status
             time.sleep(2)
+
+    @classmethod
+    def kill_left(cls) -> None:
+        """What a step that failed has left running."""
+        for process in cls.begun:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
     def stop(self) -> int:
         self.process.terminate()
@@ -224,7 +236,7 @@ def check(job: dict) -> bool:
             part(report)
         except Exception as error:
             report.step(part.__name__, f"{type(error).__name__}: {error}", time.monotonic() - begun, ok=False)
-            run("sh", "-c", "kill -9 $(pgrep -f restnet-serve)")
+            Server.kill_left()
     if job["tests"] != ["none"]:
         chosen = {"chosen": tuple(job["tests"])} if job["tests"] else TESTS
         for name, files in chosen.items():
