@@ -14,7 +14,7 @@ DEV_ENV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze check-wheels check-ranges check-install check-image check-service check-compose docs docs-pictures bundle clean
+.PHONY: help demo test test-slow fuzz lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze check-wheels check-ranges check-install check-image check-service check-compose check-arm64 docs docs-pictures bundle clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
@@ -135,6 +135,9 @@ check-image: ## Build the Dockerfile without an engine, run what was built read-
 
 check-service: ## Boot a Debian with the systemd unit, and let the server hang, die, stop and come back; as root on Debian
 	scripts/check-service
+
+check-arm64: ## Boot emulated 64-bit ARM machines with pages of 4 and of 16 KB, install, serve, squeeze and test there; an hour or two, as root on Debian
+	scripts/check-arm64 $(ARGS)
 
 check-compose: $(DEV_ENV) ## The files of deploy/compose, with a real server and a real Prometheus
 	$(BIN)/python scripts/compose_check.py

@@ -293,10 +293,9 @@ class Executor:
             for compiled in mapped:
                 for file, extents in compiled.located(compiled.touched).items():
                     idle.setdefault(file, set()).update(extents)
-            for file, extents in current.compiled.located(current.compiled.touched).items():
-                idle.setdefault(file, set()).difference_update(extents)
+            read = current.compiled.located(current.compiled.touched)
             self._ledger.hand_back()
-            return sum(hand_back(file, extents) for file, extents in idle.items())
+            return sum(hand_back(file, extents.difference(read.get(file, ())), read.get(file, ())) for file, extents in idle.items())
 
     def settle(self, idle_s: float) -> bool:
         """Give the memory that batches took back to the system, once none has run for `idle_s` seconds. Returns whether it did."""

@@ -36,12 +36,18 @@ def mappings_of(file: Path, maps: str) -> list[Mapping]:
     ]
 
 
-def hand_back(file: Path, extents: Iterable[tuple[int, int]], proc: Path = Path("/proc/self")) -> int:
-    """Drop the whole pages of these (offset, length) of `file`, which do not overlap, from this process, and from the page cache
-    unless another process maps them.
+def hand_back(
+    file: Path,
+    extents: Iterable[tuple[int, int]],
+    kept: Iterable[tuple[int, int]] = (),
+    proc: Path = Path("/proc/self"),
+    page_bytes: int = mmap.PAGESIZE,
+) -> int:
+    """Drop the pages of these (offset, length) of `file` from this process, and from the page cache unless another process maps them.
 
-    Returns how many bytes of the file that were; 0 where the system cannot do it. Contents stay what they are: nothing ever writes
-    to these mappings.
+    A page goes with anything of `extents` on it and nothing of `kept`, which is what is still read: tensors lie closer together than
+    pages of 16 or 64 KB. What both have stays. Returns how many bytes of the file that were, in whole pages; 0 where the system cannot
+    do it. Contents stay what they are: nothing ever writes to these mappings.
     """
     madvise = getattr(ctypes.CDLL(None, use_errno=True), "madvise", None)
     try:
@@ -51,9 +57,7 @@ def hand_back(file: Path, extents: Iterable[tuple[int, int]], proc: Path = Path(
     if madvise is None or not mappings:
         return 0
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    page = mmap.PAGESIZE
-    whole = sorted((-(-offset // page) * page, (offset + length) // page * page) for offset, length in extents)
-    whole = [(first, last) for first, last in whole if first < last]
+    whole = idle_pages(extents, kept, page_bytes)
     ends = [last for _, last in whole]
     for mapping in mappings:
         till = mapping.offset + mapping.end - mapping.start
@@ -67,3 +71,37 @@ def hand_back(file: Path, extents: Iterable[tuple[int, int]], proc: Path = Path(
             for first, last in whole:
                 os.posix_fadvise(opened.fileno(), first, last - first, os.POSIX_FADV_DONTNEED)
     return sum(last - first for first, last in whole)
+
+
+def idle_pages(extents: Iterable[tuple[int, int]], kept: Iterable[tuple[int, int]], page_bytes: int) -> list[tuple[int, int]]:
+    """[first, last) of a file, multiples of `page_bytes`, in order and apart: pages with some of `extents` and none of `kept` on them.
+
+    extents, kept: (offset, length) each, in any order
+    """
+    free: list[tuple[int, int]] = []
+    needed = _pages_of(kept, page_bytes)
+    place = 0
+    for first, last in _pages_of(extents, page_bytes):
+        while place < len(needed) and needed[place][1] <= first:
+            place += 1
+        at = place
+        while at < len(needed) and needed[at][0] < last:
+            if first < needed[at][0]:
+                free.append((first, needed[at][0]))
+            first = needed[at][1]
+            at += 1
+        if first < last:
+            free.append((first, last))
+    return free
+
+
+def _pages_of(extents: Iterable[tuple[int, int]], page_bytes: int) -> list[tuple[int, int]]:
+    """All pages with something of these on them, in order; neighbours are one."""
+    found: list[tuple[int, int]] = []
+    for offset, length in sorted(extent for extent in extents if extent[1] > 0):
+        first, last = offset // page_bytes * page_bytes, -(-(offset + length) // page_bytes) * page_bytes
+        if found and first <= found[-1][1]:
+            found[-1] = found[-1][0], max(last, found[-1][1])
+        else:
+            found.append((first, last))
+    return found

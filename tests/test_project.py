@@ -117,7 +117,9 @@ def test_make_help_lists_every_target() -> None:
     assert all(len(line.split()) > 2 for line in shown.splitlines())
 
 
-@pytest.mark.parametrize("name", [".ci/run", "scripts/check-dockerfile", "scripts/check-device-install", "scripts/check-service"])
+@pytest.mark.parametrize(
+    "name", [".ci/run", "scripts/check-dockerfile", "scripts/check-device-install", "scripts/check-service", "scripts/check-arm64"]
+)
 def test_script_is_executable_and_parses(name: str) -> None:
     assert (ROOT / name).stat().st_mode & 0o111
     subprocess.run(["bash", "-n", name], cwd=ROOT, check=True)

@@ -137,7 +137,9 @@ def test_a_directory_in_place_of_a_file_is_a_missing_file(service: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "unlimited", [9223372036854771712, 9223372036854710272, 2**63 - 1, (2**31 - 1) * 4096], ids=["4k", "64k", "max", "32bit"]
+    "unlimited",
+    [9223372036854771712, 9223372036854759424, 9223372036854710272, 2**63 - 1, (2**31 - 1) * 4096],
+    ids=["4k", "16k", "64k", "max", "32bit"],
 )
 def test_the_largest_v1_limit_is_none(tmp_path: Path, unlimited: int) -> None:
     shutil.copytree(TREES / "v1-container", tmp_path / "root")

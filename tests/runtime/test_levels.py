@@ -60,7 +60,7 @@ def test_weights_go_back_from_the_cache_that_each_level_has(family_bundle, tmp_p
 
     monkeypatch.setattr("restnet_runtime.levels.load_session", load)
     given: dict[Path, set] = {}
-    monkeypatch.setattr("restnet_runtime.executor.hand_back", lambda file, extents: len(given.setdefault(file, set(extents))))
+    monkeypatch.setattr("restnet_runtime.executor.hand_back", lambda file, extents, _: len(given.setdefault(file, set(extents))))
     compiler = Compiler.for_bundle(family_bundle, tmp_path)
     executor = Executor(family_bundle, compiler, SETTINGS)
     for name in ("small", "large"):

@@ -3,11 +3,14 @@
 import ctypes
 import mmap
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from restnet_runtime.pages import Mapping, hand_back, mappings_of
+from restnet_runtime.pages import Mapping, hand_back, idle_pages, mappings_of
 
 MAPS = """7f00-7f10 r--p 00002000 fe:00 12 /cache/weights.bin
 7f20-7f30 r--s 00000000 fe:00 12 /cache/weights.bin
@@ -34,18 +37,48 @@ def resident_pages(address: int, pages: int) -> list[bool]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="page tables are read from /proc")
-def test_whole_pages_of_what_is_handed_back_leave_and_return_unchanged(tmp_path: Path) -> None:
+# Of this machine, of a Raspberry Pi 5, and the largest of 64-bit ARM.
+@pytest.mark.parametrize("page", sorted({PAGE, *(size for size in (16384, 65536) if size >= PAGE)}))
+def test_pages_of_what_is_handed_back_leave_and_return_unchanged(tmp_path: Path, page: int) -> None:
     file = tmp_path / "weights.bin"
-    content = bytes(range(256)) * (16 * PAGE // 256)
+    content = bytes(range(256)) * (16 * page // 256)
     file.write_bytes(content)
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as data:
         address = ctypes.addressof(ctypes.c_char.from_buffer(data))
         assert data[:] == content
-        assert all(resident_pages(address, 16))
-        # Pages 1 and 2; the first and the last are shared with what stays. Then page 8.
-        assert hand_back(file, [(PAGE // 2, 3 * PAGE), (8 * PAGE, PAGE), (12 * PAGE + 1, PAGE)]) == 3 * PAGE
-        assert [index for index, there in enumerate(resident_pages(address, 16)) if not there] == [1, 2, 8]
+        pages = 16 * page // PAGE
+        assert all(resident_pages(address, pages))
+        # Pages 1 and 2; the first and the last are shared with what stays. Then page 8, and 12, of which nothing else is read.
+        idle = [(page // 2, 3 * page), (8 * page, page), (12 * page + 1, page // 2)]
+        assert hand_back(file, idle, [(0, page // 2), (3 * page + page // 2, page)], page_bytes=page) == 4 * page
+        gone = [index * PAGE // page for index, there in enumerate(resident_pages(address, pages)) if not there]
+        assert gone == [index for index in (1, 2, 8, 12) for _ in range(page // PAGE)]
         assert data[:] == content
+
+
+EXTENTS = st.lists(st.tuples(st.integers(0, 600), st.integers(0, 150)), max_size=8)
+
+
+@given(EXTENTS, EXTENTS, st.sampled_from([1, 7, 16, 64]))
+def test_a_page_is_idle_where_something_idle_and_nothing_kept_is_on_it(extents, kept, page: int) -> None:
+    def on(page_at: int, some) -> bool:
+        return any(offset < page_at + page and page_at < offset + length for offset, length in some if length)
+
+    found = idle_pages(extents, kept, page)
+    assert all(last[1] <= first[0] for last, first in pairwise(found))
+    pages = [at for first, last in found for at in range(first, last, page)]
+    assert pages == [at for at in range(0, 800, page) if on(at, extents) and not on(at, kept)]
+
+
+@pytest.mark.parametrize("page", [4096, 16384, 65536])
+def test_the_end_of_one_tensor_does_not_keep_the_next(page: int) -> None:
+    """Fifty tensors of 40,000 bytes, each at a multiple of 4096: with large pages almost every page has two of them on it."""
+    step = 10 * 4096
+    tensors = [(place * step, 40_000) for place in range(50)]
+    last = -(-50 * step // page) * page
+    assert idle_pages(tensors, [], page) == [(0, last)]
+    gone = idle_pages(tensors[:10] + tensors[11:], tensors[10:11], page)
+    assert last - sum(end - start for start, end in gone) <= 40_000 + 2 * page
 
 
 def test_a_file_that_is_not_mapped(tmp_path: Path) -> None:
