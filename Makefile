@@ -17,7 +17,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 .PHONY: help demo test test-slow fuzz lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze check-wheels check-ranges check-install check-image check-service check-compose check-arm64 docs docs-pictures bundle clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
 
 demo: $(DEMO_ENV) ## Anchors trained on digits, stitched, served, asked with curl before and after a smaller budget
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/demo.sh

@@ -1,5 +1,6 @@
 """What a report says of the device: from files as boards have them, and of this machine."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -125,3 +126,12 @@ def test_the_first_line_alone() -> None:
     code = f"{sys.executable} -c 'from restnet_runtime.facts import print_version; print_version(\"x\")' | head -1"
     done = subprocess.run(["sh", "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (f"x {__version__}\n", "")
+
+
+@pytest.mark.parametrize("page", [4096, 16384, 65536])
+def test_the_size_of_a_page_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+    asked = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: page if name in ("SC_PAGE_SIZE", "SC_PAGESIZE") else asked(name))
+    facts = gather_facts(tmp_path)
+    assert facts.page_bytes == page
+    assert f"pages of {page // 1024} KiB" in describe(facts)

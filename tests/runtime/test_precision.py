@@ -1,6 +1,7 @@
 """Precision: which routes a device can run, and whether products of int8 have to be kept from saturating."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,19 @@ def test_sessions_share_all_filters_where_copies_would_take_much_of_the_memory(i
 
 def test_this_device_has_memory(int8_bundle: Bundle) -> None:
     assert shared_filters(int8_bundle) == frozenset(), "some kilobytes are little of it"
+
+
+@pytest.mark.parametrize("page", [4096, 16384, 65536])
+def test_memory_is_counted_in_pages_of_the_size_that_the_device_has(
+    int8_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """A Raspberry Pi 5 has pages of 16 KB: a quarter as many for the same memory."""
+    plain = tmp_path / "plain"
+    plain.write_text("Features : asimd\n")
+    int8 = [part for route in int8_bundle.routes for part in zip(route.segments, route.precisions, strict=True) if part[1] == "int8"]
+    copies = sum(int8_bundle.segments[segment].graphs["int8"].weight_bytes for segment, _ in int8)
+    enough = -(-8 * copies // page)
+    for pages, shared in ((enough, frozenset()), (enough - 1, EVERY_FILTER)):
+        told = {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": page}
+        monkeypatch.setattr(os, "sysconf", lambda name, told=told: told[name])
+        assert shared_filters(int8_bundle, cpuinfo=plain) == shared
