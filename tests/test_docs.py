@@ -204,7 +204,7 @@ def test_reference_has_every_command() -> None:
 
 OF_OTHERS = {"--nproc-per-node", "--memory", "--cpus", "--scope", "--snapshot", "--power"}
 """Options of torchrun, docker, systemd-run, and the examples and scripts that the pages name."""
-MEASURED = {"benchmarks", "controller", "exporter", "int8", "selection", "squeeze", "sensors", "install"}
+MEASURED = {"benchmarks", "controller", "exporter", "int8", "selection", "squeeze", "sensors", "serving", "install"}
 """Pages that name options of benchmarks, pip, docker and scripts."""
 
 

