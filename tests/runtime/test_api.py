@@ -856,7 +856,7 @@ def test_status(served):
     status = served.client.get("/status").json()
     assert set(status) == {
         *("version", "model", "models", "memory", "bundle", "routes", "sessions", "current", "budget", "decision", "wanted"),
-        *("pin", "switched", "reading", "switches", "problem", "read_only", "controlling", "queue", "batching", "versions"),
+        *("pin", "switched", "reading", "switches", "problem", "read_only", "controlling", "queue", "batching", "versions", "update"),
     }
     (listed,) = status["models"]
     assert status["model"] == listed["name"] == "shapes"
@@ -933,6 +933,7 @@ def test_openapi_documents_every_body_with_examples_that_work(served):
     assert set(content) == {"multipart/form-data", "image/*", "application/json", "application/x-npy", "application/octet-stream"}
     assert all(entry["examples"] for entry in content.values())
     assert {entry["name"] for entry in paths["/predict"]["post"]["parameters"]} == {
+        "model",
         "top_k",
         "budget",
         "X-Restnet-Budget",

@@ -292,15 +292,15 @@ def test_a_signal_while_the_server_starts_ends_it_quietly(family_path: Path, tmp
 def test_a_command_that_is_terminated_unwinds(name: str, family_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the first thing that each does, and what SIGTERM does afterwards is what it did before."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(cli, "_open", lambda *_: signal.raise_signal(signal.SIGTERM))
-    monkeypatch.setattr(cli, "open_bundle", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(cli, "_open", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(cli, "open_bundle", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     options = ["--port", "0"] if name == "serve" else []
     assert getattr(cli, name)([str(family_path), *options, *(["--cache", str(tmp_path)] if name != "inspect" else [])]) == 143
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_termination_that_becomes_another_error_is_still_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def opened(_: object) -> None:
+    def opened(_: object, **__: object) -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
         except BaseException as error:
@@ -318,7 +318,7 @@ def test_a_signal_that_python_loses_still_ends_the_start(
     """What is raised in a weakref's callback goes nowhere."""
     opened = cli._open
 
-    def lose_it(*given: Any) -> Engine:
+    def lose_it(*given: Any, **named: Any) -> Engine:
         class Thing:
             pass
 
@@ -328,7 +328,7 @@ def test_a_signal_that_python_loses_still_ends_the_start(
             silent.setattr(sys, "unraisablehook", lambda _: None)
             del thing
         assert reference() is None
-        return opened(*given)
+        return opened(*given, **named)
 
     monkeypatch.setattr(cli, "_open", lose_it)
     assert cli.serve([str(family_path), "--port", "0", "--cache", str(cache_root)]) == status

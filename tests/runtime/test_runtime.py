@@ -360,7 +360,7 @@ def test_the_program_in_the_readme_works(cache_root: Path, tmp_path: Path) -> No
     program = readme.partition("from restnet_runtime import Runtime\n")[2].partition("```")[0]
     (tmp_path / "seven.png").write_bytes(png(7))
     image = repr(str(tmp_path / "seven.png"))
-    for shown, here in (('"mine"', "SHIPPED_BUNDLE"), ('"seven.png"', image), ("timeout_s=10", "timeout_s=0.1")):
+    for shown, here in (('"mine"', "SHIPPED_BUNDLE"), ('"seven.png"', image), ("timeout_s=2", "timeout_s=0.1")):
         assert shown in program
         program = program.replace(shown, here)
     code = f"from restnet_runtime.bundle import SHIPPED_BUNDLE\nfrom restnet_runtime import Runtime\n{program}"
