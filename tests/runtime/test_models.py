@@ -1,6 +1,7 @@
 """Several bundles in one process: names and paths, the official client, and one memory limit that is kept while all of them serve."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -464,6 +465,18 @@ def test_what_one_model_adds_is_no_overhead_of_the_other(wide_paths: tuple[Path,
         executor.close()
 
 
+OWN_PROCESS = "RESTNET_TEST_OWN_PROCESS"
+
+
+def test_runtimes_share_a_pool_in_a_small_process() -> None:
+    """In the process of all tests, which has grown to hundreds of MB, the tenth that must stay free to begin is more than both networks."""
+    name = f"{__file__}::test_runtimes_share_a_pool"
+    command = [sys.executable, "-m", "pytest", "-q", "--no-cov", "-p", "no:cacheprovider", name]
+    done = subprocess.run(command, env={**os.environ, OWN_PROCESS: "1"}, capture_output=True, text=True, timeout=280)
+    assert "1 passed" in done.stdout, done.stdout[-3000:]
+
+
+@pytest.mark.skipif(OWN_PROCESS not in os.environ, reason="runs in a process of its own, by the test above")
 def test_runtimes_share_a_pool(wide_paths: tuple[Path, Path], cache_root: Path) -> None:
     pool, options = Pool(), {"cache": cache_root, "threads": 1}
     with Runtime(wide_paths[0], pool=pool, **options) as alpha, Runtime(wide_paths[1], pool=pool, **options) as beta:
