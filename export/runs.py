@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from restnet_runtime.errors import ExportError, SpecError
-
-from .scratch import sync
+from restnet_runtime.links import sync
 
 _STATE = "state.pt"
 

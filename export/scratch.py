@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from restnet_runtime.links import sync
+
 
 @contextmanager
 def scratch_of(target: Path) -> Iterator[Path]:
@@ -53,15 +55,6 @@ def clear_leftovers(target: Path) -> list[str]:
             shutil.rmtree(path, ignore_errors=True)
             told.append(f"removed {path}, left by a run that was killed")
     return told
-
-
-def sync(path: Path) -> None:
-    """What a file holds, or which names a directory has, is on disk when this returns."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _exchange(scratch: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ from restnet_runtime.errors import BundleError, ExportError
 from restnet_runtime.fields import FieldError, read
 from restnet_runtime.files import file_sha256
 from restnet_runtime.graphs import INLINE_BELOW_BYTES, check_graphs, external_extent
+from restnet_runtime.links import sync
 from restnet_runtime.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -38,7 +39,7 @@ from restnet_runtime.manifest import (
 )
 from restnet_runtime.routes import fronts, largest_activations, precision_of
 
-from .scratch import put_in_place, scratch_of, sync
+from .scratch import put_in_place, scratch_of
 
 _Extents = dict[tuple[str, Precision], set[tuple[int, int]]]
 """(offset, length) in weights.bin of what a segment reads, by segment and precision."""

@@ -582,8 +582,8 @@ def test_a_flood_is_refused_little_by_little(make):
         flood_s = time.monotonic() - began
         served.executor.gate.set()
         assert first.result().status_code == 200
-    assert alone_s < 0.1
     assert flood_s >= 0.18
+    assert alone_s < flood_s
 
 
 def test_places_that_were_taken_while_the_body_came(make):

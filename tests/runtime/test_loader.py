@@ -368,7 +368,7 @@ def test_the_way_down_stays_where_it_fits_without_its_weights(watched) -> None:
 
 def test_the_way_down_stays_while_the_limit_may_fall_further(watched, monkeypatch) -> None:
     """A route between that just fits at a step on the way down is not worth the one that will serve at the next step."""
-    monkeypatch.setattr(loader_module, "_FALLING_S", 0.5)
+    monkeypatch.setattr(loader_module, "_FALLING_S", 1000.0)
     watched.load("large")
     watched.switch("large")
     lean = replace(watched.need("small"), touched=frozenset())
@@ -381,7 +381,7 @@ def test_the_way_down_stays_while_the_limit_may_fall_further(watched, monkeypatc
     while loader.step():
         pass
     assert set(watched.loaded) == {"large", "small"}
-    time.sleep(0.6)
+    monkeypatch.setattr(loader_module, "_FALLING_S", 0.0)
     while loader.step():
         pass
     assert watched.loaded == ("large",), "the limit stands: it is kept"
