@@ -7,7 +7,7 @@ Words
   sensed limit   the memory that the device leaves to this process now: its own + what is available - a reserve.
                  The memory limit in force is the lower of the budget's and the sensed one.
   need           what a route takes of a limit: macs, profiled memory, profiled latency x slowdown x tail + the wait that the rate of
-                 requests leads to on it (`limits.Load`): a route that a growing queue would make late is left before it is.
+                 requests leads to on it (`load.Load`): a route that a growing queue would make late is left before it is.
   exact, noisy   macs and the budget's memory limit compare constants. Predicted latency and the sensed limit move by themselves.
   fits           every need is within its limit.
   borne          the route that serves, while few requests were late (`Reading.credit`): fits with less of the tail, by the credit.
