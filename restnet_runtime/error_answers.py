@@ -50,7 +50,10 @@ def answer_errors(app: FastAPI) -> None:
 
     async def on_bug(request: Request, error: Exception) -> Response:
         name, known = type(error).__name__, request_id(request.scope)
-        return _error(500, f"internal error ({name}): the server's log has the details", {REQUEST_ID: known} if known else None)
+        headers = {"Connection": "close"}  # uvicorn ends the connection: a client that is not told would ask once more on it
+        if known:
+            headers[REQUEST_ID] = known
+        return _error(500, f"internal error ({name}): the server's log has the details", headers)
 
     app.add_exception_handler(HTTPException, on_http)
     for kind, status in STATUS_OF.items():

@@ -167,6 +167,7 @@ def test_a_fault_of_ours_is_a_failure(served, monkeypatch, caplog):
     answer = served.post("/predict", content=png(), headers={"X-Request-ID": "mine"})
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] == "mine"
+    assert answer.headers["connection"] == "close"  # the server ends it, and the next request must not be sent on it
     after = values(served)
     assert after["restnet_requests_total", "failed"] == after["restnet_request_errors_total", "internal"] == 1
     assert [record for record in caplog.records if getattr(record, "facts", {}).get("request_id") == "mine"]
