@@ -14,7 +14,7 @@ DEV_ENV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze check-wheels check-ranges check-install check-image check-service check-compose check-arm64 docs docs-pictures bundle clean
+.PHONY: help demo test test-slow fuzz lint format serve bench bench-exporter bench-precision bench-controller bench-squeeze check-wheels check-ranges check-install check-image check-service check-compose check-arm64 docs docs-screenshots docs-pictures bundle clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort | awk -F ':.*## ' '{ printf "%-15s %s\n", $$1, $$2 }'
@@ -111,6 +111,10 @@ bench-squeeze: $(DEV_ENV) ## A served process really squeezed in its own control
 docs: $(DEV_ENV) ## The documentation as a site in build/site; links within it are checked, those to other sites are listed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "build/site/index.html"
+
+docs-screenshots: docs ## Every page of the site in Chromium, wide and narrow, in build/site-pictures, and docs/site.png
+	$(BIN)/python scripts/site/screenshots.py
+	$(BIN)/python scripts/site/screenshots.py --sheet docs/site.png
 
 docs-pictures: $(DEV_ENV) ## The pictures of the explanation pages, drawn anew
 	$(BIN)/python scripts/site/pictures.py

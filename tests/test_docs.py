@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -252,6 +253,11 @@ def test_the_site_builds_and_no_link_within_it_is_broken(tmp_path: Path) -> None
     )
     assert [address for address in fetched if "canonical" not in address] == [], "a page that needs another site"
     assert (tmp_path / "external-links.txt").read_text().startswith("http")
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        pytest.skip("there is no Chromium here: the pages were not looked at")
+    command = [sys.executable, str(SITE / "screenshots.py"), str(tmp_path / "pictures"), "--site", str(tmp_path / "site"), "--pages"]
+    done = subprocess.run([*command, "index.html", "bundle.html", "reference/commands.html"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr  # none is wider than its window or asks another host
 
 
 def test_pictures_are_those_that_the_script_draws(tmp_path: Path) -> None:
