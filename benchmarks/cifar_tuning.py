@@ -21,9 +21,12 @@ from cifar_family import cifar_settings
 from common import ROOT, Floor, Result, arguments, publish
 
 from restnet_export.devices import CPU, chosen_device, device_name
+from restnet_export.objectives import Objective
+from restnet_export.options import loss_weight
 from restnet_export.pipeline import export_bundle
 from restnet_export.rules import RULES
 from restnet_export.settings import ExportSettings, TuneSettings
+from restnet_export.teachers import ENSEMBLE
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.routes import pareto_front
 from restnet_runtime.threads import usable_cores
@@ -77,10 +80,13 @@ def settings_for(args: argparse.Namespace, out: Path) -> ExportSettings:
         shift=shift,
         blend=args.blend,
         labelled=not args.few,
+        objective=Objective(**dict(loss_weight(text) for text in args.loss)),
         amp="bf16" if args.bf16 else "auto",
     )
     few = {"data": f"npz:{few_images(Path(settings.data.removeprefix('npz:')), args.few, args.seed)}"} if args.few else {}
-    teacher = cifar_settings(out, [args.teacher], args.set).anchors[0] if args.teacher else None
+    teacher = args.teacher
+    if teacher and teacher != ENSEMBLE:
+        teacher = cifar_settings(out, [int(teacher)], args.set).anchors[0]
     return replace(settings, tuning=tuning, teacher=teacher, device=args.device, workers=usable_cores(), **few)
 
 
@@ -200,7 +206,10 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", help="of sn-net")
     parser.add_argument("--max-routes", type=int, help="keep the most promising")
     parser.add_argument("--shift", type=int, help="move images by up to so many pixels (default: 0; with --few 2)")
-    parser.add_argument("--teacher", type=int, metavar="DEPTH", help="a network of another depth teaches (default: one of the anchors)")
+    parser.add_argument(
+        "--teacher", metavar="DEPTH", help="a network of another depth, or all anchors as an 'ensemble' (default: one of the anchors)"
+    )
+    parser.add_argument("--loss", nargs="+", default=(), metavar="NAME=WEIGHT", help="as restnet-export takes it")
     parser.add_argument("--blend", action="store_true", help="tune on blends of two images")
     parser.add_argument("--few", type=int, metavar="N", help="tune on so many images, without their labels")
     parser.add_argument("--samples", type=int, default=400, help="images behind least squares (default: %(default)s)")

@@ -149,7 +149,8 @@ def _add_tuning(result: argparse.ArgumentParser) -> None:
     tune.add_argument(
         "--teacher",
         metavar="ANCHOR",
-        help="who teaches: an anchor's name, or the SPEC of another network (default: the largest about as good as the best)",
+        help="who teaches: an anchor's name, 'ensemble' for all anchors together, or the SPEC of another network "
+        "(default: the largest about as good as the best)",
     )
     tune.add_argument(
         "--ignore-labels",

@@ -103,7 +103,7 @@ def _tuning(args: argparse.Namespace) -> TuneSettings:
         raise SpecError(f"--{option} does nothing with --finetune {mode}: leave it out")
     if mode == "none":
         return TuneSettings(seed=args.seed)
-    weights = dict(_loss_weight(text) for text in args.loss or ())
+    weights = dict(loss_weight(text) for text in args.loss or ())
     if args.temperature is not None:
         weights["temperature"] = args.temperature
     return TuneSettings(mode=mode, seed=args.seed, labelled=not args.ignore_labels, objective=Objective(**weights), **given)
@@ -113,7 +113,7 @@ def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
-def _loss_weight(text: str) -> tuple[str, float]:
+def loss_weight(text: str) -> tuple[str, float]:
     name, _, weight = text.partition("=")
     try:
         value = float(weight)

@@ -104,7 +104,8 @@ class ExportSettings:
     max_routes:     keep so many, the anchors among them
     match_spread:   stretch what stitching layers answer to the spread of their targets
     fold:           stitching layers into the block behind them, where that is exact and cheaper
-    teacher:        an anchor by name, or a spec of another network; default: the largest anchor that is right about as often as the best
+    teacher:        an anchor by name, "ensemble" for all of them, or a spec of another network; default: the largest anchor that is right
+                    about as often as the best
     tuning:         how to fine-tune; `finetune` and `seed` stand in for its mode and seed
     precision:      fp32, and what else every route is to come in
     latency:        measure every route on this machine, for the report; with several precisions that is always done

@@ -16,6 +16,16 @@ from .routes import routes_of
 from .samples import Samples
 from .scoring import score_routes
 
+ENSEMBLE = "ensemble"
+"""All anchors together, in place of the name of one."""
+
+
+def mean_opinion(logits: Sequence[Tensor]) -> Tensor:
+    """What several networks say together, each (B, classes): the mean of their log-probabilities, so that one that is sure counts for more
+    than one that is not, whatever the scale of its logits. As good as logits: softmax gives the (geometric) mean of the probabilities.
+    """
+    return torch.stack([one.float().log_softmax(1) for one in logits]).mean(0)
+
 
 def strongest(anchors: Mapping[str, CutAnchor], samples: Samples) -> str:
     """The largest anchor that is right about as often as the best on `samples`; without labels, the largest.
@@ -34,12 +44,12 @@ def strongest(anchors: Mapping[str, CutAnchor], samples: Samples) -> str:
 
 
 def given_teacher(text: str, anchors: Sequence[Anchor], preprocessing: Preprocessing) -> str | Anchor:
-    """The anchor of that name, or another network that takes images as `preprocessing`, the anchors', makes them.
+    """The anchor of that name, `ENSEMBLE`, or another network that takes images as `preprocessing`, the anchors', makes them.
 
     Raises `SpecError` if it cannot be loaded, tells other numbers of classes apart, or takes grey images where these have colours.
     """
     names = [anchor.name for anchor in anchors]
-    if text in names:
+    if text in names or text == ENSEMBLE:
         return text
     try:
         spec = AnchorSpec.parse(text)

@@ -26,6 +26,7 @@ from .sampling import ImageOrder, LabelledImages, RouteSampler, batch_of, batche
 from .schedule import Schedule
 from .settings import TuneSettings
 from .stitching import StitchingLayer
+from .teachers import ENSEMBLE, mean_opinion
 from .walks import Network, Seen
 
 SPREAD_IMAGES = 256
@@ -76,7 +77,7 @@ class Tuner:
         starts: Mapping[int, Score] | None = None,
     ) -> None:
         """macs: of each route. ranks: processes that tune together, `batch_size` images each; all are given the same.
-        teacher: whose logits are the target: an anchor, or a network (B, C, H, W) to (B, classes).
+        teacher: whose logits are the target: an anchor, `ENSEMBLE`, or a network (B, C, H, W) to (B, classes).
         fitted: the layers were fitted on the first so many of `data`, which are held out last.
         starts: by index of the route, what an earlier phase began with; no route falls below that.
 
@@ -242,6 +243,8 @@ class Tuner:
 
     def _taught(self, images: Tensor, originals: Mapping[str, Seen]) -> Tensor:
         """The teacher's logits."""
+        if self._teacher == ENSEMBLE and ENSEMBLE not in originals:
+            return mean_opinion([seen.answer.logits for seen in originals.values()])
         if isinstance(self._teacher, str):
             return originals[self._teacher].answer.logits
         with torch.no_grad():

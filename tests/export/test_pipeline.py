@@ -369,12 +369,12 @@ def test_full_tuning_leaves_the_anchors_as_good_as_they_were(make: Callable[...,
         assert now > was - 0.06  # of 60 images
 
 
-@pytest.mark.parametrize("teacher", ["small", "network"])
+@pytest.mark.parametrize("teacher", ["small", "network", "ensemble"])
 def test_a_teacher_may_be_given(workshop: Workshop, tmp_path: Path, teacher: str) -> None:
     spec = f"other={workshop.spec('large')}" if teacher == "network" else teacher
     said: list[str] = []
     export_bundle(workshop.settings(tmp_path / "out", finetune="stitch", teacher=spec), said.append)
-    assert f"fine-tuning on 96 images, taught by {'other' if teacher == 'network' else 'small'}" in said
+    assert f"fine-tuning on 96 images, taught by {'other' if teacher == 'network' else teacher}" in said
 
 
 def test_a_teacher_of_other_classes_is_refused(workshop: Workshop, tmp_path: Path) -> None:

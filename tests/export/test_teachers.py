@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from restnet_export.anchors import Anchor, AnchorSpec, load_anchor
-from restnet_export.teachers import given_teacher, renormalised
+from restnet_export.teachers import given_teacher, mean_opinion, renormalised
 from restnet_runtime.errors import SpecError
 from restnet_runtime.manifest import Preprocessing
 
@@ -64,3 +64,12 @@ def test_a_teacher_that_does_not_take_the_anchors_images_is_told_so() -> None:
     told = r"--teacher 'torchvision:resnet18@random', which gets the anchors' images, L of shape \(1, 8, 8\): .*does not take images"
     with pytest.raises(SpecError, match=told):
         given_teacher("torchvision:resnet18@random", [anchor], grey)
+
+
+def test_an_opinion_of_several_is_the_mean_of_their_log_probabilities() -> None:
+    sure, unsure = torch.tensor([[8.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+    together = mean_opinion([sure, unsure])
+    torch.testing.assert_close(together.exp(), (sure.softmax(1) * unsure.softmax(1)).sqrt())
+    assert together.argmax() == 0, "who is sure counts for more"
+    torch.testing.assert_close(mean_opinion([sure + 100, unsure]), together)  # logits have no zero of their own
+    torch.testing.assert_close(mean_opinion([sure]).softmax(1), sure.softmax(1))

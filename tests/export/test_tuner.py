@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -362,6 +363,28 @@ def test_bfloat16_ends_about_where_float32_does(made: Family) -> None:
     for a, b in zip(exact, rough, strict=True):
         assert a.loss_before == b.loss_before  # what is measured is float32
         assert b.loss_after == pytest.approx(a.loss_after, rel=0.1)
+
+
+class Together(nn.Module):
+    """What two networks say together, as a network."""
+
+    def __init__(self, one: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.one, self.other = one, other
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.one(x).log_softmax(1) + self.other(x).log_softmax(1)) / 2
+
+
+@pytest.mark.parametrize("mode", ["stitch", "full"])
+def test_all_anchors_may_teach_together(made: Family, mode: Literal["stitch", "full"]) -> None:
+    """In full tuning too, where the anchors change, it is what they said at the start."""
+    settings = replace(QUICK, mode=mode, stitch_steps=0, objective=Objective(soft=1.0, features=0.0))
+    networks = [nn.Sequential(*copy.deepcopy(anchor.blocks)).eval() for anchor in made.anchors.values()]
+    results = [copy.deepcopy(made).tuned(settings, teacher) for teacher in ("ensemble", Together(*networks), "large")]
+    losses = [[item.loss_after for item in result] for result in results]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] != pytest.approx(losses[2], rel=0.05)
 
 
 def test_a_network_of_its_own_may_teach(made: Family) -> None:
