@@ -32,10 +32,9 @@ from restnet_runtime.settings import ServeSettings
 
 # fmt: off
 ALONE = {
-    "api", "async_runtime", "batch_room", "batching", "bench", "cache", "cache_writer", "cgroups", "churn", "cli", "compare", "compile",
-    "contention", "controller", "dashboard", "engine", "executor", "growth", "guard", "latencies", "ledger", "loader", "logs",
-    "machine", "mapping", "measured", "memory", "models", "notify", "pool", "pruning", "recorder", "replacement", "residency",
-    "runtime", "sensor_trees", "sensors", "server", "sessions", "shelf", "slowdown", "squeeze", "tracing", "trial", "updates", "worker",
+    "batch_room", "batching", "bench", "cache", "churn", "compile", "contention", "controller", "engine", "executor", "growth", "latencies",
+    "ledger", "loader", "machine", "mapping", "measured", "memory", "models", "pool", "pruning", "replacement", "residency", "runtime",
+    "sensors", "sessions", "slowdown", "squeeze", "worker",
 }
 # fmt: on
 """Files, as test_NAME.py, whose tests look at the time, at memory, or at threads and processes: they have the machine to themselves."""
