@@ -30,13 +30,7 @@ from restnet_runtime.routes import in_precision
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.settings import ServeSettings
 
-# fmt: off
-ALONE = {
-    "batch_room", "batching", "bench", "cache", "churn", "compile", "contention", "controller", "engine", "executor", "growth", "latencies",
-    "ledger", "loader", "machine", "mapping", "measured", "memory", "models", "pool", "pruning", "replacement", "residency", "runtime",
-    "sensors", "sessions", "slowdown", "squeeze", "worker",
-}
-# fmt: on
+ALONE = {"batching", "contention", "growth", "loader", "measured", "memory", "residency", "sensors", "slowdown", "squeeze"}
 """Files, as test_NAME.py, whose tests look at the time, at memory, or at threads and processes: they have the machine to themselves."""
 
 CLASSES = ("circle", "cross", "square")

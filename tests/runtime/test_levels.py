@@ -103,6 +103,8 @@ def cramped(family_bundle, tmp_path):
         compiler = Compiler.for_bundle(family_bundle, tmp_path / level, level=level)
         compiler.compile(family_bundle.route("large"))
         sizes.append(compiler.cache.shelf.used_bytes())
+    if max(sizes) < 1.5 * min(sizes):
+        pytest.skip("ONNX Runtime packs nothing of such small filters on this processor")
     return tmp_path / "cramped", sum(sizes) // 2
 
 

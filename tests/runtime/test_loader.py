@@ -349,6 +349,8 @@ def test_the_way_down_stays_where_it_fits_without_its_weights(watched) -> None:
     watched.load("large")
     watched.switch("large")
     lean = replace(watched.need("small"), touched=frozenset())
+    if not watched.need("small").touched:
+        pytest.skip("requests read no weights of so small a network from a file on this processor")
     limit = [together([watched.need("large"), lean])]
     assert watched.total(["large", "small"]) > limit[0]
     loader = Loader(watched, preparation_order(watched.bundle), memory_limit=lambda: limit[0], wanted=lambda: "large")

@@ -48,7 +48,7 @@ def test_recorded_process(tmp_path, pid) -> None:
     [None, "", "[rollup]\n", RECORDED.replace("Pss:", "Nss:"), RECORDED.replace("84321 kB", "many"), RECORDED.replace(" 84321 kB", "")],
     ids=["missing", "empty", "header only", "no Pss", "not a number", "no number"],
 )
-@pytest.mark.parametrize("pid", ["self", os.getpid()])
+@pytest.mark.parametrize("pid", ["self", os.getpid()], ids=["self", "number"])
 def test_without_a_rollup_the_unique_size_is_taken(tmp_path, text, pid) -> None:
     found = footprint(recorded(tmp_path, text, pid), pid)
     rss = psutil.Process().memory_info().rss
