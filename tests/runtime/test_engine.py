@@ -76,6 +76,7 @@ def test_open_loads_nothing_and_start_loads_all(family_path: Path, tmp_path: Pat
         engine.run(X)
 
 
+@pytest.mark.usefixtures("level_sizes")
 def test_where_the_cache_is_too_small_for_packed_weights_routes_do_without(family_path: Path, tmp_path: Path) -> None:
     with Engine.open(family_path, cache_root=tmp_path, threads=1, cache_bytes=60_000) as engine:
         engine.loader.join(60)

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from restnet_runtime.catalog import LEVELS
 from restnet_runtime.compile import IMPROVE_TRIES, Compiler, need_bytes
 from restnet_runtime.errors import CompileError, RoomError
 from restnet_runtime.executor import Executor
@@ -96,16 +95,9 @@ def test_without_room_nothing_larger_is_tried(family_bundle, tmp_path) -> None:
 
 
 @pytest.fixture
-def cramped(family_bundle, tmp_path):
+def cramped(level_sizes, tmp_path):
     """A root of caches, and a size for them that has room for the route `large` as it is and not for its packed weights too."""
-    sizes = []
-    for level in LEVELS:
-        compiler = Compiler.for_bundle(family_bundle, tmp_path / level, level=level)
-        compiler.compile(family_bundle.route("large"))
-        sizes.append(compiler.cache.shelf.used_bytes())
-    if max(sizes) < 1.5 * min(sizes):
-        pytest.skip("ONNX Runtime packs nothing of such small filters on this processor")
-    return tmp_path / "cramped", sum(sizes) // 2
+    return tmp_path / "cramped", sum(level_sizes) // 2
 
 
 def test_a_level_lowered_for_want_of_room_says_so_at_every_start(family_bundle, cramped) -> None:
