@@ -183,7 +183,7 @@ def create_app(
 
     @app.get("/events", responses=_STREAMED, openapi_extra=_OF_MODEL)
     async def get_events(request: Request) -> Response:
-        """Server-sent events: `decision` at first, then each `switch` with its reason, and each `reading` of the device."""
+        """Server-sent events: `decision` at first, then each `switch` with its reason, each `reading` of the device, each `update`."""
         name = asked(request).name
         if events.full:
             raise HTTPException(503, "as many listeners as are allowed are here already: try again", TRY_AGAIN)

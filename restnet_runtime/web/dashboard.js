@@ -2,7 +2,7 @@
 // The dashboard: /status and /routes once and now and then, the rest as /events tells it.
 
 const SPAN_S = 300, REFRESH_MS = 60000, LOADING_MS = 4000, HIDDEN_MS = 20000, MOST_SWITCHES = 100;
-const view = { routes: [], status: null, told: null, reading: null, samples: [], switches: [], skewS: 0, live: false, dirty: false, readOnly: false };
+const view = { routes: [], status: null, told: null, reading: null, samples: [], switches: [], updates: [], skewS: 0, live: false, dirty: false, readOnly: false };
 let stream = null, retryMs = 1000, retrying = null, refreshing = null, hiding = null, image = null, repeating = null, asking = false;
 
 // Which model this page is of: ?model=NAME of its address, else the first. What is asked is asked of that one.
@@ -47,6 +47,7 @@ async function refresh() {
     view.status = status.body;
     view.routes = routes.body.routes;
     view.switches = status.body.switches.slice(-MOST_SWITCHES).reverse();
+    view.updates = status.body.update ? status.body.update.steps.slice(-MOST_SWITCHES).reverse() : [];
     view.readOnly = status.body.read_only === true;
     const { decision, budget, pin, reading } = status.body;
     view.told = { budget: budget.text, pin, route: decision && decision.route, feasible: decision && decision.feasible, reason: decision && decision.reason, limits: decision && decision.limits };
@@ -124,6 +125,7 @@ function connect() {
   };
   stream.addEventListener("decision", (event) => told(JSON.parse(event.data)));
   stream.addEventListener("switch", (event) => switched(JSON.parse(event.data)));
+  stream.addEventListener("update", (event) => updated(JSON.parse(event.data)));
   stream.addEventListener("reading", (event) => {
     const reading = JSON.parse(event.data);
     view.reading = reading;
@@ -151,6 +153,11 @@ function switched(entry) {
   view.switches.unshift(entry);
   view.switches.length = Math.min(view.switches.length, MOST_SWITCHES);
   drawLog();
+}
+
+function updated(step) {
+  byId("announce").textContent = `New bundle: ${step.state}. ${step.reason}`;
+  refresh(); // other routes may serve now
 }
 
 function sample(reading) {
@@ -198,7 +205,7 @@ function drawModels() {
 function chooseModel(name) {
   model = name;
   history.replaceState(null, "", name === null ? location.pathname : `?model=${encodeURIComponent(name)}`);
-  Object.assign(view, { routes: [], status: null, told: null, reading: null, samples: [], switches: [], dirty: false });
+  Object.assign(view, { routes: [], status: null, told: null, reading: null, samples: [], switches: [], updates: [], dirty: false });
   byId("top").replaceChildren();
   say("answer-text", "");
   say("control-message", "");
@@ -261,17 +268,28 @@ function drawTable() {
   byId("routes").replaceChildren(...rows);
 }
 
+// Switches of routes, and the steps of bundles that are replaced, the latest first.
 function drawLog() {
-  byId("log-empty").hidden = view.switches.length > 0;
-  byId("log").hidden = view.switches.length === 0;
-  const entries = view.switches.map((entry) => {
+  const latest = [...view.switches, ...view.updates].sort((one, other) => other.at_s - one.at_s);
+  byId("log-empty").hidden = latest.length > 0;
+  byId("log").hidden = latest.length === 0;
+  const entries = latest.map((entry) => {
     const at = new Date((entry.at_s - view.skewS) * 1000);
-    const words = entry.before ? `${entry.before} → ${entry.after}` : entry.after;
-    const what = html("span", {}, words);
-    if (!entry.feasible) what.append(" ", html("span", { class: "chip", "data-state": "bad" }, "over the budget"));
+    const what = entry.state ? updateWords(entry) : switchWords(entry);
     return html("li", {}, html("time", { datetime: at.toISOString() }, at.toLocaleTimeString([], { hour12: false })), what, html("span", { class: "why" }, entry.reason));
   });
   byId("log").replaceChildren(...entries);
+}
+
+function switchWords(entry) {
+  const what = html("span", {}, entry.before ? `${entry.before} → ${entry.after}` : entry.after);
+  if (!entry.feasible) what.append(" ", html("span", { class: "chip", "data-state": "bad" }, "over the budget"));
+  return what;
+}
+
+function updateWords(step) {
+  const state = { accepted: "good", returned: "bad", refused: "bad" }[step.state] || "";
+  return html("span", {}, `New bundle${step.digest ? ` ${step.digest.slice(0, 12)}` : ""} `, html("span", { class: "chip", "data-state": state }, step.state));
 }
 
 const lines = {};

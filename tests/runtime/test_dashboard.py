@@ -3,9 +3,12 @@
 import dataclasses
 import io
 import shutil
+import subprocess
+import sys
 import time
 from contextlib import closing
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -543,3 +546,22 @@ def test_one_model_alone_is_no_choice(visit):
     page = visit()
     page.live()
     assert page.page.locator("#model-line").is_hidden()
+
+
+def test_steps_of_a_new_bundle_are_told(browser, family_path, cache_root):
+    code = "import sys; from restnet_runtime.cli import serve; sys.exit(serve())"
+    command = [sys.executable, "-c", code, str(family_path), "--port", "0", "--cache", str(cache_root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            base = next(line.split()[-1] for line in process.stdout if line.startswith("listening on "))
+            page = Visit(browser, base)
+            page.live()
+            page.until("#route", "large")
+            assert page.text("#log").count("New bundle") == 0
+            httpx.post(f"{base}/v2/repository/models/shapes/load", trust_env=False, timeout=60)
+            page.until("#log", "unchanged")  # what lies at the path is what serves
+            assert page.text("#log").count("New bundle") >= 1
+            assert page.complaints == []
+            page.context.close()
+        finally:
+            process.terminate()
