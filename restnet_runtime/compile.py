@@ -117,6 +117,12 @@ class Compiler:
             worker = CompileWorker(Job(str(bundle.path), bundle.digest, str(cache_root), level, cap_bytes, tuple(sorted(kinds))))
         return cls(bundle, cache, level=level, worker=worker, filters=kinds)
 
+    def check_weights(self) -> None:
+        """Raise `BundleError` unless weights.bin is what the manifest says; it is read once."""
+        if not self._weights_checked:
+            check_weights(self.bundle)
+            self._weights_checked = True
+
     def compile(
         self,
         route: Route,
@@ -254,9 +260,7 @@ class Compiler:
                 return compiled
             if on_compile is not None:
                 on_compile(route)
-            if not self._weights_checked:
-                check_weights(self.bundle)
-                self._weights_checked = True
+            self.check_weights()
             started = time.perf_counter()
             try:
                 compiled = self._make(route, held, level)

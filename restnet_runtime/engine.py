@@ -40,6 +40,7 @@ from restnet_runtime.reading import Reading
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.tenant import Tenant
 from restnet_runtime.threads import ThreadGovernor, affinity_cores, choose_threads
+from restnet_runtime.versions import Hold
 
 if TYPE_CHECKING:
     from restnet_runtime.signatures import Keyring
@@ -60,6 +61,7 @@ class Engine:
     batcher: Batcher
     sensors: SensorView
     place: Place
+    hold: Hold
 
     @classmethod
     def open(
@@ -130,7 +132,7 @@ class Engine:
         settings = batching if isinstance(batching, BatchSettings) else BatchSettings(batching)
         batcher = Batcher(executor, settings, at_once, room=BatchRoom(executor, lambda: controller.memory_limit_bytes, at_once))
         place.take(Tenant(name or bundle.manifest.name, executor, controller, loader))
-        return cls(executor, controller, loader, compiler, batcher, sensors, place)
+        return cls(executor, controller, loader, compiler, batcher, sensors, place, Hold(bundle.path))
 
     def start(self) -> None:
         """Make routes ready in the background, the cheapest of the Pareto front first, and watch the device.
@@ -174,6 +176,7 @@ class Engine:
         self.executor.close()
         self.place.leave()
         self.compiler.release()
+        self.hold.close()
 
     def run(self, x: npt.NDArray[np.float32], budget: Budget | None = None) -> Answer:
         """Run x (batch, C, H, W) float32 on the route that fits; `budget` narrows the standing one for this request only.

@@ -4,6 +4,7 @@
     DEST.versions/
       3f1c0a9b2d4e5f60/        a bundle, by the first 16 digits of its digest; never changed
       previous                 a link to what DEST led to before
+      .previous                what that is to become, while DEST is exchanged
       .incoming-1a2b3c4d/      being copied
       .outgoing-1a2b3c4d/      being removed
       lock                     held (flock) by the run that installs
@@ -29,7 +30,7 @@ from restnet_runtime.interface import breaks
 from restnet_runtime.links import put_link, scratch_link, sync
 from restnet_runtime.manifest import MANIFEST_FILE
 from restnet_runtime.units import format_bytes
-from restnet_runtime.versions import PREVIOUS, versions_of
+from restnet_runtime.versions import PENDING, PREVIOUS, is_held, previous_of, settle, versions_of
 
 if TYPE_CHECKING:
     from restnet_runtime.signatures import Keyring
@@ -78,7 +79,7 @@ def install(
     on_step("verified")
     with _locked(versions_of(dest)) as store:
         _clear(dest, store)
-        version = _find(store, source.digest, keys) or _copy(source, store, keys, on_step)
+        version = _find(store, source, keys) or _copy(source, store, keys, on_step)
         led_to = _leads_to(dest)
         if led_to is not None and led_to == version.resolve():
             return Installed(open_bundle(version, keys=keys), led_to, changed=False)
@@ -92,12 +93,12 @@ def roll_back(dest: Path, *, keys: "Keyring | None" = None) -> Installed:
     """Let `dest` lead to what it led to before. Raises what `install` does."""
     dest = _placed(dest)
     with _locked(versions_of(dest), make=False) as store:
-        version, led_to = store / PREVIOUS, _leads_to(dest)
-        target = version.resolve() if version.is_symlink() else None
-        if target is None or not target.exists() or target == led_to:
-            raise UpdateError(f"{dest}: there is no version before this one to go back to")
-        bundle = open_bundle(target, keys=keys)
         _clear(dest, store)
+        version, led_to = previous_of(dest), _leads_to(dest)
+        if version is None:
+            raise UpdateError(f"{dest}: there is no version before this one to go back to")
+        target = version.resolve()
+        bundle = open_bundle(target, keys=keys)
         _lead(dest, store, target, lambda _: None)
     return Installed(bundle, led_to, changed=True)
 
@@ -118,7 +119,8 @@ def list_versions(dest: Path) -> list[Version]:
     store = versions_of(dest)
     if not store.is_dir():
         raise UpdateError(f"{store}: is not there: nothing was installed here")
-    current, previous = _leads_to(dest), (store / PREVIOUS).resolve()
+    current, link = _leads_to(dest), previous_of(dest)
+    previous = None if link is None else link.resolve()
     return [Version(path, _name_of(path), path.resolve() == current, path.resolve() == previous) for path in _versions(store)]
 
 
@@ -130,11 +132,11 @@ def _name_of(path: Path) -> str:
 
 
 def _lead(dest: Path, store: Path, version: Path, on_step: Callable[[str], object]) -> None:
-    """The exchange itself. What was there is remembered first: it is what DEST leads to until the last step."""
+    """The exchange itself. What was there is remembered first, and becomes the version before only once DEST leads elsewhere."""
     led_to = _leads_to(dest)
     if dest.is_symlink() and led_to is not None:
         inside = led_to.parent == store.resolve()
-        put_link(scratch_link(store / PREVIOUS, led_to.name if inside else str(led_to)), store / PREVIOUS)
+        put_link(scratch_link(store / PREVIOUS, led_to.name if inside else str(led_to)), store / PENDING)
     on_step("remembered")
     scratch = scratch_link(dest, f"{store.name}/{version.name}" if version.parent.resolve() == store.resolve() else str(version))
     sync(dest.parent)
@@ -145,6 +147,8 @@ def _lead(dest: Path, store: Path, version: Path, on_step: Callable[[str], objec
         scratch.unlink(missing_ok=True)
         raise
     on_step("swapped")
+    settle(dest, store)
+    sync(store)
     if old is not None:
         _adopt(old, store)
         on_step("adopted")
@@ -189,15 +193,22 @@ def _copy_file(source: Path, target: Path, on_step: Callable[[str], object]) -> 
         os.fsync(written.fileno())
 
 
-def _find(store: Path, digest: str, keys: "Keyring | None") -> Path | None:
-    """A version of that digest that is there already, and whole."""
-    for path in sorted(store.glob(f"{digest[:16]}*")):
+def _find(store: Path, source: Bundle, keys: "Keyring | None") -> Path | None:
+    """The same bundle with the same signatures, if it is there already, and whole."""
+    signatures = _signatures_of(source.path)
+    for path in sorted(store.glob(f"{source.digest[:16]}*")):
         try:
-            if open_bundle(path, keys=keys).digest == digest:
+            if _signatures_of(path) == signatures and open_bundle(path, keys=keys).digest == source.digest:
                 return path
-        except BundleError:  # damaged since: it is copied once more, under another name
+        except (BundleError, OSError):  # damaged since: it is copied once more, under another name
             continue
     return None
+
+
+def _signatures_of(path: Path) -> bytes | None:
+    """The digest of a bundle is that of its manifest: signed once more it is the same, and another version all the same."""
+    file = path / _SIGNATURES
+    return file.read_bytes() if file.is_file() else None
 
 
 def _free_name(store: Path, digest: str) -> Path:
@@ -218,6 +229,7 @@ def _adopt(path: Path, store: Path) -> None:
 
 def _clear(dest: Path, store: Path) -> None:
     """Remove what killed runs left. Needs the lock: whoever holds it is the only one who writes here."""
+    settle(dest, store)
     for path in [*store.glob(".incoming-*"), *store.glob(".outgoing-*"), *store.glob(".previous.link-*")]:
         path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
     for path in dest.parent.glob(f".{dest.name}.link-*"):
@@ -228,11 +240,17 @@ def _clear(dest: Path, store: Path) -> None:
 
 
 def _prune(dest: Path, store: Path, keep: int) -> None:
-    """Keep what DEST leads to, what it led to before, and the latest others. What goes is renamed first: none is ever half there."""
+    """Keep what DEST leads to, what it led to before, what a server uses, and the latest others.
+
+    A server that refuses one new bundle after the other serves the last good one all the while. What goes is renamed first: none is
+    ever half there.
+    """
     held = {_leads_to(dest), (store / PREVIOUS).resolve()}
     versions = [path for path in _versions(store) if path.resolve() not in held]
     spare = max(0, keep - 1)
     for path in versions[: len(versions) - spare]:
+        if is_held(path):
+            continue
         gone = store / f".outgoing-{secrets.token_hex(4)}"
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)

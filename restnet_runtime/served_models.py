@@ -11,9 +11,11 @@ from typing import NamedTuple
 from restnet_runtime.arguments import read_keys
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import SHIPPED_BUNDLE
+from restnet_runtime.distrust import Distrust
 from restnet_runtime.engine import Engine
 from restnet_runtime.engines import Engines
 from restnet_runtime.errors import BundleError
+from restnet_runtime.places import default_cache_root
 from restnet_runtime.pool import Pool
 from restnet_runtime.trial import TrialSettings
 from restnet_runtime.updates import Updates, UpdateSettings
@@ -35,13 +37,14 @@ def open_models(args: argparse.Namespace, open_engine: Callable[..., Engine]) ->
     Raises what `Engines.open` does, and `KeyFileError`.
     """
     given, pool = args.bundles or [(None, SHIPPED_BUNDLE)], Pool()
+    distrust = Distrust(args.cache or default_cache_root())
     first = True
 
     def open_next(name: str | None, path: Path) -> Engine:
         nonlocal first
         # Memory is of the process, and one budget holds it; a pin names a route of one bundle.
         budget = args.budget if first else replace(args.budget, memory_bytes=None)
-        engine = _or_previous(path, partial(open_engine, budget=budget, pin=args.pin if first else None, pool=pool, name=name))
+        engine = _or_previous(path, partial(open_engine, budget=budget, pin=args.pin if first else None, pool=pool, name=name), distrust)
         first = False
         return engine
 
@@ -52,17 +55,38 @@ def open_models(args: argparse.Namespace, open_engine: Callable[..., Engine]) ->
     engines = Engines.open(given, open_next)
     paths = {name: path for name, (_, path) in zip(engines, given, strict=True)}
     trial = TrialSettings(int(args.trial_requests), args.trial_time / 1e3)
-    return ServedModels(engines, Updates(engines, paths, open_new, UpdateSettings(trial, keys)))
+    return ServedModels(engines, Updates(engines, paths, open_new, UpdateSettings(trial, keys), distrust))
 
 
-def _or_previous(path: Path, open_engine: Callable[..., Engine]) -> Engine:
+def _or_previous(path: Path, open_engine: Callable[..., Engine], distrust: Distrust) -> Engine:
     """The bundle at `path`; where it must not be used, and restnet-update left one before it, that one, and a line in the log."""
+    previous = previous_of(path)
     try:
-        return open_engine(path=path)
+        engine = open_engine(path=path)
+        if previous is None:
+            return engine
+        try:
+            _check(engine, distrust)
+        except BaseException:
+            engine.stop()
+            raise
+        return engine
     except BundleError as error:
-        previous = previous_of(path)
         if previous is None:
             raise
         engine = open_engine(path=previous)
         log.error("%s is not served: %s; the version before it is: %s", path, error, engine.executor.bundle.path)
         return engine
+
+
+def _check(engine: Engine, distrust: Distrust) -> None:
+    """Raise `BundleError` for a bundle that has failed on trial here, or whose weights are damaged.
+
+    Weights are read where nothing of the bundle has been compiled yet, which reads them too; else routes have been made of them before.
+    """
+    bundle = engine.executor.bundle
+    reason = distrust.reason(bundle.digest)
+    if reason is not None:
+        raise BundleError(str(bundle.path), f"failed when it served on trial: {reason} (a request to load it tries again)")
+    if not engine.compiler.cache.names():
+        engine.compiler.check_weights()

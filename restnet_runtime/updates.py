@@ -22,6 +22,7 @@ import numpy as np
 
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.controller import Controller
+from restnet_runtime.distrust import Distrust
 from restnet_runtime.engine import Engine
 from restnet_runtime.engines import Engines
 from restnet_runtime.errors import BusyError, NotLoadedError, RestnetError, UpdateError
@@ -72,10 +73,14 @@ class Updates:
         paths: Mapping[str, Path],
         open_engine: "Callable[[str, Path, Budget, str | None], Engine]",
         settings: UpdateSettings | None = None,
+        distrust: Distrust | None = None,
     ) -> None:
-        """paths: of each model's bundle, read anew each time. open_engine: opens name, path, budget, pin in the pool of the others."""
+        """paths: of each model's bundle, read anew each time. open_engine: opens name, path, budget, pin in the pool of the others.
+
+        distrust: told of each bundle that failed on trial, and of those that proved themselves
+        """
         self._engines, self._paths, self._open = engines, dict(paths), open_engine
-        self._settings = settings or UpdateSettings()
+        self._settings, self._distrust = settings or UpdateSettings(), distrust
         self._models: Models | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()  # guards all below
@@ -211,7 +216,10 @@ class Updates:
         if not trial.wait(self._closing.is_set):
             if not entry.retire(before, _DRAIN_S):
                 log.warning("requests still run on the bundle that failed")
-            self._tell(update, "returned", f"after {trial.answered} answers: {trial.error}")
+            reason = f"after {trial.answered} answers: {trial.error}"
+            if self._distrust is not None and trial.error is not None and update.digest is not None:
+                self._distrust.note(update.digest, reason)
+            self._tell(update, "returned", reason)
             return False
         entry.trial = None
         old_engine = self._engines.put(update.name, engine)
@@ -219,6 +227,8 @@ class Updates:
         if not before.retire(entry, _DRAIN_S):
             log.warning("requests still run on the old bundle of %s", update.name)
         old_engine.stop()
+        if self._distrust is not None and update.digest is not None:
+            self._distrust.forget(update.digest)
         self._tell(update, "accepted", f"{trial.answered} requests answered; the old bundle is closed")
         return True
 

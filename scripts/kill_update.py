@@ -35,7 +35,7 @@ MEANING = {
     "copied": "all files are copied and synced",
     "checked": "the copy was checked",
     "named": "the copy has its name among the versions",
-    "remembered": "`previous` leads to the old version",
+    "remembered": "the old version is noted down as the one before",
     "linked": "the new link lies beside the old one",
     "swapped": "the new link has taken its place",
     "adopted": "a directory that was in its place is a version now",

@@ -14,9 +14,10 @@ from restnet_export.writer import BundleSource, write_bundle
 from restnet_runtime import install as install_module
 from restnet_runtime import update_cli
 from restnet_runtime.bundle import open_bundle
+from restnet_runtime.engine import Engine
 from restnet_runtime.errors import BundleError, SignatureError, UpdateError
 from restnet_runtime.install import STEPS, install, list_versions, roll_back
-from restnet_runtime.versions import versions_of
+from restnet_runtime.versions import previous_of, versions_of
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_update.py"
 
@@ -82,6 +83,34 @@ def test_copy_is_independent_of_what_it_was_copied_from(dest: Path, bundles: Cal
     assert not (dest / "note.txt").exists()
     shutil.rmtree(new)
     assert name_at(dest) == "a"
+
+
+def test_a_bundle_that_a_server_uses_stays(dest: Path, bundles: Callable[[str], Path], cache_root: Path) -> None:
+    """However many others are installed meanwhile, each of which it may refuse."""
+    install(dest, bundles("a"))
+    engine = Engine.open(dest, cache_root=cache_root)
+    for name in "bcde":
+        install(dest, bundles(name))
+    assert names(dest) == ["a", "c", "d", "e"]
+    engine.stop()
+    install(dest, bundles("f"))
+    assert names(dest) == ["d", "e", "f"]
+
+
+def test_rolled_back_although_an_update_was_killed_before_the_exchange(
+    killing: ModuleType, dest: Path, bundles: Callable[[str], Path]
+) -> None:
+    install(dest, bundles("a"))
+    install(dest, bundles("b"))
+    for step in ("remembered", "linked"):
+        assert killing.run_killed(dest, bundles("c"), step)
+        assert name_at(dest) == "b"
+        assert open_bundle(previous_of(dest) or dest).manifest.name == "a"
+    assert roll_back(dest).bundle.manifest.name == "a"
+    assert killing.run_killed(dest, bundles("c"), "swapped")
+    assert name_at(dest) == "c"
+    assert open_bundle(previous_of(dest) or dest).manifest.name == "a"
+    assert roll_back(dest).bundle.manifest.name == "a"
 
 
 def test_the_same_again_changes_nothing(dest: Path, bundles: Callable[[str], Path]) -> None:
@@ -216,6 +245,25 @@ def test_signature_is_required_of_what_is_installed_and_gone_back_to(dest: Path,
     with pytest.raises(SignatureError):
         roll_back(dest, keys=keys)
     assert name_at(dest) == "b"
+
+
+def test_signed_once_more_it_is_installed_once_more(dest: Path, bundles: Callable[[str], Path], tmp_path: Path) -> None:
+    """As keys are changed: signed by both, trusted by either, then trusted by the new one alone."""
+    pytest.importorskip("cryptography")
+    from restnet_runtime.signatures import Keyring
+    from restnet_runtime.signing import make_keys, signer
+
+    for name in ("old", "new"):
+        make_keys(tmp_path / name)
+    bundle = open_bundle(bundles("a"))
+    signer(tmp_path / "old")(bundle)
+    install(dest, bundle.path, keys=Keyring.load([tmp_path / "old.pub"]))
+    signer(tmp_path / "new")(bundle)
+    again = install(dest, bundle.path, keys=Keyring.load([tmp_path / "old.pub", tmp_path / "new.pub"]))
+    assert again.changed
+    new = Keyring.load([tmp_path / "new.pub"])
+    assert open_bundle(dest, keys=new).signed_by == new.fingerprints[0]
+    assert not install(dest, bundle.path, keys=new).changed
 
 
 def test_what_is_in_the_way_is_not_touched(dest: Path, bundles: Callable[[str], Path]) -> None:

@@ -183,7 +183,7 @@ def serve(tmp_path: Path, cache_root: Path) -> Callable[..., Any]:
     @contextmanager
     def start(*arguments: object) -> Iterator[Serving]:
         log = tmp_path / "server.log"
-        line = [*SERVE, *map(str, arguments), "--port", "0", "--cache", str(cache_root), "--interval", "0.2"]
+        line = [*SERVE, "--port", "0", "--cache", str(cache_root), "--interval", "0.2", *map(str, arguments)]
         with log.open("a") as errors:
             process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
@@ -395,6 +395,39 @@ def test_start_on_a_damaged_bundle_serves_the_version_before(serve: Callable[...
         assert server.load().status_code == 200
         server.wait_for("accepted")
         assert server.predict().startswith("b-")
+
+
+def test_start_with_damaged_weights_and_an_empty_cache_serves_the_version_before(
+    serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path, tmp_path: Path
+) -> None:
+    install(dest, bundles("a"))
+    install(dest, bundles("b"))
+    weights = dest / WEIGHTS_FILE
+    raw = bytearray(weights.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    weights.write_bytes(raw)
+    with serve(dest, "--cache", tmp_path / "empty") as server:
+        assert server.predict().startswith("a-")
+        assert f"{dest} is not served: {WEIGHTS_FILE}: " in server.told
+
+
+def test_start_on_a_bundle_that_failed_before_serves_the_version_before(
+    serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path
+) -> None:
+    install(dest, bundles("a"))
+    with serve(dest, "--trial-time", "300ms") as server:
+        install(dest, bundles("b", broken=True))
+        assert server.load().status_code == 200
+        assert server.predict().startswith("a-")  # which the new one could not answer
+        server.wait_for("returned")
+    with serve(dest, "--trial-time", "300ms") as server:
+        assert server.predict().startswith("a-")
+        assert f"{dest} is not served: " in server.told
+        assert "failed when it served on trial: after 0 answers: " in server.told
+        install(dest, bundles("c"))
+        assert server.load().status_code == 200
+        server.wait_for("accepted")
+        assert server.predict().startswith("c-")
 
 
 def test_server_that_ends_during_a_trial_ends_well(serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path) -> None:
