@@ -1,5 +1,6 @@
 """In which precision routes are run for gradients. Weights, losses and everything that is measured are float32 always."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,25 @@ def chosen_type(amp: Amp, device: torch.device) -> torch.dtype | None:
     if amp == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return _TYPES.get(amp)
+
+
+def emulated(amp: Amp, device: torch.device) -> bool:
+    """Is bfloat16 asked of a processor without instructions for it? It computes all the same, slower than in float32."""
+    return amp == "bf16" and device.type == "cpu" and not has_bf16(processor_flags())
+
+
+def processor_flags() -> frozenset[str]:
+    """Of the first core, as Linux names them; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))), ()))
+
+
+def has_bf16(flags: frozenset[str]) -> bool:
+    """x86: AVX-512 or AMX for bfloat16; ARM: its own extension. Where no flag is known nothing is said against it."""
+    return not flags or bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 class Precision:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from restnet_runtime.errors import ExportError
+
 from .routes import StitchedRoute
 from .stitching import StitchingLayer
 from .walks import Seen
@@ -56,12 +58,19 @@ class Spread:
 def spreads_of(
     routes: Sequence[StitchedRoute], layers: Mapping[str, StitchingLayer], batches: Iterable[Mapping[str, Seen]]
 ) -> dict[str, Spread]:
-    """How the input and the target of every layer vary, over what the anchors compute of each batch."""
+    """How the input and the target of every layer vary, over what the anchors compute of each batch.
+
+    Raises `ExportError` naming a layer where that is not finite.
+    """
     spreads = {name: Spread(layer) for name, layer in layers.items()}
     for seen in batches:
         for route in routes:
             for before, name, after in zip(route.parts, route.layers, route.parts[1:], strict=False):
                 spreads[name].add(seen[before.anchor].cuts[before.last], seen[after.anchor].cuts[after.first - 1])
+    for name in {name for route in routes for name in route.layers}:
+        spread = spreads[name]
+        if not (torch.isfinite(spread.covariance).all() and torch.isfinite(spread.target_deviation).all()):
+            raise ExportError(f"{name}: what it stitches is NaN or infinite for some of the images to tune on")
     return spreads
 
 

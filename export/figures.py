@@ -31,6 +31,7 @@ class RouteResult:
     accuracy, untuned:  top-1 (0..1) on the images to score on, at the end and before tuning; None where it was not measured
     latency_ms:         median on the machine of the export; None where it was not measured
     precision:          `fp32`, `int8`, or both for a mixed route
+    weight_bytes, activation_bytes:  of its weights, and the most that activations take at once
     twin:               of a route that is not in fp32, the accuracy of the one that is
     """
 
@@ -43,6 +44,8 @@ class RouteResult:
     latency_ms: float | None = None
     precision: str = "fp32"
     twin: float | None = None
+    weight_bytes: int = 0
+    activation_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,13 @@ def graph_params(model: onnx.ModelProto) -> int:
     return sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in kinds and math.prod(tensor.dims) > 1)
 
 
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the graph's weights, in whatever type they are held."""
+    return sum(
+        math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize for tensor in model.graph.initializer
+    )
+
+
 def activation_bytes(model: onnx.ModelProto) -> int:
     """The most that is live at a time while the graph runs on one input: the largest sum of a node's inputs, its outputs and what is read
     later.

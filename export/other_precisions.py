@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from restnet_runtime.routes import precision_of
+from restnet_runtime.routes import largest_activations, precision_of
 
 from .cuts import CutAnchor
 from .figures import RouteResult
 from .folding import FoldedSegment
+from .graph_costs import weight_bytes
 from .precisions import HELD_MOST, Family, Quantised, quantise_family
 from .routes import StitchedRoute, block_name
 from .samples import Samples
@@ -110,6 +111,8 @@ def route_results(
                 latency_ms=latencies.get(route.name),
                 precision=precision_of(kind for _, kind in route.parts()),
                 twin=None if twin is None else accuracy[twin],
+                weight_bytes=sum(weight_bytes(family.sources[name].graphs()[kind]) for name, kind in route.parts()),
+                activation_bytes=largest_activations(family.sources[name].activation_bytes for name in route.segments) or 0,
             )
         )
     return found

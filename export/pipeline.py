@@ -14,6 +14,7 @@ from restnet_runtime.manifest import Anchor as AnchorEntry
 from restnet_runtime.manifest import Provenance
 from restnet_runtime.signing import signer
 
+from .amp import emulated
 from .anchors import AnchorSpec, load_anchor
 from .checks import (
     check_activations,
@@ -120,12 +121,14 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
     fitting = screened(fitting.shuffled(settings.seed), settings.samples if settings.finetune == "none" else None)
     scoring = screened(scoring)
     check_samples(settings.samples, fitting)
+    check_classes(fitting)  # once more: a class may have had no image that can be read
+    check_classes(scoring)
     samples = sampled(fitting.first(settings.samples))
     check_activations(anchors, samples)
     phases.begin("similarity")
     similarity = measure_similarity(list(anchors.values()), samples, rule.nearest)
     promise = measure_promise(settings.select, list(anchors.values()), similarity, samples)
-    plan = plan_routes(rule, anchors, promise, settings.max_routes)
+    plan = plan_routes(rule, anchors, promise, settings.max_routes, settings.candidates)
     say(f"rule {settings.rule}: {len(plan.routes)} stitched routes through {len(plan.layers)} stitching layers")
     phases.begin("fit")
     layers = fit_layers(plan.layers, anchors, samples, match_spread=settings.match_spread)
@@ -139,9 +142,11 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
             phases.begin("score")
             untuned = dict(zip(names, score_routes(routes, anchors, layers, sampled(scoring).batches()), strict=True))
         phases.begin("tune")
-        taught_by = teacher or strongest(anchors, sampled(fitting.first(TEACHER_IMAGES)))
-        say(f"fine-tuning on {len(fitting)} images, taught by {taught_by if isinstance(taught_by, str) else taught_by.name}")
         labelled = settings.tuning.labelled and fitting.has_labels
+        taught_by = teacher or (strongest(anchors, sampled(fitting.first(TEACHER_IMAGES))) if labelled else list(anchors)[-1])
+        say(f"fine-tuning on {len(fitting)} images, taught by {taught_by if isinstance(taught_by, str) else taught_by.name}")
+        if emulated(settings.tuning.amp, device):
+            say("--bf16: this processor has no instructions for bfloat16; float32 is likely faster")
         identity = run_identity(settings, anchors, taught_by, routes, sampled(fitting), ranks.size)
         ranks.check_same(identity)
         run.begin(identity)

@@ -19,8 +19,10 @@ CANDIDATES = 2
 """So many routes are made for each that is kept, so that their scores have something to choose from."""
 
 
-def plan_routes(rule: Rule, anchors: Mapping[str, CutAnchor], promise: Promise, limit: int | None = None) -> RoutePlan:
-    """The rule's plan; with a limit on all routes, the anchors among them, `CANDIDATES` times the stitched ones that it leaves room for.
+def plan_routes(
+    rule: Rule, anchors: Mapping[str, CutAnchor], promise: Promise, limit: int | None = None, candidates: int = CANDIDATES
+) -> RoutePlan:
+    """The rule's plan; with a limit on all routes, the anchors among them, `candidates` times the stitched ones that it leaves room for.
 
     promise: what a stitch of two cuts promises, 0 at best and lower the worse, for every two anchors that the rule joins. What is left
     out is neither fitted nor tuned nor scored.
@@ -29,7 +31,7 @@ def plan_routes(rule: Rule, anchors: Mapping[str, CutAnchor], promise: Promise, 
     shapes = {name: AnchorShape(name, anchor.stages) for name, anchor in anchors.items()}
     plan = rule.plan(list(shapes.values()), promise)
     if limit is not None:
-        wanted = CANDIDATES * max(1, limit - len(anchors))
+        wanted = candidates * max(1, limit - len(anchors))
         if wanted < len(plan.routes):
             whole = [sum(block_macs(anchor)) for anchor in anchors.values()]
             kept = spread(route_macs(plan, anchors), route_promises(plan, shapes, promise), whole, wanted)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from restnet_runtime.routes import fronts, pareto_front
-from restnet_runtime.units import format_macs
+from restnet_runtime.units import format_bytes, format_macs
 
 from .figures import Curve, RouteResult, png, precisions_figure, routes_figure, similarity_figure, tuning_figure
 from .precisions import Trial
@@ -159,6 +159,8 @@ def _table(routes: Sequence[RouteResult]) -> str:
         ("precision", [(route.precision if several else "", route.precision) for route in routes]),
         ("cost", [(format_macs(route.macs), route.macs) for route in routes]),
         ("parameters", [(f"{route.params:,}", route.params) for route in routes]),
+        ("weights", [(format_bytes(route.weight_bytes), route.weight_bytes) for route in routes]),
+        ("activations", [(format_bytes(route.activation_bytes), route.activation_bytes) for route in routes]),
         ("accuracy", [(f"{route.accuracy:.2%}", route.accuracy) for route in routes]),
         ("before tuning", [_percent(route.untuned) for route in routes]),
         ("above the line", [_points(above_line(route, anchors)) for route in routes]),

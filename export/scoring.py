@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from restnet_runtime.errors import ExportError
+
 from .activations import cut_activations
 from .cuts import CutAnchor
 from .routes import StitchedRoute
@@ -18,7 +20,10 @@ def score_routes(
     layers: Mapping[str, StitchingLayer],
     batches: Iterable[tuple[Tensor, Tensor]],
 ) -> list[float]:
-    """Top-1 accuracy (0..1) of each route. The early blocks of an anchor run once per batch for all routes that begin with them."""
+    """Top-1 accuracy (0..1) of each route. The early blocks of an anchor run once per batch for all routes that begin with them.
+
+    Raises `ExportError` naming a route whose answers are not all finite.
+    """
     correct = [0] * len(routes)
     total = 0
     modules = [route.module(anchors, layers) for route in routes]
@@ -29,6 +34,8 @@ def score_routes(
             for index, route in enumerate(routes):
                 x = _after_front(route, known)
                 logits = modules[index][_front_steps(route) :](x)
+                if not torch.isfinite(logits).all():  # argmax would take it for the first class
+                    raise ExportError(f"{route.name}: answers some of the images to score on with NaN or infinity")
                 correct[index] += int((logits.argmax(1) == labels).sum())
             del known  # or two batches of activations would be held while the next one is computed
     return [count / total for count in correct] if total else [math.nan] * len(routes)

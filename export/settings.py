@@ -13,6 +13,7 @@ from .amp import Amp
 from .devices import DeviceName
 from .inputs import GivenPreprocessing
 from .objectives import Objective
+from .planning import CANDIDATES
 from .promise import Select
 from .rules import Rule, make_rule
 from .sampling import RouteSampling
@@ -102,6 +103,7 @@ class ExportSettings:
     stages, kernel, stride, nearest: of the rule; None is the rule's own
     select:         what tells which stitches promise most
     max_routes:     keep so many, the anchors among them
+    candidates:     so many stitched routes are made for each that is kept
     match_spread:   stretch what stitching layers answer to the spread of their targets
     fold:           stitching layers into the block behind them, where that is exact and cheaper
     teacher:        an anchor by name, "ensemble" for all of them, or a spec of another network; default: the largest anchor that is right
@@ -128,6 +130,7 @@ class ExportSettings:
     teacher: str | None = None
     samples: int = 100
     max_routes: int | None = None
+    candidates: int = CANDIDATES
     match_spread: bool = True
     fold: bool = False
     seed: int = 0
