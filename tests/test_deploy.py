@@ -67,9 +67,9 @@ def test_the_unit_is_told_what_the_server_tells(unit: Unit) -> None:
 
 
 def test_options_beside_the_unit_are_options_of_the_server() -> None:
-    lines = (DEPLOY / "systemd/restnet.default").read_text().splitlines()
-    given = [found[1] for line in lines if (found := re.fullmatch(r"#?RESTNET_OPTIONS=(.*)", line))]
-    assert len(given) == 4
+    pages = (DEPLOY / "systemd/restnet.default", ROOT / "docs/install.md")
+    given = [one for page in pages for one in re.findall(r"^#?RESTNET_OPTIONS=(.*)$", page.read_text(), re.MULTILINE)]
+    assert len(given) == 6
     for options in given:
         serve_parser().parse_args(shlex.split(options))
 
