@@ -1,12 +1,13 @@
-# The device image: the runtime and the digits bundle that ships with it, without torch. For one platform or both:
+# The device image: the runtime and the digits bundle that ships with it, without torch. For one platform or both (arm64 was not built yet):
 #   docker build -t restnet-runtime .
 #   docker buildx build --platform linux/amd64,linux/arm64 -t restnet-runtime .
-# With ONNX Runtime for CUDA (then: restnet-serve --provider cuda,cpu; untested, and CUDA's libraries must be there):
+# With ONNX Runtime for CUDA (then: restnet-serve --provider cuda,cpu; not built yet, and CUDA's libraries must be there):
 #   docker build --build-arg ONNXRUNTIME='onnxruntime-gpu[cuda,cudnn]' -t restnet-runtime:cuda .
 # The exporter, with torch, of which the index decides the build (CPU or CUDA):
 #   docker build --target export -t restnet-export . && docker run --rm -v ./work:/work restnet-export --anchors ... --out /work/bundle
 # Behind a package index of your own, add --secret id=pip,src=pip.conf: it is there for the build and stays out of the image.
-# Another bundle: docker run -v ./bundle:/bundle:ro -p 8080:8080 restnet-runtime restnet-serve /bundle --host 0.0.0.0 --allow-remote
+# Another bundle: docker run -v ./bundle:/bundle:ro -p 127.0.0.1:8080:8080 restnet-runtime restnet-serve /bundle --host 0.0.0.0 --allow-remote
+# One that restnet-update replaces: mount the folder that holds the link, -v /srv/bundles:/bundles:ro, and serve /bundles/mine --watch.
 # As tight as it goes: docker run --read-only --cap-drop ALL --security-opt no-new-privileges --memory 512m -p 127.0.0.1:8080:8080 restnet-runtime
 # Whoever reaches the port may change the budget, unless it has a token: docker run -e RESTNET_TOKEN=$(openssl rand -hex 32) ..., or --read-only.
 ARG PYTHON=3.11

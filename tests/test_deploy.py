@@ -4,8 +4,10 @@ import argparse
 import configparser
 import importlib.util
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -56,7 +58,8 @@ def test_the_unit_is_told_what_the_server_tells(unit: Unit) -> None:
     service = unit["Service"]
     assert service["Type"] == "notify"
     assert int(service["WatchdogSec"]) > 0
-    assert service["Restart"] == "always"
+    assert (service["Restart"], unit["Unit"]["StartLimitIntervalSec"]) == ("always", "0"), "it would give up one day"
+    assert int(service["RestartSec"]) >= 5
     assert (service["StateDirectory"], service["CacheDirectory"]) == ("restnet", "restnet")
     assert "RESTNET_CACHE=/var/cache/restnet" in service["Environment"].split()
     assert {"MemoryMax", "CPUQuota", "TasksMax"} <= set(service)
@@ -64,9 +67,9 @@ def test_the_unit_is_told_what_the_server_tells(unit: Unit) -> None:
 
 
 def test_options_beside_the_unit_are_options_of_the_server() -> None:
-    lines = (DEPLOY / "systemd/restnet.default").read_text().splitlines()
-    given = [found[1] for line in lines if (found := re.fullmatch(r"#?RESTNET_OPTIONS=(.*)", line))]
-    assert len(given) == 2
+    pages = (DEPLOY / "systemd/restnet.default", ROOT / "docs/install.md")
+    given = [one for page in pages for one in re.findall(r"^#?RESTNET_OPTIONS=(.*)$", page.read_text(), re.MULTILINE)]
+    assert len(given) == 6
     for options in given:
         serve_parser().parse_args(shlex.split(options))
 
@@ -83,6 +86,24 @@ def test_compose_mounts_what_is_there_and_starts_a_server(compose_check: ModuleT
     args = serve_parser().parse_args(options)
     assert (args.host, args.port, args.read_only, args.trusted_host) == ("0.0.0.0", 8080, True, ["restnet"])
     assert services["restnet"]["read_only"] is True
+
+
+@pytest.mark.parametrize(
+    ("model", "mounted", "served"), [("", [], ""), ("", ["manifest.json"], "/bundle"), ("mine", [], "/bundle/mine --watch")]
+)
+def test_compose_serves_the_digits_a_bundle_or_one_that_is_updated(
+    model: str, mounted: list[str], served: str, tmp_path: Path, compose_check: ModuleType
+) -> None:
+    """What the command of the file hands to restnet-serve; a link alone must not be what is mounted, so MODEL names it below."""
+    (tmp_path / "bundle").mkdir()
+    for name in mounted:
+        (tmp_path / "bundle" / name).touch()
+    shell, flag, script = compose_check.services()["restnet"]["command"]
+    told = script.replace("exec restnet-serve", "exec echo").replace("/bundle", f"{tmp_path}/bundle")
+    said = subprocess.run(
+        [shell, flag, told], env={"MODEL": model, "PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True
+    ).stdout
+    assert said.replace(str(tmp_path), "").partition("--host")[0].strip() == served
 
 
 def test_grafana_finds_prometheus_and_the_dashboard(compose_check: ModuleType) -> None:

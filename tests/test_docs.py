@@ -20,6 +20,7 @@ import commands  # noqa: E402
 import http_paths  # noqa: E402
 import manifest_fields  # noqa: E402
 import running  # noqa: E402
+import tested  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 LONGEST_S = 300.0
@@ -76,12 +77,58 @@ def test_every_command_of_the_page_does_what_it_says(page: Path, tmp_path: Path,
 def test_every_block_runs_or_says_why_not(page: Path) -> None:
     for block in blocks.blocks(page.read_text()):
         if block.language in blocks.RUN and not block.runs:
-            assert block.marks.get("needs") or (ROOT / block.marks["tested"]).is_file(), f"{name_of(page)}, line {block.line}"
+            assert block.marks.get("needs") or tested.missing(block, ROOT) == [], f"{name_of(page)}, line {block.line}"
+        assert block.marks.keys() >= {"tested"} or "as" not in block.marks, f"{name_of(page)}, line {block.line}"
         if block.language in blocks.SHOWN:
             hidden = re.search(r"^(\$|>>>) ", block.code, re.MULTILINE)
             assert hidden is None, f"{name_of(page)}, line {block.line}: a command in a block that nobody runs"
         if block.language == "json" and "..." not in block.code:
             json.loads(block.code)
+
+
+RAN = """\
+#!/bin/sh
+# restnet-inspect is what a comment says, and no command
+"$work/bin/pip" install --quiet --no-index \\
+    --find-links "$work/wheels/" restnet-runtime   # restnet-bench --report
+cp -r "$root"/deploy/x.service /etc/systemd/system/
+"""
+
+
+@pytest.mark.parametrize(
+    ("marks", "command", "missing"),
+    [
+        ("", "sudo /opt/bin/pip install --find-links wheels restnet-runtime  # all", []),
+        ("", "pip install . && cp x.service /etc/systemd/system/ >log", []),
+        ("", "pip install \\\n    restnet-runtime", []),
+        ("", "pip install restnet-other", ["pip install restnet-other"]),
+        ("", "pip restnet-runtime install", ["pip restnet-runtime install"]),
+        ("", "pip install && pip check", ["pip check"]),
+        ("", "restnet-inspect", ["restnet-inspect"]),
+        ("", "restnet-bench --report", ["restnet-bench --report"]),
+        ("<!-- as: cp -r -->\n", "pip install\nrestnet-update a b", []),
+        ("<!-- as: cp -rf -->\n", "pip install\nrestnet-update a b", ["cp -rf"]),
+    ],
+)
+def test_what_a_file_is_said_to_run_is_looked_for_in_it(marks: str, command: str, missing: list[str], tmp_path: Path) -> None:
+    (tmp_path / "ran.sh").write_text(RAN)
+    (tmp_path / "page.md").write_text("```sh\nrestnet-inspect\n```\n\n<!-- needs: a moon -->\n```sh\nrestnet-bench --report\n```\n")
+    (block,) = blocks.blocks(f"<!-- tested: ran.sh -->\n{marks}```sh\n{command}\n```\n")
+    assert tested.missing(block, tmp_path) == missing
+    (block,) = blocks.blocks(
+        "<!-- tested: ran.sh, page.md -->\n```console\n$ restnet-inspect\n16 segments\n$ restnet-bench --report\n```\n"
+    )
+    assert tested.missing(block, tmp_path) == ["restnet-bench --report"], "a page counts with what runs of it"
+
+
+@pytest.mark.parametrize(
+    ("marks", "message"), [("ran.sh, gone.sh -->", "gone.sh is not there"), ("ran.sh -->\n<!-- as: cp; pip -->", "2 quotations for 1")]
+)
+def test_marks_that_cannot_be_right_are_refused(marks: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "ran.sh").write_text(RAN)
+    (block,) = blocks.blocks(f"<!-- tested: {marks}\n```sh\nrestnet-update a b\n```\n")
+    with pytest.raises(blocks.PageError, match=message):
+        tested.missing(block, tmp_path)
 
 
 def test_pages_that_run_are_many() -> None:

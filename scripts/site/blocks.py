@@ -4,7 +4,8 @@ Every block names its language. Blocks in `sh`, `console` (commands behind `$ `,
 all of a page in one directory and one shell, unless a comment right above says otherwise:
 
     <!-- needs: WHAT -->     not run: needs hardware or a program that the test's machine may lack
-    <!-- tested: FILE -->    not run here: that file of the repository runs the same
+    <!-- tested: FILE, ... -->  not run here: these files of the repository run the same, see `tested.py`
+    <!-- as: TEXT; ... -->   beside `tested`: how the files say what they say in other words
     <!-- if: COMMAND -->     run where this command succeeds
     <!-- file: NAME -->      python that the reader saves under this name, for a later block to run
     <!-- output -->          a block that is not run: what the one before it prints, see `alike`
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 
 RUN = ("sh", "console", "python")
 SHOWN = ("text", "json", "yaml", "toml", "ini", "dockerfile")
-KEYS = ("needs", "tested", "if", "file", "output", "prepare", "slow")
+KEYS = ("needs", "tested", "as", "if", "file", "output", "prepare", "slow")
 
 _COMMENT = re.compile(r"<!-- (\w+)(?:: *(.*?))? *-->", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\[\w.-])\d(?:[\d,.]*\d)?(?:e[-+]?\d+)?")
