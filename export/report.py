@@ -159,8 +159,8 @@ def _table(routes: Sequence[RouteResult]) -> str:
         ("precision", [(route.precision if several else "", route.precision) for route in routes]),
         ("cost", [(format_macs(route.macs), route.macs) for route in routes]),
         ("parameters", [(f"{route.params:,}", route.params) for route in routes]),
-        ("weights", [(format_bytes(route.weight_bytes), route.weight_bytes) for route in routes]),
-        ("activations", [(format_bytes(route.activation_bytes), route.activation_bytes) for route in routes]),
+        ("weights", [_bytes(route.weight_bytes) for route in routes]),
+        ("activations", [_bytes(route.activation_bytes) for route in routes]),
         ("accuracy", [(f"{route.accuracy:.2%}", route.accuracy) for route in routes]),
         ("before tuning", [_percent(route.untuned) for route in routes]),
         ("above the line", [_points(above_line(route, anchors)) for route in routes]),
@@ -214,6 +214,10 @@ def _texts(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in head)
     body = "\n".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _bytes(count: int) -> tuple[str, object]:
+    return (format_bytes(count) if count else "", count)
 
 
 def _percent(accuracy: float | None) -> tuple[str, object]:

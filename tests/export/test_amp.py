@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from restnet_export.amp import Precision, chosen_type
+from restnet_export.amp import Precision, chosen_type, has_bf16
 from restnet_export.devices import CPU
 from restnet_export.options import settings_of
 
@@ -19,6 +19,21 @@ __all__ = ["made"]
 
 def test_what_is_computed_in() -> None:
     assert [chosen_type(amp, CPU) for amp in ("auto", "off", "bf16", "fp16")] == [None, None, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ({"avx2", "avx512f"}, False),
+        ({"avx512f", "avx512_bf16"}, True),
+        ({"amx_tile", "amx_bf16"}, True),
+        ({"asimd", "asimddp"}, False),
+        ({"asimd", "bf16"}, True),
+        (set(), True),
+    ],
+)
+def test_a_processor_has_bfloat16_or_is_not_known_to_lack_it(flags: set[str], found: bool) -> None:
+    assert has_bf16(frozenset(flags)) == found
 
 
 def test_a_small_gradient_survives_float16() -> None:

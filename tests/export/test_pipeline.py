@@ -677,6 +677,22 @@ class TestBadData:
         assert any(line.startswith("fine-tuning on 96 images, taught by large") for line in said)
         assert (bundle.route("large").accuracy or 0) > 0.6
 
+    def test_labels_that_are_not_used_choose_no_teacher(self, workshop: Workshop, tmp_path: Path) -> None:
+        """By these the small anchor would: it agrees with all of them."""
+        x, _ = images(96, 0)
+        plain = export_bundle(workshop.settings(tmp_path / "plain"), lambda _: None)
+        classes = {name: logits.argmax(1) for name, logits in onnx_logits(plain, prepared(f"npz:{workshop.root / 'train.npz'}")[0]).items()}
+        # Where both are of one mind the next class is told, elsewhere what the small one says.
+        told = np.where(classes["small"] == classes["large"], (classes["small"] + np.arange(96) % 2) % 4, classes["small"])
+        assert (told == classes["small"]).mean() > (told == classes["large"]).mean()
+        np.savez(tmp_path / "wrong.npz", x=x, y=told)
+        wrong = f"npz:{tmp_path / 'wrong.npz'}"
+        for labelled, teacher in ((True, "small"), (False, "large")):
+            said: list[str] = []
+            settings = workshop.settings(tmp_path / "out", data=wrong, finetune="stitch", tuning=TuneSettings(labelled=labelled, steps=2))
+            export_bundle(settings, said.append)
+            assert any(line.startswith(f"fine-tuning on 96 images, taught by {teacher}") for line in said)
+
     def test_a_loss_of_labels_that_are_not_there(self, workshop: Workshop, tmp_path: Path) -> None:
         """Refused before an anchor is loaded."""
         np.savez(tmp_path / "bare.npz", x=images(96, 0)[0])
@@ -695,6 +711,16 @@ class TestBadData:
         with pytest.raises(SpecError, match="more than 0 of 40 images"):
             export_bundle(workshop.settings(tmp_path / "other", val=folder, max_bad=0), said.append)
         assert not (tmp_path / "other").exists()
+
+    @pytest.mark.parametrize("where", ["data", "val"])
+    def test_one_class_is_left_once_bad_images_are_out(self, workshop: Workshop, tmp_path: Path, where: str) -> None:
+        folder = quarters(tmp_path / "photos", "abcd")
+        for name in "abc":
+            for file in (tmp_path / "photos" / name).iterdir():
+                file.write_bytes(b"")
+        with pytest.raises(SpecError, match="has one class only"):
+            export_bundle(workshop.settings(tmp_path / "out", finetune="stitch", max_bad=0.9, samples=8, **{where: folder}), lambda _: None)
+        assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("where", ["data", "val"])
     def test_one_class_alone(self, workshop: Workshop, tmp_path: Path, where: str) -> None:

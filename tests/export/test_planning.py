@@ -87,6 +87,7 @@ def test_a_limit_makes_a_few_times_as_many_as_are_kept(anchors: dict[str, CutAnc
     assert plan_routes(make_rule(rule), anchors, ALIKE, 500) == whole
     # Where there is room for the anchors alone, the rest of the work still has a route to do it on.
     assert len(plan_routes(make_rule(rule), anchors, ALIKE, 1).routes) == CANDIDATES
+    assert len(plan_routes(make_rule(rule), anchors, ALIKE, 1, 1).routes) == 1
 
 
 def test_a_limit_keeps_shared_layers_shared(anchors: dict[str, CutAnchor]) -> None:

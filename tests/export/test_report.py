@@ -73,6 +73,13 @@ def page(**changes: object) -> Page:
     return Page(render_report(replace(REPORT, **changes)))  # type: ignore[arg-type]
 
 
+def test_the_page_tells_bytes_of_weights_and_activations() -> None:
+    routes = tuple(replace(route, weight_bytes=4 * route.params, activation_bytes=2_000) for route in REPORT.routes)
+    found = page(routes=routes)
+    assert found.header[3:5] == ["weights", "activations"]
+    assert found.rows[1][3:5] == ["40 B", "2 kB"]
+
+
 def test_the_page_lists_routes_by_cost() -> None:
     found = page()
     assert found.header == ["route", "cost", "parameters", "accuracy", "above the line", "on the front"]

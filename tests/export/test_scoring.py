@@ -15,6 +15,7 @@ from restnet_export.routes import StitchedRoute, block_name
 from restnet_export.scoring import score_routes
 from restnet_export.selection import most_promising
 from restnet_export.stitching import StitchingLayer
+from restnet_runtime.errors import ExportError
 from restnet_runtime.routes import Part
 
 
@@ -118,6 +119,17 @@ def test_segments_and_module_of_a_route_agree(anchors: dict[str, CutAnchor], lay
     named = {block_name(name, block): module for name, cut in anchors.items() for block, module in enumerate(cut.blocks)}
     for route in ROUTES:
         assert list(route.module(anchors, layers)) == [{**named, **layers}[name] for name in route.segments()]
+
+
+def test_a_route_that_answers_nan_is_named(anchors: dict[str, CutAnchor], layers: dict[str, StitchingLayer]) -> None:
+    """Its class would be the first one, and might be right."""
+    broken = dict(layers)
+    broken["l.0~s.2"] = StitchingLayer(anchors["l"].layouts[0], anchors["s"].layouts[1])
+    with torch.no_grad():
+        broken["l.0~s.2"].weight.fill_(math.inf)
+    batch = (torch.randn(4, 1, 6, 6), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ExportError, match=r"^l\[0-0\]>s\[2-3\]: answers some of the images to score on with NaN or infinity"):
+        score_routes(ROUTES, anchors, broken, [batch])
 
 
 def test_scores_are_those_of_every_route_run_whole(anchors: dict[str, CutAnchor], layers: dict[str, StitchingLayer]) -> None:

@@ -395,6 +395,13 @@ def test_a_network_of_its_own_may_teach(made: Family) -> None:
     assert large.training
 
 
+def test_nan_at_a_cut_is_told(family: Family) -> None:
+    x, labels = family.data.tensors
+    bad = TensorDataset(torch.where(labels.view(-1, 1, 1, 1) == 0, torch.nan, x), labels)
+    with pytest.raises(ExportError, match="what it stitches is NaN or infinite for some of the images to tune on"):
+        family.tuner(data=bad)
+
+
 def test_fallen_routes_are_drawn_more_often(family: Family) -> None:
     tuner = family.tuner(replace(QUICK, mode="full", lr=1e4, lr_weights=1e4, checks=4))
     with tuner:
