@@ -126,22 +126,15 @@ class Notifying:
         tick_s = min(_TICK_S, watchdog_s / _TICKS)
         ready, asking, told, due_s = False, False, "", 0.0
         while True:
-            fields = []
-            if not ready and self._ready():
-                ready = True
-                fields.append("READY=1")
-            text = self._describe()
-            if text != told:
-                told = text
-                fields.append(f"STATUS={text}")
-            if asking and self._pulse.felt():
-                asking = False
-                fields.append("WATCHDOG=1")
+            now_ready, felt, text = ready or self._ready(), asking and self._pulse.felt(), self._describe()
+            fields = ["READY=1"] if now_ready and not ready else []
+            fields += [f"STATUS={text}"] if text != told else []
+            fields += ["WATCHDOG=1"] if felt else []
+            if fields and self._notifier.send(*fields):  # else once more at the next tick
+                ready, told, asking = now_ready, text, asking and not felt
             if ready and not asking and watchdog_s < math.inf and time.monotonic() >= due_s:
                 asking, due_s = True, time.monotonic() + watchdog_s / _BEATS
                 self._pulse.ask()
-            if fields:
-                self._notifier.send(*fields)
             await asyncio.sleep(tick_s)
 
 
