@@ -37,6 +37,11 @@ signal.signal(signal.SIGUSR2, lambda *_: stuck.set())
 sys.exit(serve())
 """
 """restnet-serve, with two faults that signals bring about."""
+FAILING = SERVE.replace(
+    "        threading.Event().wait()\n",
+    "        if stuck.once:\n            stuck.clear()\n        print('failed', flush=True)\n        raise RuntimeError('no more')\n",
+)
+"""restnet-serve whose runs do not hang, but fail; only one of them where `stuck.once` is set."""
 
 WATCHDOG_S = 1.6
 
@@ -157,6 +162,20 @@ def test_a_server_that_is_stuck_gives_no_sign_of_life(start: Callable[..., subpr
     assert manager.silent()
     if fault == signal.SIGUSR2:  # the loop answers, and the server is of no use all the same
         assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_an_idle_server_of_which_one_run_failed_lives_and_one_of_which_all_fail_does_not(
+    start: Callable[..., subprocess.Popen[str]], manager: Manager, once: bool
+) -> None:
+    process = start(FAILING.replace("sys.exit", f"stuck.once = {once}\nsys.exit"))
+    url_of(process)
+    manager.until("WATCHDOG=1")
+    process.send_signal(signal.SIGUSR2)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "failed\n"
+    assert manager.silent(8 * WATCHDOG_S) is not once
     assert process.poll() is None
 
 
