@@ -11,6 +11,7 @@ from typing import NamedTuple
 from restnet_runtime.arguments import read_keys
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import SHIPPED_BUNDLE
+from restnet_runtime.bundle_watch import Stamp, stamp_of
 from restnet_runtime.distrust import Distrust
 from restnet_runtime.engine import Engine
 from restnet_runtime.engines import Engines
@@ -25,10 +26,11 @@ log = logging.getLogger(__name__)
 
 
 class ServedModels(NamedTuple):
-    """engines: by name, not started; updates: of them."""
+    """engines: by name, not started; updates: of them; stamps: of what lay at each path before it was opened."""
 
     engines: Engines
     updates: Updates
+    stamps: dict[str, Stamp | None]
 
 
 def open_models(args: argparse.Namespace, open_engine: Callable[..., Engine]) -> ServedModels:
@@ -52,10 +54,12 @@ def open_models(args: argparse.Namespace, open_engine: Callable[..., Engine]) ->
         return open_engine(path=path, budget=budget, pin=pin, pool=pool, name=name)
 
     keys = read_keys(args)
+    stamps = [stamp_of(path) for _, path in given]
     engines = Engines.open(given, open_next)
     paths = {name: path for name, (_, path) in zip(engines, given, strict=True)}
     trial = TrialSettings(int(args.trial_requests), args.trial_time / 1e3)
-    return ServedModels(engines, Updates(engines, paths, open_new, UpdateSettings(trial, keys), distrust))
+    updates = Updates(engines, paths, open_new, UpdateSettings(trial, keys), distrust)
+    return ServedModels(engines, updates, dict(zip(engines, stamps, strict=True)))
 
 
 def _or_previous(path: Path, open_engine: Callable[..., Engine], distrust: Distrust) -> Engine:
