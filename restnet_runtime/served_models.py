@@ -36,7 +36,7 @@ class ServedModels(NamedTuple):
 def open_models(args: argparse.Namespace, open_engine: Callable[..., Engine]) -> ServedModels:
     """Open the bundles of a command line. open_engine: opens one, as `cli` does; path, budget, pin, pool and name by keyword.
 
-    Raises what `Engines.open` does, and `KeyFileError`.
+    Raises what `Engines.open` does, `KeyFileError`, and `BundleError` where the first bundle lacks the route of `--pin`.
     """
     given, pool = args.bundles or [(None, SHIPPED_BUNDLE)], Pool()
     distrust = Distrust(args.cache or default_cache_root())
@@ -46,7 +46,9 @@ def open_models(args: argparse.Namespace, open_engine: Callable[..., Engine]) ->
         nonlocal first
         # Memory is of the process, and one budget holds it; a pin names a route of one bundle.
         budget = args.budget if first else replace(args.budget, memory_bytes=None)
-        engine = _or_previous(path, partial(open_engine, budget=budget, pin=args.pin if first else None, pool=pool, name=name), distrust)
+        engine = _or_previous(path, partial(open_engine, budget=budget, pool=pool, name=name), distrust)
+        if first and args.pin is not None:
+            _pin(engine, args.pin)
         first = False
         return engine
 
@@ -60,6 +62,16 @@ def open_models(args: argparse.Namespace, open_engine: Callable[..., Engine]) ->
     trial = TrialSettings(int(args.trial_requests), args.trial_time / 1e3)
     updates = Updates(engines, paths, open_new, UpdateSettings(trial, keys), distrust)
     return ServedModels(engines, updates, dict(zip(engines, stamps, strict=True)))
+
+
+def _pin(engine: Engine, route: str) -> None:
+    """Apart from opening: a bundle without that route is no reason to serve the one before it. Raises `BundleError`."""
+    try:
+        engine.executor.bundle.route(route)
+    except BundleError:
+        engine.stop()
+        raise
+    engine.controller.pin = route
 
 
 def _or_previous(path: Path, open_engine: Callable[..., Engine], distrust: Distrust) -> Engine:

@@ -45,7 +45,7 @@ def open_and_install(*arguments):
 served_models.open_models = open_and_install
 sys.exit(serve())
 """
-"""restnet-serve: another bundle is installed in DEST once that which was there has been opened."""
+"""restnet-serve: another bundle, `new`, is installed in `dest` once that which was there has been opened."""
 LARGE_VALUE = 100.0
 """Of every number that clients send: noise, with which bundles are tried before they serve, never has it."""
 
@@ -457,6 +457,35 @@ def test_start_on_a_bundle_that_failed_before_serves_the_version_before(
         assert server.load().status_code == 200
         server.wait_for("accepted")
         assert server.predict().startswith("c-")
+
+
+def test_start_with_a_pin_that_the_bundle_lacks_fails_and_does_not_serve_the_version_before(
+    serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path, cache_root: Path
+) -> None:
+    install(dest, bundles("a"))
+    with serve(dest, "--pin", "large", "--trial-time", "300ms") as server:
+        install(dest, SHIPPED_BUNDLE, other_interface=True)
+        assert server.load(other_interface=True).status_code == 200
+        server.wait_for("accepted")
+        assert server.status()["pin"] is None, "there is no such route any more"
+    line = [*SERVE, str(dest), "--port", "0", "--cache", str(cache_root), "--pin", "large"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{dest.resolve()}: has no route 'large'; it has 7: cnn-s, " in done.stderr
+    with serve(dest, "--pin", "cnn-s") as server:
+        server.eventually(lambda: server.predict() in "0123456789" and server.status()["current"] == "cnn-s")
+        assert server.status()["pin"] == "cnn-s"
+
+
+def test_start_on_a_damaged_bundle_keeps_the_pin_with_the_version_before(
+    serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path
+) -> None:
+    install(dest, bundles("a"))
+    install(dest, bundles("b"))
+    (dest / "manifest.json").write_text("{")
+    with serve(dest, "--pin", "small") as server:
+        assert server.predict().startswith("a-")
+        server.eventually(lambda: server.status()["current"] == "small")
 
 
 def test_server_that_ends_during_a_trial_ends_well(serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path) -> None:
