@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -25,11 +25,12 @@ def stamp_of(bundle: Path) -> Stamp | None:
 
 
 class BundleWatch:
-    """A thread of its own. A context manager; what was served at its beginning counts as known."""
+    """A thread of its own. A context manager."""
 
-    def __init__(self, updates: Updates, names: Sequence[str], interval_s: float) -> None:
+    def __init__(self, updates: Updates, known: Mapping[str, Stamp | None], interval_s: float) -> None:
+        """known: of each model, as its bundle's path was before that was opened; what was put there since is taken at the first looks."""
         self._updates, self._interval_s = updates, interval_s
-        self._known = {name: stamp_of(updates.path(name)) for name in names}
+        self._known = dict(known)
         self._seen = dict(self._known)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="restnet-watch", daemon=True)

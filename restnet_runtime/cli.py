@@ -66,7 +66,7 @@ def _serve(args: argparse.Namespace) -> int:
             stack.callback(tracer_provider.shutdown)
         from restnet_runtime.served_models import open_models  # not above, as in `_open`
 
-        engines, updates = open_models(args, partial(_open, args, batching=batching))
+        engines, updates, stamps = open_models(args, partial(_open, args, batching=batching))
         engine = next(iter(engines.values()))
         for name, one in engines.items():
             bundle = one.executor.bundle
@@ -92,7 +92,7 @@ def _serve(args: argparse.Namespace) -> int:
             if args.watch is not None:
                 from restnet_runtime.bundle_watch import BundleWatch
 
-                serving.enter_context(BundleWatch(updates, tuple(engines), args.watch))
+                serving.enter_context(BundleWatch(updates, stamps, args.watch))
 
             def stopping() -> None:
                 app.state.events.close()

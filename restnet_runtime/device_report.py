@@ -15,6 +15,7 @@ from restnet_runtime.memory import footprint
 from restnet_runtime.noise import noise
 from restnet_runtime.profile import percentile
 from restnet_runtime.reading import Reading
+from restnet_runtime.redaction import without_paths
 from restnet_runtime.routes import Route
 from restnet_runtime.switchable import ReadingSource
 
@@ -87,6 +88,7 @@ class DeviceReport:
 
     idle_bytes, resident_bytes:  before the first route is loaded, and with all of them
     loading_s, compiled:         to make all routes ready, and how many were not in the cache
+    failed:                      routes that could not be loaded, and why, without the paths of the device
     slowdown, tail:              medians over the routes of latency over what the profile says, and of the 95th percentile over latency:
                                  budgets are tried under these, as a server would have known them
     switch_ms:                   median of making another route the current one
@@ -139,7 +141,7 @@ def make_report(engine: Engine, budget: Budget, runs: int, on_step: Callable[[st
     tail = max(1.0, percentile([route.p95_ms / route.median_ms for route in reported], 0.5))
     on_step("trying budgets")
     outcomes = [_try(executor, one, Reading(slowdown=slowdown, tail=tail), runs) for one in _budgets(budget, reported)]
-    manifest = executor.bundle.manifest
+    manifest, places = executor.bundle.manifest, (engine.compiler.cache.shelf.root, executor.bundle.path)
     return DeviceReport(
         made=time.strftime("%Y-%m-%d", time.gmtime()),
         facts=gather_facts(),
@@ -151,7 +153,7 @@ def make_report(engine: Engine, budget: Budget, runs: int, on_step: Callable[[st
         digest=executor.bundle.digest,
         input_shape=manifest.input.shape,
         routes=tuple(reported),
-        failed=progress.failed,
+        failed={name: without_paths(why, places) for name, why in progress.failed.items()},
         idle_bytes=idle_bytes,
         resident_bytes=footprint().pss_bytes,
         loading_s=loading_s,

@@ -20,14 +20,20 @@ from restnet_runtime.units import format_bytes
 _PACKAGES = ("numpy", "onnx", "pillow", "fastapi", "starlette", "uvicorn", "pydantic", "psutil", "torch", "timm", "onnxscript")
 """Those that are installed are named; the last three are the exporter's."""
 
+_CONTROLLERS = ("memory", "cpu")
+
 
 @dataclass(frozen=True)
 class CgroupFacts:
-    """versions: of control groups with memory or CPU that this process is in (`v1`, `v2`). Limits are `None` where none is set."""
+    """versions: of control groups with memory or CPU that this process is in (`v1`, `v2`). Limits are `None` where none is set.
+
+    missing: which of `memory` and `cpu` no group has: no limit of that can be set, or is kept to, as where a kernel was started without
+    """
 
     versions: tuple[str, ...]
     memory_limit_bytes: int | None
     quota_cores: float | None
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,8 @@ def describe_cgroup(cgroup: CgroupFacts) -> str:
         return "none with memory or CPU"
     memory = "none" if cgroup.memory_limit_bytes is None else format_bytes(cgroup.memory_limit_bytes)
     quota = "none" if cgroup.quota_cores is None else f"{cgroup.quota_cores:g} cores"
-    return f"{' and '.join(cgroup.versions)}; memory limit {memory}, CPU quota {quota}"
+    without = "".join(f", without the {'CPU' if name == 'cpu' else name} controller" for name in cgroup.missing)
+    return f"{' and '.join(cgroup.versions)}{without}; memory limit {memory}, CPU quota {quota}"
 
 
 def print_version(command: str) -> None:
@@ -165,8 +172,11 @@ def _system(text: str) -> str:
 def _cgroup(root: Path) -> CgroupFacts:
     groups = GroupFinder(root, "self").find()
     limits = limits_of(groups)
-    there = {"v1": groups.memory_v1 or groups.cpu_v1, "v2": [group for group in groups.v2 if (group / "cgroup.controllers").exists()]}
-    return CgroupFacts(tuple(version for version, found in there.items() if found), limits.limit_bytes, limits.quota_cores)
+    listed = {name for group in groups.v2 for name in (read_text(group / "cgroup.controllers") or "").split()}
+    v1 = {name for name, found in (("memory", groups.memory_v1), ("cpu", groups.cpu_v1)) if found}
+    v2 = listed & set(_CONTROLLERS)
+    versions = tuple(version for version, found in (("v1", v1), ("v2", v2)) if found)
+    return CgroupFacts(versions, limits.limit_bytes, limits.quota_cores, tuple(name for name in _CONTROLLERS if name not in v1 | v2))
 
 
 def yes_or_no(found: bool | None) -> str:

@@ -57,7 +57,7 @@ class Pulse:
         """Begin to feel, and return at once. What was asked before and still waits is not asked again."""
         executors = [backend.executor for backend in self._backends()]
         self._busy = {executor: executor.busy_s for executor in executors}
-        if self._asked is None or self._asked.done():
+        if self.over():
             executor = next((one for one in executors if one.current is not None), executors[0])
             self._asked = asyncio.ensure_future(self._aside(partial(executor.run, noise(executor.bundle))))
             self._asked.add_done_callback(_log_failure)
@@ -69,6 +69,10 @@ class Pulse:
             return False
         without_route = asked.done() and not asked.cancelled() and isinstance(asked.exception(), NotLoadedError)
         return without_route or any(executor.busy_s != busy_s for executor, busy_s in self._busy.items())
+
+    def over(self) -> bool:
+        """Whether what was asked has come to an end, be it that it failed: then it can be asked again."""
+        return self._asked is None or self._asked.done()
 
     def stop(self) -> None:
         if self._asked is not None:
@@ -126,22 +130,16 @@ class Notifying:
         tick_s = min(_TICK_S, watchdog_s / _TICKS)
         ready, asking, told, due_s = False, False, "", 0.0
         while True:
-            fields = []
-            if not ready and self._ready():
-                ready = True
-                fields.append("READY=1")
-            text = self._describe()
-            if text != told:
-                told = text
-                fields.append(f"STATUS={text}")
-            if asking and self._pulse.felt():
-                asking = False
-                fields.append("WATCHDOG=1")
-            if ready and not asking and watchdog_s < math.inf and time.monotonic() >= due_s:
+            now_ready, felt, text = ready or self._ready(), asking and self._pulse.felt(), self._describe()
+            fields = ["READY=1"] if now_ready and not ready else []
+            fields += [f"STATUS={text}"] if text != told else []
+            fields += ["WATCHDOG=1"] if felt else []
+            if fields and self._notifier.send(*fields):  # else once more at the next tick
+                ready, told, asking = now_ready, text, asking and not felt
+            # A run that failed says nothing of the next one; of one that hangs no other is asked.
+            if ready and (not asking or self._pulse.over()) and watchdog_s < math.inf and time.monotonic() >= due_s:
                 asking, due_s = True, time.monotonic() + watchdog_s / _BEATS
                 self._pulse.ask()
-            if fields:
-                self._notifier.send(*fields)
             await asyncio.sleep(tick_s)
 
 

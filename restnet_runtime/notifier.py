@@ -40,12 +40,14 @@ class Notifier:
         wanted = usec.isdecimal() and int(usec) > 0 and pid in ("", str(os.getpid()))
         return cls(address, int(usec) / 1e6 if wanted else None)
 
-    def send(self, *fields: str) -> None:
-        """Fields `NAME=VALUE`, in one datagram."""
+    def send(self, *fields: str) -> bool:
+        """Fields `NAME=VALUE`, in one datagram. Returns whether it was sent: not while the manager has a full queue, or nobody listens."""
         try:
             self._socket.sendto("\n".join(fields).encode(), self._address)
         except OSError as error:
             log.debug("the service manager was not told %s: %s", fields, error)
+            return False
+        return True
 
     def stopping(self) -> None:
         """Also from a handler of signals."""

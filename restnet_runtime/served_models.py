@@ -11,6 +11,7 @@ from typing import NamedTuple
 from restnet_runtime.arguments import read_keys
 from restnet_runtime.budget import Budget
 from restnet_runtime.bundle import SHIPPED_BUNDLE
+from restnet_runtime.bundle_watch import Stamp, stamp_of
 from restnet_runtime.distrust import Distrust
 from restnet_runtime.engine import Engine
 from restnet_runtime.engines import Engines
@@ -25,16 +26,17 @@ log = logging.getLogger(__name__)
 
 
 class ServedModels(NamedTuple):
-    """engines: by name, not started; updates: of them."""
+    """engines: by name, not started; updates: of them; stamps: of what lay at each path before it was opened."""
 
     engines: Engines
     updates: Updates
+    stamps: dict[str, Stamp | None]
 
 
 def open_models(args: argparse.Namespace, open_engine: Callable[..., Engine]) -> ServedModels:
     """Open the bundles of a command line. open_engine: opens one, as `cli` does; path, budget, pin, pool and name by keyword.
 
-    Raises what `Engines.open` does, and `KeyFileError`.
+    Raises what `Engines.open` does, `KeyFileError`, and `BundleError` where the first bundle lacks the route of `--pin`.
     """
     given, pool = args.bundles or [(None, SHIPPED_BUNDLE)], Pool()
     distrust = Distrust(args.cache or default_cache_root())
@@ -44,7 +46,9 @@ def open_models(args: argparse.Namespace, open_engine: Callable[..., Engine]) ->
         nonlocal first
         # Memory is of the process, and one budget holds it; a pin names a route of one bundle.
         budget = args.budget if first else replace(args.budget, memory_bytes=None)
-        engine = _or_previous(path, partial(open_engine, budget=budget, pin=args.pin if first else None, pool=pool, name=name), distrust)
+        engine = _or_previous(path, partial(open_engine, budget=budget, pool=pool, name=name), distrust)
+        if first and args.pin is not None:
+            _pin(engine, args.pin)
         first = False
         return engine
 
@@ -52,10 +56,22 @@ def open_models(args: argparse.Namespace, open_engine: Callable[..., Engine]) ->
         return open_engine(path=path, budget=budget, pin=pin, pool=pool, name=name)
 
     keys = read_keys(args)
+    stamps = [stamp_of(path) for _, path in given]
     engines = Engines.open(given, open_next)
     paths = {name: path for name, (_, path) in zip(engines, given, strict=True)}
     trial = TrialSettings(int(args.trial_requests), args.trial_time / 1e3)
-    return ServedModels(engines, Updates(engines, paths, open_new, UpdateSettings(trial, keys), distrust))
+    updates = Updates(engines, paths, open_new, UpdateSettings(trial, keys), distrust)
+    return ServedModels(engines, updates, dict(zip(engines, stamps, strict=True)))
+
+
+def _pin(engine: Engine, route: str) -> None:
+    """Apart from opening: a bundle without that route is no reason to serve the one before it. Raises `BundleError`."""
+    try:
+        engine.executor.bundle.route(route)
+    except BundleError:
+        engine.stop()
+        raise
+    engine.controller.pin = route
 
 
 def _or_previous(path: Path, open_engine: Callable[..., Engine], distrust: Distrust) -> Engine:

@@ -12,10 +12,13 @@ from restnet_runtime import __version__, cli
 from restnet_runtime.budget import Budget
 from restnet_runtime.device_report import DeviceReport, make_report
 from restnet_runtime.engine import Engine
+from restnet_runtime.redaction import without_paths
 from restnet_runtime.report_text import render
 
 RUNS = 5
 ROOT = Path(__file__).resolve().parents[2]
+CACHE_BYTES = 12_000
+"""Room for some of the family's routes, and not for all."""
 MIDDLE = "small[0-1]>large[2-4]"
 
 
@@ -80,6 +83,43 @@ def test_the_command_writes_json_and_text_to_paste(
     cells = devices_page["row"](document)
     assert len(cells) == len(devices_page["HEADER"])
     assert f"`small` {document['routes'][0]['accuracy']:.1%}: " in cells[4]
+
+
+def test_what_could_not_be_loaded_is_told_without_the_paths_of_the_device(family_path: Path, tmp_path: Path) -> None:
+    cache_root = tmp_path / "of user one" / "cache"
+    cache_root.parent.mkdir()
+    engine = Engine.open(family_path, cache_root=cache_root, threads=1, cache_bytes=CACHE_BYTES)
+    try:
+        report = make_report(engine, Budget(), 1)
+    finally:
+        engine.stop()
+    assert 0 < len(report.failed) < 4
+    assert all(why.startswith("the caches under ... have room for ") for why in report.failed.values()), report.failed
+    text = json.dumps(report.document()) + render(report)
+    assert "cannot be loaded: the caches under ... have room for " in text
+    assert not any(name in text for name in ("/" + cache_root.parts[1], "user one", str(family_path)))
+
+
+@pytest.mark.parametrize(
+    ("told", "given_away"),
+    [
+        (
+            "the cache /data/my cache/ab12 cannot be used: [Errno 28] No space left on device: '/data/my cache/ab12/route 1.onnx'",
+            "the cache .../ab12 cannot be used: [Errno 28] No space left on device: '.../route 1.onnx'",
+        ),
+        ("build/cache/ab12/x.onnx has changed", ".../x.onnx has changed"),
+        (f"Load model from {Path.home()}/models/x.onnx failed", "Load model from .../x.onnx failed"),
+        (f"{Path.home()}: is not there", "...: is not there"),
+        ('there is no "/usr/of user one/x.bin" and no /tmp/one', 'there is no ".../x.bin" and no ...'),
+        # Not of this device: nodes of a graph, the library's sources, addresses, quotients.
+        ("node '/layer1/conv/Conv' failed", "node '/layer1/conv/Conv' failed"),
+        ("/onnxruntime_src/onnxruntime/core/a.cc:12 failed", "/onnxruntime_src/onnxruntime/core/a.cc:12 failed"),
+        ("see https://onnxruntime.ai/docs/x; 1/2 and / or", "see https://onnxruntime.ai/docs/x; 1/2 and / or"),
+        ("the route 'small[0-1]>large[2-4]' is none", "the route 'small[0-1]>large[2-4]' is none"),
+    ],
+)
+def test_paths_in_messages(told: str, given_away: str) -> None:
+    assert without_paths(told, [Path("/data/my cache"), Path("build/cache")]) == given_away
 
 
 def test_a_bundle_that_stands_where_the_prefix_goes_is_refused(family_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,34 @@ def test_a_board_in_a_group_with_limits(tmp_path: Path) -> None:
     assert "instructions asimd asimdhp asimddp; int8 dot product: yes\n" in told
 
 
+V2 = "25 20 0:22 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
+HYBRID = (
+    "25 20 0:22 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+    "26 20 0:23 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+    "27 20 0:24 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("membership", "mounts", "controllers", "told"),
+    [
+        # As a Raspberry Pi is started by default.
+        ("0::/a/b\n", V2, {"": "cpuset cpu io pids"}, "v2, without the memory controller; memory limit none, CPU quota none"),
+        ("0::/a/b\n", V2, {"": "memory pids"}, "v2, without the CPU controller; memory limit none, CPU quota none"),
+        ("0::/a/b\n", V2, {"": "cpu io memory", "a": "memory", "a/b": ""}, "v2; memory limit none, CPU quota none"),
+        ("0::/a/b\n", V2, {"": "io pids"}, "none with memory or CPU"),
+        ("0::/a/b\n", V2, {}, "none with memory or CPU"),
+        ("4:memory:/\n1:cpu,cpuacct:/\n0::/a\n", HYBRID, {"unified": ""}, "v1; memory limit none, CPU quota none"),
+        ("1:cpu,cpuacct:/\n0::/a\n", HYBRID, {"unified": ""}, "v1, without the memory controller; memory limit none, CPU quota none"),
+        ("1:cpu,cpuacct:/\n0::/a\n", HYBRID, {"unified": "memory"}, "v1 and v2; memory limit none, CPU quota none"),
+    ],
+)
+def test_groups_say_what_cannot_be_limited(tmp_path: Path, membership: str, mounts: str, controllers: dict[str, str], told: str) -> None:
+    files = {f"sys/fs/cgroup/{group}/cgroup.controllers": f"{names}\n" for group, names in controllers.items()}
+    root = write(tmp_path, {"proc/self/cgroup": membership, "proc/self/mountinfo": mounts, **files})
+    assert f"cgroup       {told}\n" in describe(gather_facts(root))
+
+
 def test_a_device_that_tells_nothing(tmp_path: Path) -> None:
     facts = gather_facts(tmp_path)
     assert (facts.board, facts.system, facts.processor.name, facts.pressure, facts.cgroup.versions) == (

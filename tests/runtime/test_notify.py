@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -36,6 +37,11 @@ signal.signal(signal.SIGUSR2, lambda *_: stuck.set())
 sys.exit(serve())
 """
 """restnet-serve, with two faults that signals bring about."""
+FAILING = SERVE.replace(
+    "        threading.Event().wait()\n",
+    "        if stuck.once:\n            stuck.clear()\n        print('failed', flush=True)\n        raise RuntimeError('no more')\n",
+)
+"""restnet-serve whose runs do not hang, but fail; only one of them where `stuck.once` is set."""
 
 WATCHDOG_S = 1.6
 
@@ -47,6 +53,13 @@ class Manager:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
         self.heard: list[str] = []
+
+    def fill(self) -> None:
+        """Let others say so much that nothing more is taken until something is heard."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, suppress(BlockingIOError):
+            other.setblocking(False)
+            while True:
+                other.sendto(b"STATUS=of another", self.socket.getsockname())
 
     def hear(self, seconds: float) -> list[str]:
         """The fields that come within so many seconds."""
@@ -123,6 +136,23 @@ def test_a_manager_hears_when_it_is_ready_what_serves_that_it_lives_and_that_it_
     assert manager.heard.count("READY=1") == 1
 
 
+def test_a_manager_that_took_nothing_when_the_server_was_ready_is_told_later(
+    start: Callable[..., subprocess.Popen[str]], manager: Manager
+) -> None:
+    manager.fill()
+    url = url_of(start())
+    deadline = time.monotonic() + 60
+    while len(httpx.get(f"{url}/status", trust_env=False).json()["routes"]["loaded"]) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(3 * WATCHDOG_S)  # nothing is heard meanwhile, as by a manager that is busy itself
+    manager.until("READY=1", 10)
+    assert "STATUS=large serves shapes, 4 of 4 routes loaded" in manager.heard, "in the same datagram"
+    manager.until("WATCHDOG=1", 10)
+    manager.until("WATCHDOG=1", 10)
+    assert manager.heard.count("READY=1") == 1
+
+
 @pytest.mark.parametrize("fault", [signal.SIGUSR1, signal.SIGUSR2], ids=["event loop", "workers"])
 def test_a_server_that_is_stuck_gives_no_sign_of_life(start: Callable[..., subprocess.Popen[str]], manager: Manager, fault: int) -> None:
     process = start(SERVE)
@@ -132,6 +162,20 @@ def test_a_server_that_is_stuck_gives_no_sign_of_life(start: Callable[..., subpr
     assert manager.silent()
     if fault == signal.SIGUSR2:  # the loop answers, and the server is of no use all the same
         assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_an_idle_server_of_which_one_run_failed_lives_and_one_of_which_all_fail_does_not(
+    start: Callable[..., subprocess.Popen[str]], manager: Manager, once: bool
+) -> None:
+    process = start(FAILING.replace("sys.exit", f"stuck.once = {once}\nsys.exit"))
+    url_of(process)
+    manager.until("WATCHDOG=1")
+    process.send_signal(signal.SIGUSR2)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "failed\n"
+    assert manager.silent(8 * WATCHDOG_S) is not once
     assert process.poll() is None
 
 
@@ -165,7 +209,7 @@ def test_what_was_said_to_the_server_is_not_said_to_its_children() -> None:
     assert environ == {"PATH": "/bin"}
     assert notifier is not None
     assert notifier.watchdog_s == 3.0
-    notifier.send("READY=1")  # nobody is there: nothing happens
+    assert not notifier.send("READY=1")  # nobody is there: nothing happens
     notifier.close()
 
 
@@ -192,7 +236,11 @@ def test_who_is_told_and_how_often(environ: dict[str, str], expected: tuple[floa
 def test_an_address_in_the_abstract_namespace() -> None:
     address = f"@restnet-{os.getpid()}"
     manager, notifier = Manager(address), Notifier(address)
-    notifier.send("STATUS=one", "READY=1")
+    assert notifier.send("STATUS=one", "READY=1")
     assert manager.hear(0.2) == ["STATUS=one", "READY=1"]
+    manager.fill()
+    assert not notifier.send("STATUS=two")
+    assert "STATUS=two" not in manager.hear(0.2)
+    assert notifier.send("STATUS=two")
     notifier.close()
     manager.socket.close()

@@ -177,7 +177,7 @@ class Begun:
 def test_watch_begins_once_for_each_bundle_that_has_come_to_rest(own_family: Callable[..., Path], tmp_path: Path) -> None:
     path = own_family()
     updates = Begun(path)
-    watch = BundleWatch(updates, ["shapes"], 60.0)  # type: ignore[arg-type]
+    watch = BundleWatch(updates, {"shapes": stamp_of(path)}, 60.0)  # type: ignore[arg-type]
     for _ in range(3):
         watch.look()
     assert updates.begun == []

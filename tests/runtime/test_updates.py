@@ -28,6 +28,24 @@ from restnet_runtime.manifest import WEIGHTS_FILE
 from restnet_runtime.versions import versions_of
 
 SERVE = [sys.executable, "-c", "import sys; from restnet_runtime.cli import serve; sys.exit(serve())"]
+INSTALLED_MEANWHILE = """
+import sys
+from pathlib import Path
+from restnet_runtime import served_models
+from restnet_runtime.cli import serve
+from restnet_runtime.install import install
+
+open_models = served_models.open_models
+
+def open_and_install(*arguments):
+    opened = open_models(*arguments)
+    install(Path({dest!r}), Path({new!r}))
+    return opened
+
+served_models.open_models = open_and_install
+sys.exit(serve())
+"""
+"""restnet-serve: another bundle, `new`, is installed in `dest` once that which was there has been opened."""
 LARGE_VALUE = 100.0
 """Of every number that clients send: noise, with which bundles are tried before they serve, never has it."""
 
@@ -181,9 +199,10 @@ def dest(tmp_path: Path) -> Path:
 @pytest.fixture
 def serve(tmp_path: Path, cache_root: Path) -> Callable[..., Any]:
     @contextmanager
-    def start(*arguments: object) -> Iterator[Serving]:
+    def start(*arguments: object, code: str | None = None) -> Iterator[Serving]:
         log = tmp_path / "server.log"
-        line = [*SERVE, "--port", "0", "--cache", str(cache_root), "--interval", "0.2", *map(str, arguments)]
+        command = SERVE if code is None else [sys.executable, "-c", code]
+        line = [*command, "--port", "0", "--cache", str(cache_root), "--interval", "0.2", *map(str, arguments)]
         with log.open("a") as errors:
             process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
@@ -279,6 +298,16 @@ def test_watched_path_is_changed_over_to_and_a_bundle_that_failed_is_not_tried_a
         assert server.predict().startswith("c-")
     assert load.failures == []
     assert whose(load.answers) == {"a", "b", "c"}
+
+
+def test_watch_takes_what_was_installed_while_the_server_started(
+    serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path
+) -> None:
+    install(dest, bundles("a"))
+    code = INSTALLED_MEANWHILE.format(dest=str(dest), new=str(bundles("b")))
+    with serve(dest, "--watch", "0.1", "--trial-time", "300ms", code=code) as server:
+        server.wait_for("accepted")
+        assert server.predict().startswith("b-")
 
 
 def test_quiet_server_trusts_a_bundle_after_some_time_and_says_when_there_is_nothing_new(
@@ -428,6 +457,35 @@ def test_start_on_a_bundle_that_failed_before_serves_the_version_before(
         assert server.load().status_code == 200
         server.wait_for("accepted")
         assert server.predict().startswith("c-")
+
+
+def test_start_with_a_pin_that_the_bundle_lacks_fails_and_does_not_serve_the_version_before(
+    serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path, cache_root: Path
+) -> None:
+    install(dest, bundles("a"))
+    with serve(dest, "--pin", "large", "--trial-time", "300ms") as server:
+        install(dest, SHIPPED_BUNDLE, other_interface=True)
+        assert server.load(other_interface=True).status_code == 200
+        server.wait_for("accepted")
+        assert server.status()["pin"] is None, "there is no such route any more"
+    line = [*SERVE, str(dest), "--port", "0", "--cache", str(cache_root), "--pin", "large"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{dest.resolve()}: has no route 'large'; it has 7: cnn-s, " in done.stderr
+    with serve(dest, "--pin", "cnn-s") as server:
+        server.eventually(lambda: server.predict() in "0123456789" and server.status()["current"] == "cnn-s")
+        assert server.status()["pin"] == "cnn-s"
+
+
+def test_start_on_a_damaged_bundle_keeps_the_pin_with_the_version_before(
+    serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path
+) -> None:
+    install(dest, bundles("a"))
+    install(dest, bundles("b"))
+    (dest / "manifest.json").write_text("{")
+    with serve(dest, "--pin", "small") as server:
+        assert server.predict().startswith("a-")
+        server.eventually(lambda: server.status()["current"] == "small")
 
 
 def test_server_that_ends_during_a_trial_ends_well(serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path) -> None:
