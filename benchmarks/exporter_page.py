@@ -29,8 +29,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
         "",
         "![accuracy over cost of every route, before and after tuning](exporter.png)",
         "",
-        "Shown by tests rather than measured here, `pytest -m slow tests/export/test_families.py`: cuts of every family, 71 / 41 / 10 / 8 / 8 routes",
-        "by SN-Net's rule, every segment in ONNX Runtime within 1e-4 of torch ([which, and by how much](architectures.md)).",
+        "Shown by tests rather than measured here, `pytest -m slow tests/export/test_families.py`: cuts of every family, 71 / 41 / 10 /",
+        "8 / 8 routes by SN-Net's rule, every segment in ONNX Runtime within 1e-4 of torch ([which, and by how much](architectures.md)).",
     ]
     return "\n".join([*lines, *sections(results)]) + "\n"
 

@@ -85,11 +85,19 @@ def gather_facts(root: Path = Path("/")) -> Facts:
         processor=read_processor(root / "proc/cpuinfo"),
         cores=os.cpu_count() or 1,
         usable_cores=usable_cores(root),
-        memory_bytes=int(psutil.virtual_memory().total),
+        memory_bytes=_memory_bytes(),
         page_bytes=os.sysconf("SC_PAGE_SIZE"),
         cgroup=_cgroup(root),
         pressure=(read_text(root / "proc/pressure/cpu") or "").startswith("some "),
     )
+
+
+def _memory_bytes() -> int:
+    """0 where there is no /proc to read it from, as in a bare chroot: whoever reports a bug has enough of them already."""
+    try:
+        return int(psutil.virtual_memory().total)
+    except OSError:
+        return 0
 
 
 def providers() -> tuple[str, ...]:
@@ -109,7 +117,7 @@ def describe(facts: Facts) -> str:
         ("board", facts.board or "no device tree says"),
         ("processor", describe_processor(facts)),
         ("instructions", f"{' '.join(facts.processor.features) or 'unknown'}; int8 dot product: {yes_or_no(facts.processor.dot_product)}"),
-        ("memory", f"{format_bytes(facts.memory_bytes)}, pages of {facts.page_bytes // 1024} KiB"),
+        ("memory", f"{format_bytes(facts.memory_bytes) if facts.memory_bytes else 'unknown'}, pages of {facts.page_bytes // 1024} KiB"),
         ("cgroup", describe_cgroup(facts.cgroup)),
         ("pressure", f"PSI: {yes_or_no(facts.pressure)}"),
     )

@@ -168,3 +168,10 @@ def test_the_size_of_a_page_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     facts = gather_facts(tmp_path)
     assert facts.page_bytes == page
     assert f"pages of {page // 1024} KiB" in describe(facts)
+
+
+def test_without_proc_it_is_told_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
+    facts = gather_facts(tmp_path)
+    assert facts.memory_bytes == 0
+    assert "memory       unknown, pages of" in describe(facts)
