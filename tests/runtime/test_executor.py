@@ -214,7 +214,7 @@ from restnet_runtime.sessions import SessionSettings
 
 bundle = open_bundle(Path(sys.argv[1]))
 executor = Executor(bundle, Compiler.for_bundle(bundle, Path(sys.argv[2])), SessionSettings(threads=1))
-executor.load("small")
+executor.load("large")
 x = np.zeros((1024, 1, 8, 8), np.float32)
 executor.run(x[:1])
 assert not executor.settle(0.0), "nothing to give back"
