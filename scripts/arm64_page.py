@@ -21,8 +21,8 @@ on a machine that had other work: they say nothing of a device's speed.
 """
 SKIPPED = """## Not run
 
-Tests of the exporter and whatever imports torch; those marked slow; those of benchmarks, of the documentation and of what HTTP bodies say; two that ask for
-milliseconds, of which an emulator needs many more (`TIMED` in `scripts/arm64/inside.py`). There is no CPU
+Tests of the exporter and whatever imports torch; those marked slow; those of benchmarks, of the documentation and of what HTTP bodies
+say; two that ask for milliseconds, of which an emulator needs many more (`TIMED` in `scripts/arm64/inside.py`). There is no CPU
 frequency, no temperature and no firmware in such a machine: those sensors are tested on trees of files
 (`tests/runtime/test_sensor_trees.py`).
 """
