@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from restnet_runtime.bundle import Bundle, open_bundle
-from restnet_runtime.errors import BundleError, UpdateError
+from restnet_runtime.errors import BundleError, SignatureError, UpdateError
 from restnet_runtime.graphs import check_graphs
 from restnet_runtime.interface import breaks
 from restnet_runtime.links import put_link, scratch_link, sync
@@ -83,7 +83,7 @@ def install(
         led_to = _leads_to(dest)
         if led_to is not None and led_to == version.resolve():
             return Installed(open_bundle(version, keys=keys), led_to, changed=False)
-        _lead(dest, store, version, on_step)
+        _lead(dest, store, version, on_step, remember=_worth_going_back_to(dest, source.digest))
         _prune(dest, store, keep)
         on_step("pruned")
     return Installed(open_bundle(version, keys=keys), led_to, changed=True)
@@ -98,7 +98,12 @@ def roll_back(dest: Path, *, keys: "Keyring | None" = None) -> Installed:
         if version is None:
             raise UpdateError(f"{dest}: there is no version before this one to go back to")
         target = version.resolve()
-        bundle = open_bundle(target, keys=keys)
+        try:
+            bundle = open_bundle(target, keys=keys)
+        except SignatureError:
+            raise
+        except BundleError as error:
+            raise UpdateError(f"{target}, the version before, must not be used: {error}") from error
         _lead(dest, store, target, lambda _: None)
     return Installed(bundle, led_to, changed=True)
 
@@ -131,10 +136,18 @@ def _name_of(path: Path) -> str:
         return str(error)
 
 
-def _lead(dest: Path, store: Path, version: Path, on_step: Callable[[str], object]) -> None:
+def _worth_going_back_to(dest: Path, digest: str) -> bool:
+    """Is what is there whole, and another than the bundle of that digest, which may have been signed once more?"""
+    try:
+        return open_bundle(dest).digest != digest
+    except BundleError:
+        return False
+
+
+def _lead(dest: Path, store: Path, version: Path, on_step: Callable[[str], object], *, remember: bool = True) -> None:
     """The exchange itself. What was there is remembered first, and becomes the version before only once DEST leads elsewhere."""
     led_to = _leads_to(dest)
-    if dest.is_symlink() and led_to is not None:
+    if remember and dest.is_symlink() and led_to is not None:
         inside = led_to.parent == store.resolve()
         put_link(scratch_link(store / PREVIOUS, led_to.name if inside else str(led_to)), store / PENDING)
     on_step("remembered")

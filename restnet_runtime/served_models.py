@@ -78,31 +78,31 @@ def _or_previous(path: Path, open_engine: Callable[..., Engine], distrust: Distr
     """The bundle at `path`; where it must not be used, and restnet-update left one before it, that one, and a line in the log."""
     previous = previous_of(path)
     try:
-        engine = open_engine(path=path)
-        if previous is None:
-            return engine
-        try:
-            _check(engine, distrust)
-        except BaseException:
-            engine.stop()
-            raise
-        return engine
+        return _checked(open_engine(path=path), distrust if previous is not None else None)
     except BundleError as error:
         if previous is None:
             raise
-        engine = open_engine(path=previous)
+        try:
+            engine = _checked(open_engine(path=previous), None)
+        except BundleError as other:
+            raise BundleError(str(path), f"{error}; nor can the version before it be served, {previous.resolve()}: {other}") from error
         log.error("%s is not served: %s; the version before it is: %s", path, error, engine.executor.bundle.path)
         return engine
 
 
-def _check(engine: Engine, distrust: Distrust) -> None:
-    """Raise `BundleError` for a bundle that has failed on trial here, or whose weights are damaged.
+def _checked(engine: Engine, distrust: Distrust | None) -> Engine:
+    """Raise `BundleError` for a bundle whose weights are damaged, or that has failed on trial here, where another could serve.
 
     Weights are read where nothing of the bundle has been compiled yet, which reads them too; else routes have been made of them before.
     """
-    bundle = engine.executor.bundle
-    reason = distrust.reason(bundle.digest)
-    if reason is not None:
-        raise BundleError(str(bundle.path), f"failed when it served on trial: {reason} (a request to load it tries again)")
-    if not engine.compiler.cache.names():
-        engine.compiler.check_weights()
+    try:
+        bundle = engine.executor.bundle
+        reason = None if distrust is None else distrust.reason(bundle.digest)
+        if reason is not None:
+            raise BundleError(str(bundle.path), f"failed when it served on trial: {reason} (a request to load it tries again)")
+        if not engine.compiler.cache.names():
+            engine.compiler.check_weights()
+    except BaseException:
+        engine.stop()
+        raise
+    return engine

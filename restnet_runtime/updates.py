@@ -156,7 +156,7 @@ class Updates:
         self._tell(update, "verifying", f"{path} is read")
         bundle = open_bundle(path, keys=self._settings.keys)
         update.digest = bundle.digest
-        if bundle.digest == old.executor.bundle.digest:
+        if bundle.digest == old.executor.bundle.digest and old.executor.current is not None:
             self._tell(update, "unchanged", f"{path} is the bundle that serves")
             return
         broken = breaks(old.executor.bundle.manifest, bundle.manifest)

@@ -135,6 +135,21 @@ def test_version_that_is_there_is_not_copied_and_a_damaged_one_is(dest: Path, bu
     assert name_at(dest) == "a"
 
 
+def test_damaged_version_is_none_to_go_back_to(dest: Path, bundles: Callable[[str], Path]) -> None:
+    install(dest, bundles("a"))
+    install(dest, bundles("b"))
+    weights = dest / "weights.bin"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    install(dest, bundles("b"))
+    assert name_at(previous_of(dest) or dest) == "a"
+    (versions_of(dest) / "previous" / "manifest.json").write_text("{")
+    with pytest.raises(UpdateError, match=r"the version before, must not be used: manifest\.json: is not JSON"):
+        roll_back(dest)
+    assert name_at(dest) == "b"
+
+
 def test_directory_in_its_place_becomes_the_version_before(dest: Path, bundles: Callable[[str], Path]) -> None:
     shutil.copytree(bundles("a"), dest)
     install(dest, bundles("b"))
@@ -261,6 +276,7 @@ def test_signed_once_more_it_is_installed_once_more(dest: Path, bundles: Callabl
     signer(tmp_path / "new")(bundle)
     again = install(dest, bundle.path, keys=Keyring.load([tmp_path / "old.pub", tmp_path / "new.pub"]))
     assert again.changed
+    assert previous_of(dest) is None, "the same bundle is not the one before"
     new = Keyring.load([tmp_path / "new.pub"])
     assert open_bundle(dest, keys=new).signed_by == new.fingerprints[0]
     assert not install(dest, bundle.path, keys=new).changed

@@ -440,6 +440,25 @@ def test_start_with_damaged_weights_and_an_empty_cache_serves_the_version_before
         assert f"{dest} is not served: {WEIGHTS_FILE}: " in server.told
 
 
+def test_start_with_damaged_weights_and_no_version_before_ends(bundles: Callable[..., Path], dest: Path, tmp_path: Path) -> None:
+    install(dest, bundles("a"))
+    (dest / WEIGHTS_FILE).write_bytes(bytes((dest / WEIGHTS_FILE).stat().st_size))
+    command = [*SERVE, str(dest), "--port", "0", "--cache", str(tmp_path / "empty")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert f"{WEIGHTS_FILE}: has SHA-256" in done.stderr
+    install(dest, bundles("b"))
+    (dest / WEIGHTS_FILE).unlink()
+    (versions_of(dest) / "previous").unlink(missing_ok=True)
+    (versions_of(dest) / "previous").symlink_to(
+        next(path.name for path in versions_of(dest).iterdir() if path.is_dir() and path != dest.resolve())
+    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert f"{dest}: {WEIGHTS_FILE}: " in done.stderr
+    assert "; nor can the version before it be served, " in done.stderr
+
+
 def test_start_on_a_bundle_that_failed_before_serves_the_version_before(
     serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path
 ) -> None:
