@@ -37,9 +37,13 @@ def table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
     return "\n".join("| " + " | ".join(cell(one) for one in line) + " |" for line in lines) + "\n"
 
 
+def _title(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def section(report: dict[str, Any]) -> str:
     job, install = report["job"], report["install"]
-    parts = [f"## {KINDS[job['pages']].capitalize()}\n"]
+    parts = [f"## {_title(KINDS[job['pages']])}\n"]
     failed = [step["name"] for step in report["steps"] if not step["ok"]]
     ended = "finished" if "memory_events" in report else "was broken off; what is here is what was done by then"
     said = f"**Failed: {', '.join(failed)}.**" if failed else "Nothing failed."
@@ -49,7 +53,7 @@ def section(report: dict[str, Any]) -> str:
     rows = [(step["name"], step["said"], f"{step['seconds']:.0f} s", "yes" if step["ok"] else "**no**") for step in report["steps"]]
     parts.append(table(("step", "found", "emulated", "passed"), rows))
     for tests in report["tests"]:
-        parts.append(f"{tests['name'].capitalize()}: {', '.join(f'`test_{name}.py`' for name in tests['files'])}.\n")
+        parts.append(f"{_title(tests['name'])}: {', '.join(f'`test_{name}.py`' for name in tests['files'])}.\n")
         lines = [f"- failed: {cell(one)}" for one in tests["failures"]]
         lines += [f"- skipped, {count}: {cell(why)}" for why, count in tests["skipped"].items()]
         if lines:

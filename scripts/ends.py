@@ -10,6 +10,7 @@ the Python asked for (default: this one), because pip evaluates them for the int
 import argparse
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 try:
@@ -26,10 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 ENDS = ("lowest", "pinned", "newest")
 
 
-def dependencies(python: str, machine: str = platform.machine()) -> list[Requirement]:
-    """Of the device install, those whose markers hold there."""
+def dependencies(python: str, machine: str = platform.machine(), extras: Sequence[str] = ()) -> list[Requirement]:
+    """Of the device install and of extras, those whose markers hold there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return _holding([Requirement(line) for line in project["dependencies"]], python, machine)
+    unknown = [extra for extra in extras if extra not in project["optional-dependencies"]]
+    if unknown:
+        raise SystemExit(f"there is no extra {unknown[0]}: there are {', '.join(project['optional-dependencies'])}")
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return _holding([Requirement(line) for line in lines], python, machine)
 
 
 def constraints(end: str, python: str, machine: str = platform.machine()) -> list[str]:

@@ -1,6 +1,7 @@
 """Download the wheels of the device install for each Python and processor it is offered for, and say what they come to.
 
-    python scripts/wheels.py [--python 3.10 3.11 3.12 3.13] [--machine x86_64 aarch64] [--ends pinned newest lowest] [--keep DIR]
+    python scripts/wheels.py [--python 3.10 3.11 3.12 3.13] [--machine x86_64 aarch64] [--ends pinned newest lowest]
+                             [--extra sign] [--keep DIR]
 
 Asks pip with --only-binary=:all:, so a dependency without a wheel for one of them fails the run: no device is to need a compiler. Prints
 a row for each: what is downloaded, what it is unpacked (what lies on the disk before Python compiles it), and the oldest glibc that
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ends import ENDS, constraints, dependencies
@@ -37,7 +39,7 @@ def interpreter(python: str) -> tuple[str, bool]:
     raise SystemExit("this Python has no pip")
 
 
-def download(python: str, machine: str, end: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def download(python: str, machine: str, end: str, folder: Path, extras: Sequence[str]) -> subprocess.CompletedProcess[str]:
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in reversed(GLIBC)] + [f"manylinux2014_{machine}"]
     limits = folder / "constraints"
     limits.write_text("\n".join(constraints(end, python, machine)) + "\n")
@@ -46,7 +48,7 @@ def download(python: str, machine: str, end: str, folder: Path) -> subprocess.Co
     command += [word for name in (f"cp{python.replace('.', '')}", "abi3", "none") for word in ("--abi", name)]
     command += [word for name in platforms for word in ("--platform", name)]
     command += ["--constraint", str(limits), "--dest", str(folder / "wheels")]
-    command += [f"{one.name}{one.specifier}" for one in dependencies(python, machine)]
+    command += [f"{one.name}{one.specifier}" for one in dependencies(python, machine, extras)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -68,6 +70,7 @@ def main() -> int:
     parser.add_argument("--python", nargs="+", default=PYTHONS, metavar="3.X")
     parser.add_argument("--machine", nargs="+", default=MACHINES, choices=MACHINES)
     parser.add_argument("--ends", nargs="+", default=["pinned"], choices=ENDS)
+    parser.add_argument("--extra", nargs="+", default=[], help="with what an extra asks for too, such as sign")
     parser.add_argument("--most", type=float, default=250.0, metavar="MB", help="that they may be unpacked (default: %(default)s)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the wheels below it, in DIR/END-PYTHON-MACHINE")
     args = parser.parse_args()
@@ -79,7 +82,7 @@ def main() -> int:
                 with tempfile.TemporaryDirectory() as folder:
                     place = Path(folder) if args.keep is None else args.keep / f"{end}-{python}-{machine}"
                     place.mkdir(parents=True, exist_ok=True)
-                    done = download(python, machine, end, place)
+                    done = download(python, machine, end, place, args.extra)
                     wheels = sorted((place / "wheels").glob("*")) if done.returncode == 0 else []
                     odd = [one.name for one in wheels if one.suffix != ".whl"]
                     row = f"{end:7} {python:7} {machine:8}"
