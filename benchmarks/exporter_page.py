@@ -8,6 +8,7 @@ stand on the page in the order of their names. `make bench-exporter` makes all o
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             axes.scatter(
                 [r["macs"] / 1e6 for r in tuned], [100 * r["accuracy"] for r in tuned], s=20, color=COLOURS[mode], label=mode, zorder=3
             )
-        axes.set_title(result["title"], fontsize=9)
+        axes.set_title(textwrap.fill(result["title"], 80), fontsize=9)
         axes.set_xlabel("cost, MMACs per image")
         axes.set_ylabel("top-1 accuracy on held-out images, %")
         axes.margins(y=0.12)
