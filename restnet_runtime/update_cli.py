@@ -25,7 +25,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("dest", type=Path, metavar="DEST", help="what restnet-serve is given: a link to a bundle in DEST.versions")
     result.add_argument("new", nargs="?", type=Path, metavar="NEW", help="the bundle to install")
     result.add_argument("--rollback", action="store_true", help="instead: go back to the version before")
-    result.add_argument("--list", action="store_true", help="instead: list the versions that are there; digests of their weights are not checked")
+    result.add_argument(
+        "--list", action="store_true", help="instead: list the versions that are there, unread but for the manifest and graphs"
+    )
     result.add_argument(
         "--keep", type=int, default=KEPT, metavar="N", help="versions that stay beside the new one, the one before among them (%(default)s)"
     )
