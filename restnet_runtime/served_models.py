@@ -46,7 +46,8 @@ def open_models(args: argparse.Namespace, open_engine: Callable[..., Engine]) ->
         nonlocal first
         # Memory is of the process, and one budget holds it; a pin names a route of one bundle.
         budget = args.budget if first else replace(args.budget, memory_bytes=None)
-        engine = _or_previous(path, partial(open_engine, budget=budget, pool=pool, name=name), distrust)
+        open_it = partial(open_engine, budget=budget, pool=pool, name=name)
+        engine = _or_previous(path, open_it, distrust, alone=len(given) == 1)
         if first and args.pin is not None:
             _pin(engine, args.pin)
         first = False
@@ -74,11 +75,15 @@ def _pin(engine: Engine, route: str) -> None:
     engine.controller.pin = route
 
 
-def _or_previous(path: Path, open_engine: Callable[..., Engine], distrust: Distrust) -> Engine:
-    """The bundle at `path`; where it must not be used, and restnet-update left one before it, that one, and a line in the log."""
+def _or_previous(path: Path, open_engine: Callable[..., Engine], distrust: Distrust, *, alone: bool) -> Engine:
+    """The bundle at `path`; where it must not be used, and restnet-update left one before it, that one, and a line in the log.
+
+    alone: it is the only model, so that with damaged weights nothing would serve; beside others it is left without a route
+    """
     previous = previous_of(path)
     try:
-        return _checked(open_engine(path=path), distrust if previous is not None else None)
+        engine = open_engine(path=path)
+        return _checked(engine, distrust if previous is not None else None) if alone or previous is not None else engine
     except BundleError as error:
         if previous is None:
             raise
