@@ -74,8 +74,8 @@ def test_a_squeezed_server_falls_fails_nothing_and_climbs_again(tools: SimpleNam
     assert (alive, killed) == (True, 0)
     assert routes(squeezed_s - 1, squeezed_s)[-1] == "wide"
     assert "wide" not in routes(squeezed_s + 3, eased_s)
-    late = [one.latency_ms for one in asked if squeezed_s + 3 <= one.due_s < eased_s and one.latency_ms > 150]
-    assert len(late) <= 3
+    squeezed = [one.latency_ms for one in asked if squeezed_s + 3 <= one.due_s < eased_s]
+    assert sum(ms > 150 for ms in squeezed) < len(squeezed) / 4, "on the wide one nearly all would be late"
     assert "CPU quota of 0.2 cores" in " ".join(one["reason"] for one in status["switches"])
     assert routes(eased_s, pressed_s)[-1] == "wide"
     assert "wide" not in routes(ended_s - 0.5, ended_s)
