@@ -1,10 +1,12 @@
 """In which precision routes are run for gradients. Weights, losses and everything that is measured are float32 always."""
 
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from restnet_runtime.processor import read_processor
 
 from .devices import CPU
 
@@ -22,21 +24,12 @@ def chosen_type(amp: Amp, device: torch.device) -> torch.dtype | None:
 
 def emulated(amp: Amp, device: torch.device) -> bool:
     """Is bfloat16 asked of a processor without instructions for it? It computes all the same, slower than in float32."""
-    return amp == "bf16" and device.type == "cpu" and not has_bf16(processor_flags())
+    return amp == "bf16" and device.type == "cpu" and not has_bf16(read_processor().features)
 
 
-def processor_flags() -> frozenset[str]:
-    """Of the first core, as Linux names them; empty where it does not."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))), ()))
-
-
-def has_bf16(flags: frozenset[str]) -> bool:
-    """x86: AVX-512 or AMX for bfloat16; ARM: its own extension. Where no flag is known nothing is said against it."""
-    return not flags or bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+def has_bf16(features: Collection[str]) -> bool:
+    """x86: AVX-512 or AMX for bfloat16; ARM: its own extension. Where no feature is known nothing is said against it."""
+    return not features or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features)
 
 
 class Precision:

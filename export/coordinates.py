@@ -67,7 +67,7 @@ def spreads_of(
         for route in routes:
             for before, name, after in zip(route.parts, route.layers, route.parts[1:], strict=False):
                 spreads[name].add(seen[before.anchor].cuts[before.last], seen[after.anchor].cuts[after.first - 1])
-    for name in {name for route in routes for name in route.layers}:
+    for name in dict.fromkeys(name for route in routes for name in route.layers):
         spread = spreads[name]
         if not (torch.isfinite(spread.covariance).all() and torch.isfinite(spread.target_deviation).all()):
             raise ExportError(f"{name}: what it stitches is NaN or infinite for some of the images to tune on")
