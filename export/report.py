@@ -77,11 +77,11 @@ def above_line(route: RouteResult, anchors: Sequence[RouteResult]) -> float | No
 
 _STYLE = """
 :root{color-scheme:light dark}
-body{font:15px/1.5 system-ui,sans-serif;max-width:64em;margin:2em auto;padding:0 1em}
+body{font:15px/1.5 system-ui,sans-serif;max-width:78em;margin:2em auto;padding:0 1em}
 img{max-width:100%;background:#fff}
 div.wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%}
-td,th{white-space:nowrap;padding:.2em .8em;text-align:right;border-bottom:1px solid #8884}
+td,th{white-space:nowrap;padding:.2em .6em;text-align:right;border-bottom:1px solid #8884}
 td:first-child,th:first-child{text-align:left}
 th button{font:inherit;font-weight:bold;background:none;border:0;padding:0;color:inherit;cursor:pointer}
 th[aria-sort=ascending] button::after{content:" \\25B2"}
