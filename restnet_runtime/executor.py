@@ -55,6 +55,7 @@ class Executor:
         """Held for a load or a release. Whoever plans one by what is loaded in the process takes it before."""
         self._large_run_s: float | None = None
         self._large_run_bytes = 0  # what the arena holds for the largest run of several inputs since it was shrunk
+        self._under_way: dict[int, int] = {}  # by thread: what its run of several inputs needs of the arena
         self._ledger.hold(self._added)
 
     @property
@@ -332,10 +333,11 @@ class Executor:
             ended = time.perf_counter()
             activity.ended += 1
             resident.ran = True
-            if first:
-                self._large_run_bytes = 0
-        if len(x) > 1:
-            self._large_run_s = ended
+            if len(x) > 1:
+                self._under_way.pop(threading.get_ident(), None)
+                self._large_run_s = ended
+            if first:  # and has shrunk the arena to what others use
+                self._large_run_bytes = max(tuple(self._under_way.values()), default=0)
         activity.busy_s += ended - started
         return Answer(logits, resident.route, (ended - started) * 1e3)
 
@@ -412,6 +414,7 @@ class Executor:
         those of the first: only from then on ONNX Runtime takes one block for all tensors. Returns whether this is the first.
         """
         needed = len(x) * self._ledger.need(resident.route.name).activation_bytes
+        self._under_way[threading.get_ident()] = needed
         if needed > self._large_run_bytes:
             self._large_run_bytes = needed
             infer(resident.session, x[:1], shrink=True)
