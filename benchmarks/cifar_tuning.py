@@ -76,7 +76,9 @@ class Tuning:
 
 def settings_for(args: argparse.Namespace, out: Path) -> ExportSettings:
     settings = cifar_settings(out, args.depths, args.set, rule=args.rule, samples=args.samples, max_routes=args.max_routes, seed=args.seed)
-    settings = replace(settings, candidates=1)  # none is left out by what tuning made of it
+    settings = replace(
+        settings, ends=args.ends, stitch_kernel=args.stitch_kernel, candidates=1
+    )  # none is left out by what tuning made of it
     shift = args.shift if args.shift is not None else 2 if args.few else 0
     tuning = TuneSettings(
         steps=args.steps,
@@ -214,6 +216,7 @@ def main() -> None:
     parser.add_argument("--set", choices=("lossless", "jpeg"), default="lossless")
     parser.add_argument("--rule", choices=sorted(RULES), default="restnet", help="restnet: large to small, sn-net: small to large")
     parser.add_argument("--stages", type=int, nargs="+", help="of sn-net")
+    parser.add_argument("--ends", type=int, help="of restnet: so many late parts for each early part")
     parser.add_argument("--max-routes", type=int, help="keep the most promising")
     parser.add_argument("--shift", type=int, help="move images by up to so many pixels (default: 0; with --few 2)")
     parser.add_argument(
@@ -221,6 +224,7 @@ def main() -> None:
     )
     parser.add_argument("--loss", nargs="+", default=(), metavar="NAME=WEIGHT", help="as restnet-export takes it")
     parser.add_argument("--blend", action="store_true", help="tune on blends of two images")
+    parser.add_argument("--stitch-kernel", type=int, default=1, help="side of what stitching layers see (default: %(default)s)")
     parser.add_argument("--few", type=int, metavar="N", help="tune on so many images, without their labels")
     parser.add_argument("--samples", type=int, default=400, help="images behind least squares (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=TuneSettings.steps)
@@ -230,7 +234,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    family = ROOT / "cifar" / "-".join(map(str, (*args.depths, args.set, args.rule, *([f"few{args.few}"] if args.few else []))))
+    narrowed = [f"{name}{value}" for name in ("few", "ends", "max_routes") if (value := getattr(args, name))]
+    narrowed += [f"kernel{args.stitch_kernel}"] if args.stitch_kernel > 1 else []
+    family = ROOT / "cifar" / "-".join(map(str, (*args.depths, args.set, args.rule, *narrowed)))
     base = settings_for(args, family / "none")
     if args.few:
         base = replace(base, samples=min(args.samples, args.few))
@@ -249,7 +255,9 @@ def main() -> None:
     images = before.manifest.provenance.scored_on
     result = Result(
         f"{len(before.routes)} routes of ResNets {' '.join(map(str, args.depths))}, "
-        f"{args.set}, rule {args.rule}{f', tuned on {args.few} images without labels' if args.few else ''}, scored on {images} images",
+        f"{args.set}, rule {args.rule}{f', {args.ends} ends' if args.ends else ''}"
+        f"{f', layers see {args.stitch_kernel}x{args.stitch_kernel}' if args.stitch_kernel > 1 else ''}"
+        f"{f', tuned on {args.few} images without labels' if args.few else ''}, scored on {images} images",
         ("route", "MMACs", "line", "start", *(tuning.mode for tuning in tunings)),
     )
     for row in zip(*(tuning.points for tuning in tunings), strict=True):

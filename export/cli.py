@@ -58,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     rule.add_argument("--stride", type=int, help="sn-net: step between windows (default: 1)")
     rule.add_argument("--stages", type=int, nargs="+", metavar="N", help="sn-net: stages to stitch, from 0 (default: all but the last)")
     rule.add_argument(
+        "--ends", type=int, metavar="N", help="restnet: the N most promising late parts for each early part, and the reverse (default: 1)"
+    )
+    rule.add_argument(
         "--nearest",
         action=argparse.BooleanOptionalAction,
         help="join only neighbours in size, or any two anchors (default: neighbours; all: any two)",
@@ -77,6 +80,14 @@ def parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="stretch what a stitching layer answers to the spread of its target; without, plain least squares as in SN-Net (default: do)",
+    )
+    rule.add_argument(
+        "--stitch-kernel",
+        type=int,
+        default=1,
+        metavar="SIZE",
+        help="side of what a stitching layer sees around each position, odd; more than 1 where the cuts are maps or tokens without a class "
+        "token: routes score more, cost a little more and have larger layers (default: %(default)s, as in SN-Net)",
     )
     rule.add_argument(
         "--fold",

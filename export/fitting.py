@@ -27,7 +27,7 @@ _Known = Mapping[str, Sequence[Tensor]]
 
 
 def fit_layers(
-    plans: Sequence[LayerPlan], anchors: Mapping[str, CutAnchor], samples: Samples, *, match_spread: bool = True
+    plans: Sequence[LayerPlan], anchors: Mapping[str, CutAnchor], samples: Samples, *, match_spread: bool = True, kernel: int = 1
 ) -> dict[str, StitchingLayer]:
     """Every planned stitching layer, fitted by least squares in one pass over the images.
 
@@ -36,9 +36,10 @@ def fit_layers(
     in `StitchingLayer.fit`.
     match_spread: stretch every output to the spread of its target, which the routes gain by and the error at the cut loses by; off, the
                   layers are those of SN-Net. Created prefix tokens stay as they are fitted.
+    kernel:       of the layers, where their cuts have a grid and no prefix tokens
     Raises `ExportError` when an activation is not finite or a source never varies.
     """
-    attempts = {plan.name: _attempts(plan, anchors, samples.device) for plan in plans}
+    attempts = {plan.name: _attempts(plan, anchors, samples.device, kernel) for plan in plans}
     rows = _Rows()
     for plan in plans:
         for layer in attempts[plan.name]:
@@ -51,11 +52,11 @@ def fit_layers(
     return {plan.name: _fitted(plan, attempts[plan.name], rows, match_spread) for plan in plans}
 
 
-def _attempts(plan: LayerPlan, anchors: Mapping[str, CutAnchor], device: torch.device) -> list[StitchingLayer]:
+def _attempts(plan: LayerPlan, anchors: Mapping[str, CutAnchor], device: torch.device, kernel: int) -> list[StitchingLayer]:
     """The layer of a plan, not fitted yet, once for each way of resampling."""
     front_block, end_block = plan.pairs[0]
     source, target = anchors[plan.front].layouts[front_block], anchors[plan.end].layouts[end_block - 1]
-    return [StitchingLayer(source, target, how).to(device) for how in resamplings(source, target)]
+    return [StitchingLayer(source, target, how, kernel).to(device) for how in resamplings(source, target)]
 
 
 def _fitted(plan: LayerPlan, attempts: Sequence[StitchingLayer], rows: "_Rows", match_spread: bool) -> StitchingLayer:
@@ -104,7 +105,7 @@ def _token(layer: StitchingLayer, index: int) -> Callable[[Tensor], Tensor]:
 
 
 def _grid_key(layer: StitchingLayer, front: Place) -> _Key:
-    return (*front, layer.resampling, layer.target.height, layer.target.width, layer.shared_prefix)
+    return (*front, layer.resampling, layer.target.height, layer.target.width, layer.shared_prefix, layer.kernel)
 
 
 def _prefix_key(front: Place) -> _Key:

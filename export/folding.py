@@ -91,7 +91,12 @@ def fold(layer: StitchingLayer, block: nn.Module) -> fx.GraphModule | None:
 def _pure(layer: StitchingLayer) -> bool:
     """The same affine map at every position, and nothing else."""
     source, target = layer.source, layer.target
-    return (source.kind, source.height, source.width, source.prefix) == (target.kind, target.height, target.width, target.prefix)
+    return layer.kernel == 1 and (source.kind, source.height, source.width, source.prefix) == (
+        target.kind,
+        target.height,
+        target.width,
+        target.prefix,
+    )
 
 
 def _foldable(node: fx.Node, entry: fx.Node, layer: StitchingLayer) -> bool:

@@ -35,6 +35,7 @@ def settings_of(args: argparse.Namespace, progress: bool) -> ExportSettings:
         samples=args.samples,
         max_routes=_most_routes(args),
         match_spread=args.match_spread,
+        stitch_kernel=_odd(args.stitch_kernel, "--stitch-kernel"),
         fold=args.fold,
         seed=_at_least(args.seed, 0, "--seed"),
         preprocessing=GivenPreprocessing(mean, std, args.resize, args.interpolation, _crop_pct(args.crop_pct)),
@@ -51,6 +52,12 @@ def settings_of(args: argparse.Namespace, progress: bool) -> ExportSettings:
         sign=args.sign,
         **_of_choices(args),
     )
+
+
+def _odd(value: int, option: str) -> int:
+    if value < 1 or value % 2 == 0:
+        raise SpecError(f"{option} {value}: an odd number, 1 or more, is what has a middle")
+    return value
 
 
 def _most_routes(args: argparse.Namespace) -> int | None:
@@ -75,7 +82,9 @@ def _precisions(given: Sequence[str]) -> tuple[Precision, ...]:
 
 def _of_choices(args: argparse.Namespace) -> dict[str, Any]:
     """The options that belong to one rule, as far as given. Raises `SpecError` if they would do nothing."""
-    given = {name: value for name in ("kernel", "stride", "stages", "nearest", "select") if (value := getattr(args, name)) is not None}
+    given = {
+        name: value for name in ("kernel", "stride", "stages", "nearest", "ends", "select") if (value := getattr(args, name)) is not None
+    }
     for name in given:
         if name != "select" and name not in options_of(args.rule):
             having = " or ".join(rule for rule in RULES if name in options_of(rule))

@@ -128,11 +128,13 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
     phases.begin("similarity")
     similarity = measure_similarity(list(anchors.values()), samples, rule.nearest)
     promise = measure_promise(settings.select, list(anchors.values()), similarity, samples)
-    plan = plan_routes(rule, anchors, promise, settings.max_routes, settings.candidates)
+    plan = plan_routes(rule, anchors, promise, settings.max_routes, settings.candidates, settings.stitch_kernel)
     say(f"rule {settings.rule}: {len(plan.routes)} stitched routes through {len(plan.layers)} stitching layers")
     phases.begin("fit")
-    layers = fit_layers(plan.layers, anchors, samples, match_spread=settings.match_spread)
-    say(f"least squares on {len(samples.images)} images")
+    layers = fit_layers(plan.layers, anchors, samples, match_spread=settings.match_spread, kernel=settings.stitch_kernel)
+    wide = sum(layer.kernel > 1 for layer in layers.values())
+    seeing = f", {wide} of {len(layers)} layers see {settings.stitch_kernel}x{settings.stitch_kernel}" if settings.stitch_kernel > 1 else ""
+    say(f"least squares on {len(samples.images)} images{seeing}")
     routes = routes_of(anchors, plan)
     names = [route.name for route in routes]
     untuned: dict[str, float] = {}
@@ -154,7 +156,7 @@ def _exported(settings: ExportSettings, say: Callable[[str], None], run: Run, ra
             anchors,
             layers,
             routes,
-            family_macs(plan, anchors),
+            family_macs(plan, anchors, settings.stitch_kernel),
             taught_by if isinstance(taught_by, str) else taught_by.module,
             sampled(fitting),
             replace(settings.tuning, mode=settings.finetune, seed=settings.seed, labelled=labelled),

@@ -20,12 +20,12 @@ CANDIDATES = 2
 
 
 def plan_routes(
-    rule: Rule, anchors: Mapping[str, CutAnchor], promise: Promise, limit: int | None = None, candidates: int = CANDIDATES
+    rule: Rule, anchors: Mapping[str, CutAnchor], promise: Promise, limit: int | None = None, candidates: int = CANDIDATES, kernel: int = 1
 ) -> RoutePlan:
     """The rule's plan; with a limit on all routes, the anchors among them, `candidates` times the stitched ones that it leaves room for.
 
     promise: what a stitch of two cuts promises, 0 at best and lower the worse, for every two anchors that the rule joins. What is left
-    out is neither fitted nor tuned nor scored.
+    out is neither fitted nor tuned nor scored. kernel: of the stitching layers.
     Raises `RuleError` where the rule does not apply, and for more than `MOST_ROUTES` stitched routes without a limit.
     """
     shapes = {name: AnchorShape(name, anchor.stages) for name, anchor in anchors.items()}
@@ -34,7 +34,7 @@ def plan_routes(
         wanted = candidates * max(1, limit - len(anchors))
         if wanted < len(plan.routes):
             whole = [sum(block_macs(anchor)) for anchor in anchors.values()]
-            kept = spread(route_macs(plan, anchors), route_promises(plan, shapes, promise), whole, wanted)
+            kept = spread(route_macs(plan, anchors, kernel), route_promises(plan, shapes, promise), whole, wanted)
             plan = plan.only([plan.routes[index] for index in kept])
     if len(plan.routes) > MOST_ROUTES:
         raise RuleError(
@@ -53,13 +53,13 @@ def route_promises(plan: RoutePlan, shapes: Mapping[str, AnchorShape], promise: 
     return [float(sum(between[c.front, c.end][c.j, c.k - 1] for c in route)) for route in plan.routes]
 
 
-def route_macs(plan: RoutePlan, anchors: Mapping[str, CutAnchor]) -> list[int]:
+def route_macs(plan: RoutePlan, anchors: Mapping[str, CutAnchor], kernel: int = 1) -> list[int]:
     """Of each route: multiply-accumulates for one input, its stitching layers among them. Nothing needs to be fitted."""
     blocks = {name: block_macs(anchor) for name, anchor in anchors.items()}
 
     @cache
     def layer_macs(source: Layout, target: Layout) -> int:
-        return count_macs(StitchingLayer(source, target), source.shape)
+        return count_macs(StitchingLayer(source, target, kernel=kernel), source.shape)
 
     costs = []
     for route in plan.routes:
@@ -72,9 +72,9 @@ def route_macs(plan: RoutePlan, anchors: Mapping[str, CutAnchor]) -> list[int]:
     return costs
 
 
-def family_macs(plan: RoutePlan, anchors: Mapping[str, CutAnchor]) -> list[int]:
+def family_macs(plan: RoutePlan, anchors: Mapping[str, CutAnchor], kernel: int = 1) -> list[int]:
     """Of the anchors, then of each route: in the order of `routes_of`."""
-    return [*(sum(block_macs(anchor)) for anchor in anchors.values()), *route_macs(plan, anchors)]
+    return [*(sum(block_macs(anchor)) for anchor in anchors.values()), *route_macs(plan, anchors, kernel)]
 
 
 def block_macs(anchor: CutAnchor) -> list[int]:

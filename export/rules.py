@@ -84,12 +84,16 @@ class ReStNet:
     is a layer of its own. Parts are proper: they keep at least one block besides stem and head and leave at least one out.
 
     nearest: join only neighbours in size, not any two anchors
+    ends:    each part takes so many of the most promising, not one as in the paper
     """
 
     nearest: bool = True
+    ends: int = 1
 
     def plan(self, anchors: Sequence[AnchorShape], promise: Promise, /) -> RoutePlan:
-        """Raises `RuleError` for a missing or wrongly shaped promise, one without a number, and anchors of fewer than two blocks."""
+        """Raises `RuleError` for a missing or wrongly shaped promise, one without a number, anchors of fewer than two blocks, no ends."""
+        if self.ends < 1:
+            raise RuleError(f"restnet: ends {self.ends} must be at least 1")
         layers = []
         for small, large in _joined(anchors, "restnet", self.nearest):
             _need_two_blocks(small, large, "restnet")
@@ -98,8 +102,9 @@ class ReStNet:
             inner = np.nan_to_num(alike[1 : large.depth, 1 : small.depth], nan=-np.inf, neginf=-np.inf)
             if not np.isfinite(inner).any():
                 raise RuleError(f"restnet: what {large.name} and {small.name} promise holds no number between proper parts")
-            found = {(row, int(inner[row].argmax())) for row in range(inner.shape[0])}
-            found |= {(int(inner[:, column].argmax()), column) for column in range(inner.shape[1])}
+            of_row, of_column = (np.argsort(-inner, axis, kind="stable") for axis in (1, 0))  # of equals the earlier
+            found = {(row, int(column)) for row, best in enumerate(of_row[:, : self.ends]) for column in best}
+            found |= {(int(row), column) for column, best in enumerate(of_column[: self.ends].T) for row in best}
             layers += [_layer(large, small, [(r + 1, c + 2)]) for r, c in sorted(found) if np.isfinite(inner[r, c])]
         return crossed_once(layers)
 

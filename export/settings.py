@@ -100,11 +100,12 @@ class ExportSettings:
     preprocessing:  in place of what the anchors bring
     input_shape:    (channels, height, width), for anchors that do not know theirs or can be built for another
     classes:        class names in the anchors' order; default: those of the data, or the numbers
-    stages, kernel, stride, nearest: of the rule; None is the rule's own
+    stages, kernel, stride, nearest, ends: of the rule; None is the rule's own
     select:         what tells which stitches promise most
     max_routes:     keep so many, the anchors among them
     candidates:     so many stitched routes are made for each that is kept
     match_spread:   stretch what stitching layers answer to the spread of their targets
+    stitch_kernel:  side of what a stitching layer sees around each position, odd
     fold:           stitching layers into the block behind them, where that is exact and cheaper
     teacher:        an anchor by name, "ensemble" for all of them, or a spec of another network; default: the largest anchor that is right
                     about as often as the best
@@ -132,6 +133,7 @@ class ExportSettings:
     max_routes: int | None = None
     candidates: int = CANDIDATES
     match_spread: bool = True
+    stitch_kernel: int = 1
     fold: bool = False
     seed: int = 0
     preprocessing: GivenPreprocessing = field(default_factory=GivenPreprocessing)
@@ -141,6 +143,7 @@ class ExportSettings:
     kernel: int | None = None
     stride: int | None = None
     nearest: bool | None = None
+    ends: int | None = None
     tuning: TuneSettings = field(default_factory=TuneSettings)
     precision: tuple[Precision, ...] = ("fp32",)
     latency: bool = False
@@ -155,7 +158,7 @@ class ExportSettings:
 
     def rule_with_options(self) -> Rule:
         """The rule that is asked for. Raises `RuleError` for an option that it has not."""
-        options = {name: getattr(self, name) for name in ("stages", "kernel", "stride", "nearest")}
+        options = {name: getattr(self, name) for name in ("stages", "kernel", "stride", "nearest", "ends")}
         return make_rule(self.rule, **{name: value for name, value in options.items() if value is not None})
 
     def told(self) -> dict[str, object]:

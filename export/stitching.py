@@ -9,6 +9,9 @@ from torch.nn import functional
 from .layouts import Layout
 from .resampling import Resampling, resampled, resamplings, same_grid
 
+MOST_COLUMNS = 2304
+"""Of a layer that sees neighbours: what least squares and tuning hold of it grows by their square."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -29,6 +32,9 @@ class StitchingLayer(nn.Module):
 
     weight, bias: (target channels, source channels) and (target channels): the affine map of every position and of the prefix tokens that
     both sides have (SN-Net maps the class token like the others).
+    kernel: 1, or odd: then the map sees so many positions each way around its own, zeros beyond the border, and weight has
+    source channels * kernel**2 columns, of each channel row by row. Only between grids without prefix tokens and for at most
+    `MOST_COLUMNS`; elsewhere it is 1.
     prefix_weight, prefix_bias: (missing, target channels, source channels) and (missing, target channels), only where the target has prefix
     tokens that the source lacks: each is an affine map of its own from the mean over the source's grid.
 
@@ -39,12 +45,16 @@ class StitchingLayer(nn.Module):
     prefix_weight: Tensor | None
     prefix_bias: Tensor | None
 
-    def __init__(self, source: Layout, target: Layout, resampling: Resampling | None = None) -> None:
+    def __init__(self, source: Layout, target: Layout, resampling: Resampling | None = None, kernel: int = 1) -> None:
         super().__init__()
         self.source, self.target = source, target
         self.fit: Fit | None = None
         self.resampling = resampling or resamplings(source, target)[0]
-        self.weight = nn.Parameter(torch.eye(target.channels, source.channels))
+        grids = not source.prefix and not target.prefix and min(side.height * side.width for side in (source, target)) > 1
+        self.kernel = kernel if grids and source.channels * kernel**2 <= MOST_COLUMNS else 1
+        identity = torch.zeros(target.channels, source.channels, self.kernel**2)
+        identity[:, :, self.kernel**2 // 2] = torch.eye(target.channels, source.channels)
+        self.weight = nn.Parameter(identity.flatten(1))
         self.bias = nn.Parameter(torch.zeros(target.channels))
         self.shared_prefix = min(source.prefix, target.prefix)
         missing = target.prefix - self.shared_prefix
@@ -57,19 +67,21 @@ class StitchingLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, *source.shape) -> (B, *target.shape)."""
         source, target = self.source, self.target
-        if source.kind == target.kind == "tokens" and source.prefix == target.prefix and self._same_grid:
+        if source.kind == target.kind == "tokens" and source.prefix == target.prefix and self._same_grid and self.kernel == 1:
             return functional.linear(x, self.weight, self.bias)
         if source.kind == "map" and target.kind == "map":
-            kernel = self.weight[:, :, None, None]
             if self._grows:  # both steps commute, as the weights of the resampling sum to one: take the smaller grid for the products
-                return self._resampled(functional.conv2d(x, kernel, self.bias))
-            return functional.conv2d(self._resampled(x), kernel, self.bias)
+                return self._resampled(self._convolved(x))
+            return self._convolved(self._resampled(x))
         prefix, grid = _parted(x, source)
-        rows = functional.linear(grid, self.weight, self.bias) if self._grows else grid
-        if not self._same_grid:
-            rows = self._resampled(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        if not self._grows:
-            rows = functional.linear(rows, self.weight, self.bias)
+        if self.kernel > 1:
+            rows = self._convolved(self._resampled(grid.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        else:
+            rows = functional.linear(grid, self.weight, self.bias) if self._grows else grid
+            if not self._same_grid:
+                rows = self._resampled(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            if not self._grows:
+                rows = functional.linear(rows, self.weight, self.bias)
         if target.kind == "map":
             return rows.permute(0, 3, 1, 2)
         if target.kind == "map_last":
@@ -85,13 +97,15 @@ class StitchingLayer(nn.Module):
         return torch.cat([*parts, rows.flatten(1, 2)], 1) if parts else rows.flatten(1, 2)
 
     def features(self, x: Tensor) -> Tensor:
-        """The rows that the shared affine map sees, as if resampling always came first: (B * positions of the target, source channels).
+        """The rows that the shared affine map sees, as if resampling always came first: (B * positions of the target, columns of weight).
 
         Shared prefix tokens first, then the grid, image by image; the rows of `target_rows` in the same order.
         """
         prefix, grid = _parted(x, self.source)
         if not self._same_grid:
             grid = self._resampled(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if self.kernel > 1:
+            return functional.unfold(grid.permute(0, 3, 1, 2), self.kernel, padding=self.kernel // 2).mT.flatten(0, 1)
         return torch.cat([prefix[:, : self.shared_prefix], grid.flatten(1, 2)], 1).flatten(0, 1)
 
     def target_rows(self, y: Tensor) -> Tensor:
@@ -113,7 +127,13 @@ class StitchingLayer(nn.Module):
 
     @property
     def _grows(self) -> bool:
-        return self.source.height * self.source.width < self.target.height * self.target.width
+        """The affine map comes before the resampling, which is cheaper and the same; not where it sees neighbours."""
+        return self.kernel == 1 and self.source.height * self.source.width < self.target.height * self.target.width
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """(B, source channels, any grid) -> (B, target channels, the same)."""
+        weight = self.weight.view(self.target.channels, self.source.channels, self.kernel, self.kernel)
+        return functional.conv2d(x, weight, self.bias, padding=self.kernel // 2)
 
     def _resampled(self, x: Tensor) -> Tensor:
         """(B, C, source grid) -> (B, C, target grid)."""

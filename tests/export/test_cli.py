@@ -139,6 +139,8 @@ def test_it_prints_its_way_and_the_routes(line: list[str], tmp_path: Path, capsy
         ("--seed", ["-1"], "--seed -1 must be at least 0"),
         ("--stages", ["7"], "stages (7,) must be different and from 0..0"),
         ("--stride", ["0"], "stride 0 must be at least 1"),
+        ("--stitch-kernel", ["2"], "--stitch-kernel 2: an odd number"),
+        ("--stitch-kernel", ["-1"], "--stitch-kernel -1: an odd number, 1 or more"),
         ("--classes", ["/nowhere/names.txt"], "--classes /nowhere/names.txt cannot be read"),
         ("--out", ["/proc/bundle"], "/proc/bundle cannot be written: "),
         ("--out", [f"{__file__}/deep/bundle"], "cannot be written: [Errno 20] Not a directory"),
@@ -163,6 +165,17 @@ def test_one_line_and_exit_status_2(
 def test_options_of_another_rule(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, option: str) -> None:
     assert main([*changed(line, "--rule", rule), option, "1", "--out", str(tmp_path / "bundle")]) == 2
     assert f"{option} does nothing with --rule {rule}: leave it out, or give --rule sn-net" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rule", ["sn-net", "both-ways", "all"])
+def test_ends_belong_to_restnet(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str) -> None:
+    assert main([*changed(line, "--rule", rule), "--ends", "2", "--out", str(tmp_path / "bundle")]) == 2
+    assert f"--ends does nothing with --rule {rule}: leave it out, or give --rule restnet" in capsys.readouterr().err
+
+
+def test_no_ends(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*changed(line, "--rule", "restnet"), "--ends", "0", "--out", str(tmp_path / "bundle")]) == 2
+    assert "restnet: ends 0 must be at least 1" in capsys.readouterr().err
 
 
 def test_selecting_what_is_not_limited(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

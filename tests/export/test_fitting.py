@@ -72,8 +72,8 @@ def made_by(layer: StitchingLayer) -> dict[str, CutAnchor]:
     }
 
 
-def filled(source: Layout, target: Layout, how: Resampling | None = None) -> StitchingLayer:
-    layer = StitchingLayer(source, target, how)
+def filled(source: Layout, target: Layout, how: Resampling | None = None, kernel: int = 1) -> StitchingLayer:
+    layer = StitchingLayer(source, target, how, kernel)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -96,6 +96,18 @@ def test_the_layer_that_made_the_targets_is_found_with_its_resampling(target: La
         assert torch.allclose(layer.bias, truth.bias, atol=1e-2)
         fresh = Front()(next(noise_images(20, seed=9).batches())[0])
         assert torch.allclose(layer(fresh), truth(fresh), atol=0.05)
+
+
+@pytest.mark.parametrize("target", [MAP8, MAP4], ids=["same grid", "shrinks"])
+def test_a_layer_that_sees_neighbours_is_found_too(target: Layout) -> None:
+    truth = filled(MAP8, target, kernel=3)
+    (layer,) = fit_layers([ONE], made_by(truth), noise_images(60), kernel=3).values()
+    assert layer.fit is not None
+    assert layer.fit.error < 1e-4
+    assert torch.allclose(layer.weight, truth.weight, atol=1e-2)
+    (narrow,) = fit_layers([ONE], made_by(truth), noise_images(60)).values()
+    assert narrow.fit is not None
+    assert narrow.fit.error > 0.3
 
 
 def test_growing_by_a_map_then_resampling() -> None:

@@ -119,8 +119,19 @@ def test_weights_that_do_not_change_stay_shared() -> None:
         (nn.Conv2d(6, 9, 1), layer_to(MAP, source=Layout("map", 4, 4, 4))),
         (nn.Conv2d(6, 9, 1), layer_to(MAP, source=Layout("tokens", 4, 8, 8))),
         (nn.Linear(6, 9), layer_to(TOKENS, source=Layout("tokens", 4, 4, 4, 0))),
+        (nn.Conv2d(6, 9, 1), StitchingLayer(MAP, MAP, kernel=3)),
     ],
-    ids=["shortcut", "norm first", "depthwise", "flatten", "linear on a map", "resampling", "another kind", "made class token"],
+    ids=[
+        "shortcut",
+        "norm first",
+        "depthwise",
+        "flatten",
+        "linear on a map",
+        "resampling",
+        "another kind",
+        "made class token",
+        "neighbours",
+    ],
 )
 def test_what_takes_more_than_other_weights_is_left_alone(module: nn.Module, layer: StitchingLayer) -> None:
     assert fold(layer, block_of(module, layer.target)) is None

@@ -224,6 +224,7 @@ def prepared(data: str) -> tuple[np.ndarray, np.ndarray]:
 
 FULL = {"rule": "restnet", "finetune": "full"}
 LORA = {"rule": "restnet", "finetune": "lora"}
+WIDE = {"rule": "restnet", "finetune": "stitch", "stitch_kernel": 3, "fold": True, "precision": ("fp32", "int8")}
 
 
 @pytest.mark.parametrize(
@@ -285,6 +286,23 @@ def test_the_report_repeats_the_run_and_shows_latencies_where_they_were_measured
     repeated = export_bundle(again, lambda _: None)
     assert repeated.weights.read_bytes() == made.bundle.weights.read_bytes()
     assert [route.accuracy for route in repeated.routes] == [route.accuracy for route in made.bundle.routes]
+
+
+def test_stitching_layers_that_see_neighbours(make: Callable[..., Made]) -> None:
+    """Tuned, in both precisions, folded where the cut is no grid; each costs what its kernel says."""
+    made, narrow = make("small", "large", **WIDE), make("small", "large", **RESTNET)
+    check_graphs(open_bundle(made.settings.out))
+    assert "least squares on 40 images, 2 of 2 layers see 3x3" in made.said
+    layers = {segment.name: segment for segment in made.bundle.manifest.segments if segment.kind == "stitch"}
+    for segment in narrow.bundle.manifest.segments:
+        if segment.kind == "stitch":
+            assert layers[segment.name].macs == 9 * segment.macs
+    x, y = prepared(made.settings.val or "")
+    for route in made.bundle.routes:
+        if route.precision == "fp32":
+            logits = infer(plain_session(made.bundle, route, SessionSettings()), x)
+            assert route.accuracy == pytest.approx(float((logits.argmax(1) == y).mean()), abs=1e-9)
+    assert {route.precision for route in made.bundle.routes} >= {"fp32", "int8"}
 
 
 INT8 = {"rule": "sn-net", "finetune": "none", "precision": ("fp32", "int8")}

@@ -63,6 +63,8 @@ def test_costs_are_counted_by_hand(anchors: dict[str, CutAnchor]) -> None:
     large = [64 * 6, *[64 * 36] * 3, *[16 * 36] * 3, 6 * 4]
     up, down = Crossing("s", "l", 1, 2), Crossing("l", "s", 3, 3)
     assert costs[(up,)] == sum(small[:2]) + 64 * 2 * 6 + sum(large[2:])
+    wide = dict(zip(plan.routes, route_macs(plan, anchors, kernel=3), strict=True))
+    assert wide[(up,)] == costs[(up,)] + 64 * 2 * 6 * 8
     assert costs[(up, down)] == sum(small[:2]) + 64 * 2 * 6 + sum(large[2:4]) + 64 * 6 * 2 + sum(small[3:])
 
 

@@ -213,6 +213,20 @@ def test_restnet_laws(small: int, large: int, seed: int) -> None:
         assert alike[j, k - 1] in (alike[j, 1:small].max(), alike[1:large, k - 1].max())
 
 
+def test_restnet_with_more_ends_for_each_part() -> None:
+    alike = np.zeros((5, 5))  # the parts are rows 1..3 and columns 1..3
+    alike[1, 1:4] = 0.9, 0.8, 0.1
+    alike[2, 1:4] = 0.7, 0.6, 0.5
+    alike[3, 1:4] = 0.2, 0.3, 0.4
+    shapes, promise = [one(4, "s"), one(4, "l")], {("l", "s"): alike}
+    assert pairs(restnet(shapes, promise)) == [("l", "s", 1, 2), ("l", "s", 1, 3), ("l", "s", 2, 2), ("l", "s", 2, 4), ("l", "s", 3, 4)]
+    both = {(j, k - 1) for _, _, j, k in pairs(restnet(shapes, promise, ends=2))}
+    assert both == {(1, 1), (1, 2), (2, 1), (2, 2), (3, 2), (3, 3), (2, 3)}
+    assert len(pairs(restnet(shapes, promise, ends=9))) == 9
+    alike[2, 2] = np.nan
+    assert (2, 2) not in {(j, k - 1) for _, _, j, k in pairs(restnet(shapes, promise, ends=9))}
+
+
 def test_restnet_never_chooses_a_nan() -> None:
     alike = np.full((4, 4), np.nan)
     alike[2, 1] = 0.5

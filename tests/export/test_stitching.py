@@ -31,9 +31,9 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def filled(source: Layout, target: Layout, resampling: Resampling | None = None) -> StitchingLayer:
+def filled(source: Layout, target: Layout, resampling: Resampling | None = None, kernel: int = 1) -> StitchingLayer:
     """A layer in eval mode with random numbers in every parameter."""
-    layer = StitchingLayer(source, target, resampling).eval()
+    layer = StitchingLayer(source, target, resampling, kernel).eval()
     with torch.no_grad():
         for seed, parameter in enumerate(layer.parameters()):
             parameter.copy_(noise(*parameter.shape, seed=seed + 100))
@@ -41,9 +41,10 @@ def filled(source: Layout, target: Layout, resampling: Resampling | None = None)
 
 
 @pytest.mark.parametrize(("source", "target"), list(product(ALL, ALL)), ids=lambda layout: f"{layout.kind}{layout.channels}")
-def test_every_layout_reaches_every_other(source: Layout, target: Layout) -> None:
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_every_layout_reaches_every_other(source: Layout, target: Layout, kernel: int) -> None:
     for how in resamplings(source, target):
-        layer, x = filled(source, target, how), noise(3, *source.shape)
+        layer, x = filled(source, target, how, kernel), noise(3, *source.shape)
         y = layer(x)
         assert y.shape == (3, *target.shape)
         assert torch.allclose(layer(x[:1]), y[:1], atol=1e-5)
@@ -65,10 +66,34 @@ def test_equal_layouts_cost_only_the_affine_map() -> None:
     assert [node.target for node in graph.nodes if node.op == "call_function"] == [torch.ops.aten.linear.default]
 
 
-def test_a_new_layer_is_the_identity() -> None:
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_a_new_layer_is_the_identity(kernel: int) -> None:
     for layout in ALL:
         x = noise(2, *layout.shape)
-        assert torch.equal(StitchingLayer(layout, layout)(x), x)
+        assert torch.equal(StitchingLayer(layout, layout, kernel=kernel)(x), x)
+
+
+def test_a_kernel_sees_neighbours_and_zeros_beyond_the_border() -> None:
+    layer, x = filled(MAP, MAP, kernel=3), noise(2, *MAP.shape)
+    weight = layer.weight.reshape(6, 6, 3, 3)
+    assert torch.equal(layer(x), functional.conv2d(x, weight, layer.bias, padding=1))
+    around = functional.pad(x, (1, 1, 1, 1))[:, :, 0:3, 7:10]  # of the right corner above
+    assert torch.allclose(layer(x)[:, :, 0, 7], torch.einsum("ocij,bcij->bo", weight, around) + layer.bias, atol=1e-4)
+    last = filled(LAST, LAST, kernel=3)
+    x = noise(2, *LAST.shape)
+    as_map = functional.conv2d(x.permute(0, 3, 1, 2), last.weight.reshape(6, 6, 3, 3), last.bias, padding=1)
+    assert torch.allclose(last(x).permute(0, 3, 1, 2), as_map, atol=1e-5)
+
+
+WIDE = Layout("map", 300, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [(TOKENS, TOKENS), (MAP, TOKENS), (TWO_PREFIXES, PLAIN_TOKENS), (VECTOR, MAP), (MAP, VECTOR), (WIDE, MAP)],
+)
+def test_where_there_are_no_neighbours_or_too_many_a_kernel_is_one(source: Layout, target: Layout) -> None:
+    assert StitchingLayer(source, target, kernel=3).kernel == 1
 
 
 def test_shrinking_by_a_whole_factor_averages() -> None:
@@ -101,6 +126,7 @@ def test_the_class_token_is_mapped_like_the_others_dropped_or_made_from_the_mean
     assert torch.allclose(y[:, 1], functional.linear(x[:, 1:].mean(1), added.prefix_weight[0], added.prefix_bias[0]), atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize(
     ("source", "target", "how"),
     [
@@ -123,8 +149,10 @@ def test_the_class_token_is_mapped_like_the_others_dropped_or_made_from_the_mean
     ],
     ids=lambda part: f"{part.kind}{part.channels}" if isinstance(part, Layout) else part,
 )
-def test_onnx_runtime_computes_the_same_at_any_batch(source: Layout, target: Layout, how: Resampling | None) -> None:
-    layer = filled(source, target, how)
+def test_onnx_runtime_computes_the_same_at_any_batch(source: Layout, target: Layout, how: Resampling | None, kernel: int) -> None:
+    layer = filled(source, target, how, kernel)
+    if layer.kernel < kernel:
+        pytest.skip("there are no neighbours here")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's exporter warns about itself
         program = torch.onnx.export(
