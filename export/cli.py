@@ -86,13 +86,13 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="SIZE",
-        help="side of what a stitching layer sees around each position, odd; more than 1 where the cuts are maps or tokens without a class "
-        "token: routes score more, cost a little more and have larger layers (default: %(default)s, as in SN-Net)",
+        help="side of what a stitching layer sees around each position, odd; 3 lets routes score more for half a block's work and nine "
+        "times the layer's bytes; 1 remains between tokens with a class token and behind wide cuts (default: %(default)s, as in SN-Net)",
     )
     rule.add_argument(
         "--fold",
         action="store_true",
-        help="multiply a stitching layer into the block behind it where that is exact and cheaper: fewer MACs, more bytes",
+        help="multiply a 1x1 stitching layer into the block behind it where that is exact and cheaper: fewer MACs, more bytes",
     )
     _add_tuning(result)
     inputs = result.add_argument_group("input, in place of what the anchors bring; --input, --mean and --std for those that bring none")

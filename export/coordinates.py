@@ -29,7 +29,12 @@ class Spread:
 
     def add(self, source: Tensor, target: Tensor) -> None:
         """One batch of activations of the same images: (B, *source.shape) and (B, *target.shape)."""
-        x, y = self._layer.features(source.detach()).double(), self._layer.target_rows(target.detach()).double()
+        most = min(self._layer.most_images, len(source))
+        for x, y in zip(source.detach().split(most), target.detach().split(most), strict=True):
+            self._add(self._layer.features(x).double(), self._layer.target_rows(y).double())
+
+    def _add(self, x: Tensor, y: Tensor) -> None:
+        """Rows (N, in) and (N, out)."""
         if not self._rows:
             self._sum_x, self._xx = torch.zeros_like(x[0]), x.new_zeros(x.shape[1], x.shape[1])
             self._sum_y, self._yy = torch.zeros_like(y[0]), torch.zeros_like(y[0])

@@ -1,5 +1,6 @@
 """Stitching layers fitted by least squares, all of them in one pass over the images."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -118,6 +119,7 @@ class _Stream:
 
     place: Place
     read: Callable[[Tensor], Tensor]
+    most_images: int
     targets: dict[_Key, tuple[Place, Callable[[Tensor], Tensor]]] = field(default_factory=dict)
     widths: dict[_Key, int] = field(default_factory=dict)
     folds: dict[int, Moments] = field(default_factory=dict)
@@ -131,10 +133,10 @@ class _Rows:
 
     def want(self, layer: StitchingLayer, front: Place, end: Place) -> None:
         """Collect what fitting `layer` to this pair of cuts needs."""
-        stream = self._streams.setdefault(_grid_key(layer, front), _Stream(front, layer.features))
+        stream = self._streams.setdefault(_grid_key(layer, front), _Stream(front, layer.features, layer.most_images))
         stream.targets[end] = end, layer.target_rows
         if layer.prefix_weight is not None:
-            stream = self._streams.setdefault(_prefix_key(front), _Stream(front, layer.prefix_features))
+            stream = self._streams.setdefault(_prefix_key(front), _Stream(front, layer.prefix_features, sys.maxsize))
             for index in range(len(layer.prefix_weight)):
                 stream.targets[(*end, index)] = end, _token(layer, index)
 
@@ -145,11 +147,13 @@ class _Rows:
             anchor, cut = stream.place
             for first in range(min(FOLDS, len(known[anchor][cut]))):
                 fold, mine = (seen + first) % FOLDS, slice(first, None, FOLDS)
-                x = stream.read(known[anchor][cut][mine])
-                ys = {key: read(known[end][place][mine]) for key, ((end, place), read) in stream.targets.items()}
-                found = Moments.of(x, torch.cat(list(ys.values()), 1))
-                stream.widths = {key: y.shape[1] for key, y in ys.items()}
-                stream.folds[fold] = stream.folds[fold] + found if fold in stream.folds else found
+                images = known[anchor][cut][mine]
+                for start in range(0, len(images), stream.most_images):
+                    some = slice(start, start + stream.most_images)
+                    ys = {key: read(known[end][place][mine][some]) for key, ((end, place), read) in stream.targets.items()}
+                    found = Moments.of(stream.read(images[some]), torch.cat(list(ys.values()), 1))
+                    stream.widths = {key: y.shape[1] for key, y in ys.items()}
+                    stream.folds[fold] = stream.folds[fold] + found if fold in stream.folds else found
 
     def of_grid(self, layer: StitchingLayer, front: Place, end: Place) -> list[Moments]:
         """Of the map of grid and shared prefix tokens, by fold."""

@@ -105,7 +105,7 @@ class ExportSettings:
     max_routes:     keep so many, the anchors among them
     candidates:     so many stitched routes are made for each that is kept
     match_spread:   stretch what stitching layers answer to the spread of their targets
-    stitch_kernel:  side of what a stitching layer sees around each position, odd
+    stitch_kernel:  side of what a stitching layer sees around each position, odd; 1 where that is not a grid (`StitchingLayer`)
     fold:           stitching layers into the block behind them, where that is exact and cheaper
     teacher:        an anchor by name, "ensemble" for all of them, or a spec of another network; default: the largest anchor that is right
                     about as often as the best

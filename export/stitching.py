@@ -1,16 +1,20 @@
 """Stitching layers: the affine map from a cut of one anchor to a cut of another."""
 
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from restnet_runtime.errors import ExportError
+
 from .layouts import Layout
 from .resampling import Resampling, resampled, resamplings, same_grid
 
-MOST_COLUMNS = 2304
-"""Of a layer that sees neighbours: what least squares and tuning hold of it grows by their square."""
+MOST_COLUMNS = 1152
+"""Of a layer that sees neighbours: what least squares and tuning hold and compute grows by their square."""
+_ROWS_AT_ONCE = 16384
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,13 @@ class StitchingLayer(nn.Module):
     weight, bias: (target channels, source channels) and (target channels): the affine map of every position and of the prefix tokens that
     both sides have (SN-Net maps the class token like the others).
     kernel: 1, or odd: then the map sees so many positions each way around its own, zeros beyond the border, and weight has
-    source channels * kernel**2 columns, of each channel row by row. Only between grids without prefix tokens and for at most
-    `MOST_COLUMNS`; elsewhere it is 1.
+    source channels * kernel**2 columns, of each channel row by row. Only between grids of that size without prefix tokens, and for
+    at most `MOST_COLUMNS`; elsewhere it is 1. Where the grid grows, neighbours are those in the source's grid.
     prefix_weight, prefix_bias: (missing, target channels, source channels) and (missing, target channels), only where the target has prefix
     tokens that the source lacks: each is an affine map of its own from the mean over the source's grid.
 
     resampling: how grids of different size are carried over; by default the first of `resamplings`. A vector is a grid of one position.
-    Starts as the identity as far as the channels allow. fit: how it was fitted, if it was.
+    Starts as the identity as far as the channels allow. fit: how it was fitted, if it was. Raises `ExportError` for an even kernel.
     """
 
     prefix_weight: Tensor | None
@@ -50,8 +54,11 @@ class StitchingLayer(nn.Module):
         self.source, self.target = source, target
         self.fit: Fit | None = None
         self.resampling = resampling or resamplings(source, target)[0]
-        grids = not source.prefix and not target.prefix and min(side.height * side.width for side in (source, target)) > 1
-        self.kernel = kernel if grids and source.channels * kernel**2 <= MOST_COLUMNS else 1
+        if kernel < 1 or kernel % 2 == 0:
+            raise ExportError(f"a stitching layer of kernel {kernel}: an odd number, 1 or more, is what has a middle")
+        sides = (source.height, source.width, target.height, target.width)
+        fits = min(sides) >= kernel and not source.prefix and not target.prefix and source.channels * kernel**2 <= MOST_COLUMNS
+        self.kernel = kernel if fits else 1
         identity = torch.zeros(target.channels, source.channels, self.kernel**2)
         identity[:, :, self.kernel**2 // 2] = torch.eye(target.channels, source.channels)
         self.weight = nn.Parameter(identity.flatten(1))
@@ -75,7 +82,9 @@ class StitchingLayer(nn.Module):
             return self._convolved(self._resampled(x))
         prefix, grid = _parted(x, source)
         if self.kernel > 1:
-            rows = self._convolved(self._resampled(grid.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+            as_map = grid.permute(0, 3, 1, 2)
+            as_map = self._resampled(self._convolved(as_map)) if self._grows else self._convolved(self._resampled(as_map))
+            rows = as_map.permute(0, 2, 3, 1)
         else:
             rows = functional.linear(grid, self.weight, self.bias) if self._grows else grid
             if not self._same_grid:
@@ -96,16 +105,23 @@ class StitchingLayer(nn.Module):
             parts += [functional.linear(mean, w, b).unsqueeze(1) for w, b in zip(self.prefix_weight, self.prefix_bias, strict=True)]
         return torch.cat([*parts, rows.flatten(1, 2)], 1) if parts else rows.flatten(1, 2)
 
+    @property
+    def most_images(self) -> int:
+        """So many at once `features` should be asked for: with neighbours the rows of a batch are many times the batch."""
+        return sys.maxsize if self.kernel == 1 else max(1, _ROWS_AT_ONCE // (self.target.height * self.target.width))
+
     def features(self, x: Tensor) -> Tensor:
         """The rows that the shared affine map sees, as if resampling always came first: (B * positions of the target, columns of weight).
 
         Shared prefix tokens first, then the grid, image by image; the rows of `target_rows` in the same order.
         """
         prefix, grid = _parted(x, self.source)
+        if self.kernel > 1:
+            as_map = grid.permute(0, 3, 1, 2)
+            as_map = self._resampled(self._around(as_map)) if self._grows else self._around(self._resampled(as_map))
+            return as_map.flatten(2).mT.flatten(0, 1)
         if not self._same_grid:
             grid = self._resampled(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        if self.kernel > 1:
-            return functional.unfold(grid.permute(0, 3, 1, 2), self.kernel, padding=self.kernel // 2).mT.flatten(0, 1)
         return torch.cat([prefix[:, : self.shared_prefix], grid.flatten(1, 2)], 1).flatten(0, 1)
 
     def target_rows(self, y: Tensor) -> Tensor:
@@ -127,13 +143,17 @@ class StitchingLayer(nn.Module):
 
     @property
     def _grows(self) -> bool:
-        """The affine map comes before the resampling, which is cheaper and the same; not where it sees neighbours."""
-        return self.kernel == 1 and self.source.height * self.source.width < self.target.height * self.target.width
+        """The affine map comes before the resampling, which is cheaper and, as it sees what is resampled, the same."""
+        return self.source.height * self.source.width < self.target.height * self.target.width
 
     def _convolved(self, x: Tensor) -> Tensor:
         """(B, source channels, any grid) -> (B, target channels, the same)."""
         weight = self.weight.view(self.target.channels, self.source.channels, self.kernel, self.kernel)
         return functional.conv2d(x, weight, self.bias, padding=self.kernel // 2)
+
+    def _around(self, x: Tensor) -> Tensor:
+        """(B, C, any grid) -> (B, C * kernel**2, the same): what the kernel sees at each position, in the order of the weight's columns."""
+        return functional.unfold(x, self.kernel, padding=self.kernel // 2).unflatten(2, x.shape[2:])
 
     def _resampled(self, x: Tensor) -> Tensor:
         """(B, C, source grid) -> (B, C, target grid)."""

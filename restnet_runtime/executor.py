@@ -323,11 +323,13 @@ class Executor:
             raise NotLoadedError("no route is loaded yet")
         if x.dtype != np.float32 or x.shape[1:] != self.bundle.manifest.input.shape:
             raise InputError(f"an input of {x.dtype} {list(x.shape)}: give float32 [batch, {str([*self.bundle.manifest.input.shape])[1:]}")
-        first = len(x) > 1 and self._make_room(resident, x)
-        activity = self._activity
+        activity, first = self._activity, False
         activity.begun += 1
         started = time.perf_counter()
         try:
+            if len(x) > 1:
+                first = self._make_room(resident, x)
+                started = time.perf_counter()
             logits = infer(resident.session, x, shrink=first)
         finally:
             ended = time.perf_counter()
@@ -336,8 +338,8 @@ class Executor:
             if len(x) > 1:
                 self._under_way.pop(threading.get_ident(), None)
                 self._large_run_s = ended
-            if first:  # and has shrunk the arena to what others use
-                self._large_run_bytes = max(tuple(self._under_way.values()), default=0)
+            if first:
+                self._count_shrunk()
         activity.busy_s += ended - started
         return Answer(logits, resident.route, (ended - started) * 1e3)
 
@@ -402,7 +404,7 @@ class Executor:
         activity, begun = self._activity, self._activity.begun
         quiet = begun == activity.ended
         again = None if resident.compiled is None else lambda: self._opener.open(resident.route, resident.settings)[1]
-        self._large_run_bytes = 0  # measuring shrinks the arena
+        self._count_shrunk()  # measuring does that
         measured = measure(resident.route, resident.session, again, noise(self.bundle), len(self.bundle.manifest.classes))
         resident.ran = True
         self._ledger.enter(resident, measured, quiet=quiet and activity.begun == begun)
@@ -424,9 +426,13 @@ class Executor:
 
     def _shrink(self, resident: Resident) -> None:
         """One run on noise, after which the arena keeps nothing; the next one takes what it needs again. Needs `turn`."""
-        self._large_run_bytes = 0
         infer(resident.session, noise(self.bundle), shrink=True)
+        self._count_shrunk()
         trim_heap()
+
+    def _count_shrunk(self) -> None:
+        """The arena holds what runs that are under way need."""
+        self._large_run_bytes = max(tuple(self._under_way.values()), default=0)
 
     def _weigh(self) -> None:
         """Needs `turn`."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from restnet_export.activations import cut_activations
+from restnet_export.coordinates import Spread
 from restnet_export.cuts import Cut, CutAnchor
 from restnet_export.data import Images, Samples
 from restnet_export.fitting import FOLDS, fit_layers
@@ -238,3 +239,21 @@ def test_layers_do_not_depend_on_how_the_images_are_batched(monkeypatch: pytest.
     assert (one.fit.method, one.fit.ridge) == (two.fit.method, two.fit.ridge)
     assert two.fit.error == pytest.approx(one.fit.error, rel=1e-6)
     assert torch.allclose(one.weight, two.weight, atol=1e-5)
+
+
+def test_what_neighbours_make_of_a_batch_is_seen_some_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    anchors = {name: deep(name, seed) for name, seed in (("front", 1), ("end", 10))}
+    plans = [LayerPlan("1-2", "front", "end", ((1, 2),))]
+    (one,) = fit_layers(plans, anchors, noise_images(70), kernel=3).values()
+    assert one.kernel == 3
+    monkeypatch.setattr("restnet_export.stitching._ROWS_AT_ONCE", 3 * one.target.height * one.target.width)
+    assert one.most_images == 3
+    (two,) = fit_layers(plans, anchors, noise_images(70), kernel=3).values()
+    assert torch.allclose(one.weight, two.weight, atol=1e-5)
+    x, y = torch.randn(7, *one.source.shape), torch.randn(7, *one.target.shape)
+    spread, whole = Spread(one), Spread(one)
+    spread.add(x, y)
+    monkeypatch.undo()
+    whole.add(x, y)
+    assert torch.allclose(spread.covariance, whole.covariance)
+    assert torch.allclose(spread.target_deviation, whole.target_deviation)

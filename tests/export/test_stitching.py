@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from restnet_export.costs import count_macs
 from restnet_export.layouts import Layout
 from restnet_export.resampling import Resampling, resamplings
 from restnet_export.stitching import StitchingLayer
+from restnet_runtime.errors import ExportError
 
 torch.set_num_threads(1)
 
@@ -86,11 +88,28 @@ def test_a_kernel_sees_neighbours_and_zeros_beyond_the_border() -> None:
 
 
 WIDE = Layout("map", 300, 8, 8)
+QUARTER = Layout("map", 6, 4, 4)
+
+
+def test_where_the_grid_grows_neighbours_are_those_of_the_smaller() -> None:
+    """Which costs a quarter, and is the same to least squares."""
+    layer, x = filled(QUARTER, MAP, kernel=3), noise(2, *QUARTER.shape)
+    convolved = functional.conv2d(x, layer.weight.reshape(6, 6, 3, 3), layer.bias, padding=1)
+    assert torch.allclose(layer(x), functional.interpolate(convolved, (8, 8), mode="bilinear"), atol=1e-4)
+    assert count_macs(layer, QUARTER.shape) == 16 * 6 * 6 * 9
+    rows = functional.linear(layer.features(x), layer.weight, layer.bias)
+    assert torch.allclose(rows, layer.target_rows(layer(x)), atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [0, 2, -3])
+def test_a_kernel_without_a_middle_is_refused(kernel: int) -> None:
+    with pytest.raises(ExportError, match="an odd number"):
+        StitchingLayer(MAP, MAP, kernel=kernel)
 
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [(TOKENS, TOKENS), (MAP, TOKENS), (TWO_PREFIXES, PLAIN_TOKENS), (VECTOR, MAP), (MAP, VECTOR), (WIDE, MAP)],
+    [(TOKENS, TOKENS), (MAP, TOKENS), (TWO_PREFIXES, PLAIN_TOKENS), (VECTOR, MAP), (MAP, VECTOR), (WIDE, MAP), (SMALL_MAP, MAP)],
 )
 def test_where_there_are_no_neighbours_or_too_many_a_kernel_is_one(source: Layout, target: Layout) -> None:
     assert StitchingLayer(source, target, kernel=3).kernel == 1

@@ -5,12 +5,14 @@ import json
 import subprocess
 import sys
 import threading
+from unittest import mock
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from restnet_runtime import executor as executor_module
 from restnet_runtime.bundle import open_bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import BundleError, CompileError, InputError
@@ -250,6 +252,54 @@ def test_memory_of_batches_is_given_back_once_none_runs(family_bundle, tmp_path,
     command = [sys.executable, "-c", SETTLES, str(family_bundle.path), str(tmp_path), level]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_answer_lies_outside_the_arena(executor) -> None:
+    for batch in (1, 7, 7):
+        assert executor.run(np.zeros((batch, 1, 8, 8), np.float32)).logits.flags.owndata
+    turned = np.asfortranarray(np.random.default_rng(0).standard_normal((9, 1, 8, 8)).astype(np.float32))
+    first, second = executor.run(turned).logits, executor.run(np.ascontiguousarray(turned)).logits
+    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-5)
+
+
+def test_a_large_run_that_fails_is_not_under_way_any_more(executor, monkeypatch) -> None:
+    def fails(*_args, **_options):
+        raise MemoryError("no room")
+
+    x = np.zeros((64, 1, 8, 8), np.float32)
+    executor.settle(0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("restnet_runtime.executor.infer", fails)
+        with pytest.raises(MemoryError):
+            executor.run(x)
+    assert executor._under_way == {}
+    assert executor.settle(0.0), "it may have left something"
+    assert len(executor.run(x).logits) == 64
+
+
+def test_what_a_run_beside_holds_stays_counted(executor) -> None:
+    """One run holds its block while another, the first of its size, ends and lets the arena shrink."""
+    x, release, begun = np.zeros((64, 1, 8, 8), np.float32), threading.Event(), threading.Event()
+    original = executor_module.infer
+
+    def slow(session, given, **options):
+        if len(given) == 64 and not options.get("shrink"):
+            begun.set()
+            release.wait(10)
+        return original(session, given, **options)
+
+    executor.run(x)
+    with mock.patch.object(executor_module, "infer", slow):
+        beside = threading.Thread(target=executor.run, args=(x,))
+        beside.start()
+        assert begun.wait(10)
+        executor.run(x[:5])
+        held = executor._large_run_bytes
+        release.set()
+        beside.join()
+    assert held == 64 * executor.need(executor.current.name).activation_bytes
+    executor.run(x[:6])
+    assert executor._large_run_bytes == 0
 
 
 def test_close(executor) -> None:
