@@ -30,7 +30,7 @@ class Spread:
     def add(self, source: Tensor, target: Tensor) -> None:
         """One batch of activations of the same images: (B, *source.shape) and (B, *target.shape)."""
         most = min(self._layer.most_images, len(source))
-        for x, y in zip(source.detach().split(most), target.detach().split(most), strict=True):
+        for x, y in zip(torch.split(source.detach(), most), torch.split(target.detach(), most), strict=True):
             self._add(self._layer.features(x).double(), self._layer.target_rows(y).double())
 
     def _add(self, x: Tensor, y: Tensor) -> None:

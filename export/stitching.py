@@ -153,7 +153,7 @@ class StitchingLayer(nn.Module):
 
     def _around(self, x: Tensor) -> Tensor:
         """(B, C, any grid) -> (B, C * kernel**2, the same): what the kernel sees at each position, in the order of the weight's columns."""
-        return functional.unfold(x, self.kernel, padding=self.kernel // 2).unflatten(2, x.shape[2:])
+        return functional.unfold(x, self.kernel, padding=self.kernel // 2).reshape(len(x), -1, *x.shape[2:])
 
     def _resampled(self, x: Tensor) -> Tensor:
         """(B, C, source grid) -> (B, C, target grid)."""
