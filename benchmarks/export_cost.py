@@ -63,7 +63,9 @@ def export(root: Path, samples: int, finetune: str, threads: int, max_routes: in
     )
     phases = Phases()
     bundle = export_bundle(settings, print, phases=phases)
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    # Of this process alone: the exporter starts no other, and what is forked for a moment (matplotlib looks for fonts the first time) counts as
+    # large as this one before it becomes another program.
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     stitches = sum(4 * segment.params for segment in bundle.manifest.segments if segment.kind == "stitch")
     distinct = stitches + sum(
         tensor.nbytes for spec in specs for tensor in load_anchor(AnchorSpec.parse(spec)).module.state_dict().values()
