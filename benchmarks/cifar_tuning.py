@@ -156,7 +156,7 @@ def best_per_front(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def floors(tuning: Tuning, images: int, plain: Mapping[str, float] | None) -> list[Floor]:
-    """plain: for a family tuned on few images, what every route scores by plain least squares."""
+    """plain: for a family tuned on few images, what every route scores by plain least squares of 1x1."""
     mode, points = tuning.mode, tuning.points
     found = []
     error = [100 * (max(p.start * (1 - p.start), 1 / images) / images) ** 0.5 for p in points]
@@ -245,7 +245,7 @@ def main() -> None:
     before, *_ = exported(replace(base, teacher=None))
     plain = None
     if args.few:
-        fitted, *_ = exported(replace(base, teacher=None, match_spread=False))
+        fitted, *_ = exported(replace(base, teacher=None, match_spread=False, stitch_kernel=1))
         plain = {route.name: route.accuracy or 0.0 for route in fitted.routes}
     tunings = []
     for mode in args.modes:
