@@ -70,19 +70,19 @@ bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where 
 	@mkdir -p $(EXPORTED)
 	$(BIN)/python benchmarks/export_cost.py --max-routes 12 --json $(EXPORTED)/01-cost.json
 	$(BIN)/python benchmarks/cifar_family.py --samples 100 --json $(EXPORTED)/02-none.json
-	$(TUNING) --modes stitch lora --json $(EXPORTED)/03-down.json
-	$(TUNING) --modes stitch --rule sn-net --stages 0 1 2 --json $(EXPORTED)/04-up.json
+	$(TUNING) --modes stitch lora --stitch-kernel 3 --json $(EXPORTED)/03-down.json
+	$(TUNING) --modes stitch --json $(EXPORTED)/03-down-1x1.json
+	$(TUNING) --modes stitch --rule sn-net --stages 0 1 2 --stitch-kernel 3 --json $(EXPORTED)/04-up.json
 	$(TUNING) --modes stitch --few 500 --json $(EXPORTED)/05-few.json
-	$(TUNING) --modes full --steps 1400 --shift 2 --teacher 44 --json $(EXPORTED)/06-full.json
-	$(TUNING) --modes full --rule both-ways --max-routes 40 --steps 1600 --shift 4 --teacher 44 --json $(EXPORTED)/07-full-both-ways.json
-	$(TUNING) --modes stitch --set jpeg --steps 1000 --shift 2 --json $(EXPORTED)/08-jpeg-down.json
-	$(TUNING) --modes stitch --set jpeg --rule sn-net --stages 0 1 2 --json $(EXPORTED)/08-jpeg-up.json
-	$(TUNING) --modes stitch --depths 20 32 44 56 --steps 200 --json $(EXPORTED)/08-four.json
+	$(TUNING) --modes stitch --few 500 --stitch-kernel 3 --json $(EXPORTED)/05-few-3x3.json
+	$(TUNING) --modes stitch --set jpeg --stitch-kernel 3 --steps 400 --shift 2 --json $(EXPORTED)/08-jpeg-down.json
+	$(TUNING) --modes stitch --set jpeg --rule sn-net --stages 0 1 2 --stitch-kernel 3 --json $(EXPORTED)/08-jpeg-up.json
+	$(TUNING) --modes stitch --depths 20 32 44 56 --stitch-kernel 3 --steps 60 --json $(EXPORTED)/08-four.json
 	$(BIN)/python benchmarks/batchnorm.py --json $(EXPORTED)/09-batchnorm.json
 	$(BIN)/python benchmarks/resampling.py --json $(EXPORTED)/09-resampling.json
-	$(TUNING) --modes full --set jpeg --steps 1800 --shift 2 --json $(EXPORTED)/10-jpeg-full.json
-	$(TUNING) --modes full --set jpeg --rule sn-net --stages 0 1 2 --max-routes 12 --steps 1400 --shift 2 --json $(EXPORTED)/10-jpeg-full-up.json
-	$(TUNING) --modes full --depths 20 32 44 56 --max-routes 24 --steps 1800 --shift 2 --json $(EXPORTED)/11-four-full.json
+	$(TUNING) --modes full --set jpeg --stitch-kernel 3 --max-routes 16 --stitch-steps 200 --steps 1400 --shift 2 --json $(EXPORTED)/10-jpeg-full.json
+	$(TUNING) --modes full --set jpeg --rule all --stitch-kernel 3 --max-routes 14 --steps 1100 --shift 2 --json $(EXPORTED)/10-jpeg-full-all.json
+	$(TUNING) --modes full --depths 20 32 44 56 --stitch-kernel 3 --ends 2 --max-routes 32 --stitch-steps 60 --steps 1600 --shift 2 --json $(EXPORTED)/11-four-full.json
 	$(BIN)/python benchmarks/exporter_page.py $(EXPORTED)/*.json
 
 INT8 := build/benchmarks/int8
