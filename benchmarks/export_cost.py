@@ -63,8 +63,8 @@ def export(root: Path, samples: int, finetune: str, threads: int, max_routes: in
     )
     phases = Phases()
     bundle = export_bundle(settings, print, phases=phases)
-    # Of this process alone: the exporter starts no other, and what is forked for a moment (matplotlib looks for fonts the first time) counts
-    # as large as this one before it becomes another program.
+    # Of this process alone: the exporter starts no other, and what is forked for a moment (matplotlib looks for fonts the first time)
+    # counts as large as this one before it becomes another program.
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     stitches = sum(4 * segment.params for segment in bundle.manifest.segments if segment.kind == "stitch")
     distinct = stitches + sum(
