@@ -66,9 +66,9 @@ bench: $(DEV_ENV) ## Every measured claim in benchmarks/, and docs/benchmarks.md
 EXPORTED := build/benchmarks/exporter
 TUNING := $(BIN)/python benchmarks/cifar_tuning.py --bf16
 
-bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where RESTNET_SHARED has them, and docs/exporter.md; an hour with a GPU, many without
+bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where RESTNET_SHARED has them, and docs/exporter.md; about four hours, less with a GPU
 	@mkdir -p $(EXPORTED)
-	$(BIN)/python benchmarks/export_cost.py --max-routes 12 --json $(EXPORTED)/01-cost.json
+	$(BIN)/python benchmarks/export_cost.py --json $(EXPORTED)/01-cost.json
 	$(BIN)/python benchmarks/cifar_family.py --samples 100 --json $(EXPORTED)/02-none.json
 	$(TUNING) --modes stitch lora --stitch-kernel 3 --json $(EXPORTED)/03-down.json
 	$(TUNING) --modes stitch --json $(EXPORTED)/03-down-1x1.json
@@ -82,7 +82,9 @@ bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where 
 	$(BIN)/python benchmarks/resampling.py --json $(EXPORTED)/09-resampling.json
 	$(TUNING) --modes full --set jpeg --stitch-kernel 3 --max-routes 16 --stitch-steps 200 --steps 1400 --shift 2 --json $(EXPORTED)/10-jpeg-full.json
 	$(TUNING) --modes full --set jpeg --rule all --stitch-kernel 3 --max-routes 14 --steps 1100 --shift 2 --json $(EXPORTED)/10-jpeg-full-all.json
+	$(TUNING) --modes lora --set jpeg --rule all --stitch-kernel 3 --max-routes 40 --shift 2 --json $(EXPORTED)/10-jpeg-lora.json
 	$(TUNING) --modes full --depths 20 32 44 56 --stitch-kernel 3 --ends 2 --max-routes 32 --stitch-steps 60 --steps 1600 --shift 2 --json $(EXPORTED)/11-four-full.json
+	$(TUNING) --modes lora --depths 20 32 44 56 --rule all --max-routes 40 --stitch-kernel 3 --steps 60 --json $(EXPORTED)/11-four-lora.json
 	$(BIN)/python benchmarks/exporter_page.py $(EXPORTED)/*.json
 
 INT8 := build/benchmarks/int8
