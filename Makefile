@@ -77,7 +77,7 @@ bench-exporter: $(DEV_ENV) ## The exporter's floors, on CIFAR-10 networks where 
 	$(TUNING) --modes stitch --few 500 --stitch-kernel 3 --json $(EXPORTED)/05-few-3x3.json
 	$(TUNING) --modes stitch --set jpeg --stitch-kernel 3 --steps 400 --shift 2 --json $(EXPORTED)/08-jpeg-down.json
 	$(TUNING) --modes stitch --set jpeg --rule sn-net --stages 0 1 2 --stitch-kernel 3 --json $(EXPORTED)/08-jpeg-up.json
-	$(TUNING) --modes stitch --depths 20 32 44 56 --stitch-kernel 3 --steps 60 --json $(EXPORTED)/08-four.json
+	$(TUNING) --modes stitch --depths 20 32 44 56 --stitch-kernel 3 --steps 40 --json $(EXPORTED)/08-four.json
 	$(BIN)/python benchmarks/batchnorm.py --json $(EXPORTED)/09-batchnorm.json
 	$(BIN)/python benchmarks/resampling.py --json $(EXPORTED)/09-resampling.json
 	$(TUNING) --modes full --set jpeg --stitch-kernel 3 --max-routes 16 --stitch-steps 200 --steps 1400 --shift 2 --json $(EXPORTED)/10-jpeg-full.json
