@@ -75,9 +75,8 @@ class Tuning:
 
 
 def settings_for(args: argparse.Namespace, out: Path) -> ExportSettings:
-    settings = cifar_settings(out, args.depths, args.set, rule=args.rule, samples=args.samples, max_routes=args.max_routes, seed=args.seed)
-    settings = replace(settings, ends=args.ends, stitch_kernel=args.stitch_kernel)
-    settings = replace(settings, candidates=1)  # none is left out by what tuning made of it
+    given = {name: getattr(args, name) for name in ("rule", "ends", "stitch_kernel", "samples", "max_routes", "seed")}
+    settings = cifar_settings(out, args.depths, args.set, **given, candidates=1)  # none is left out by what tuning made of it
     shift = args.shift if args.shift is not None else 2 if args.few else 0
     tuning = TuneSettings(
         steps=args.steps,

@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         default=1,
         metavar="SIZE",
         help="side of what a stitching layer sees around each position, odd; 3 lets routes score more for half a block's work and nine "
-        "times the layer's bytes; 1 remains between tokens with a class token and behind wide cuts (default: %(default)s, as in SN-Net)",
+        "times the layer's bytes; it stays 1 with a class token, and behind more than 128 channels (default: %(default)s, as in SN-Net)",
     )
     rule.add_argument(
         "--fold",

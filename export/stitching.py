@@ -36,8 +36,8 @@ class StitchingLayer(nn.Module):
 
     weight, bias: (target channels, source channels) and (target channels): the affine map of every position and of the prefix tokens that
     both sides have (SN-Net maps the class token like the others).
-    kernel: 1, or odd: then the map sees so many positions each way around its own, zeros beyond the border, and weight has
-    source channels * kernel**2 columns, of each channel row by row. Only between grids of that size without prefix tokens, and for
+    kernel: side of the square of positions that the map sees around each, odd; zeros lie beyond the border. Above 1 weight has
+    source channels * kernel**2 columns, of each channel row by row; only between grids of that size without prefix tokens, and for
     at most `MOST_COLUMNS`; elsewhere it is 1. Where the grid grows, neighbours are those in the source's grid.
     prefix_weight, prefix_bias: (missing, target channels, source channels) and (missing, target channels), only where the target has prefix
     tokens that the source lacks: each is an affine map of its own from the mean over the source's grid.
@@ -77,14 +77,10 @@ class StitchingLayer(nn.Module):
         if source.kind == target.kind == "tokens" and source.prefix == target.prefix and self._same_grid and self.kernel == 1:
             return functional.linear(x, self.weight, self.bias)
         if source.kind == "map" and target.kind == "map":
-            if self._grows:  # both steps commute, as the weights of the resampling sum to one: take the smaller grid for the products
-                return self._resampled(self._convolved(x))
-            return self._convolved(self._resampled(x))
+            return self._mapped(x)
         prefix, grid = _parted(x, source)
         if self.kernel > 1:
-            as_map = grid.permute(0, 3, 1, 2)
-            as_map = self._resampled(self._convolved(as_map)) if self._grows else self._convolved(self._resampled(as_map))
-            rows = as_map.permute(0, 2, 3, 1)
+            rows = self._mapped(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         else:
             rows = functional.linear(grid, self.weight, self.bias) if self._grows else grid
             if not self._same_grid:
@@ -143,13 +139,15 @@ class StitchingLayer(nn.Module):
 
     @property
     def _grows(self) -> bool:
-        """The affine map comes before the resampling, which is cheaper and, as it sees what is resampled, the same."""
+        """Then the affine map comes before the resampling: its weights sum to one, so both orders are the same, and fewer products do."""
         return self.source.height * self.source.width < self.target.height * self.target.width
 
-    def _convolved(self, x: Tensor) -> Tensor:
-        """(B, source channels, any grid) -> (B, target channels, the same)."""
+    def _mapped(self, x: Tensor) -> Tensor:
+        """(B, source channels, source grid) -> (B, target channels, target grid)."""
         weight = self.weight.view(self.target.channels, self.source.channels, self.kernel, self.kernel)
-        return functional.conv2d(x, weight, self.bias, padding=self.kernel // 2)
+        if self._grows:
+            return self._resampled(functional.conv2d(x, weight, self.bias, padding=self.kernel // 2))
+        return functional.conv2d(self._resampled(x), weight, self.bias, padding=self.kernel // 2)
 
     def _around(self, x: Tensor) -> Tensor:
         """(B, C, any grid) -> (B, C * kernel**2, the same): what the kernel sees at each position, in the order of the weight's columns."""

@@ -302,7 +302,9 @@ def test_stitching_layers_that_see_neighbours(make: Callable[..., Made]) -> None
         if route.precision == "fp32":
             logits = infer(plain_session(made.bundle, route, SessionSettings()), x)
             assert route.accuracy == pytest.approx(float((logits.argmax(1) == y).mean()), abs=1e-9)
-    assert {route.precision for route in made.bundle.routes} >= {"fp32", "int8"}
+    # How much of a twin is in int8 is timed, and on a busy machine it may be a part of each.
+    twins = {route.name.partition("@")[0] for route in made.bundle.routes if route.precision != "fp32"}
+    assert twins == {route.name for route in made.bundle.routes if route.precision == "fp32"}
     assert "folded 0 stitching layers into the blocks behind them" in made.said
 
 
