@@ -10,6 +10,7 @@ import onnx
 
 from restnet_runtime.compose import join
 from restnet_runtime.errors import ExportError
+from restnet_runtime.graphs import INPUT
 from restnet_runtime.manifest import Precision
 from restnet_runtime.routes import fronts, in_precision
 
@@ -200,13 +201,16 @@ class _Work:
         return timed, tried[at][1]
 
     def quantise_stitches(self) -> None:
-        """In the way of the anchor that they lead to. One that ONNX Runtime cannot quantise stays in fp32."""
+        """In the way of the anchor that they lead to; but the range of what they take is that in which the anchor before them ends, which
+        may be by another method. One that ONNX Runtime cannot quantise stays in fp32.
+        """
         at = {self._cuts.ends[block][1]: anchor for anchor, blocks in self._family.anchors.items() for block in blocks}
         for name in self._folded:
             if name not in self.models:
-                recipe, method = self._chosen[at[self._cuts.ends[name][1]]]
+                begins, ends = self._cuts.ends[name]
+                recipe, method = self._chosen[at[ends]]
                 try:
-                    self.models.update(self._quantise([name], recipe, method))
+                    self.models.update(self._quantise([name], recipe, method, entry=self._chosen[at[begins]][1]))
                 except ExportError as error:
                     self._say(f"{name} stays in fp32: {error}")
 
@@ -256,13 +260,22 @@ class _Work:
                     break
         return twins, found
 
-    def _quantise(self, names: Sequence[str], recipe: Recipe, method: Method, lead: Lead | None = None) -> dict[str, onnx.ModelProto]:
-        """A segment of which nothing is quantised is the one in fp32, so that its weights are in the bundle once."""
-        ranges = {} if recipe == "dynamic" else self._known(method)
+    def _quantise(
+        self, names: Sequence[str], recipe: Recipe, method: Method, lead: Lead | None = None, entry: Method | None = None
+    ) -> dict[str, onnx.ModelProto]:
+        """A segment of which nothing is quantised is the one in fp32, so that its weights are in the bundle once.
+
+        entry: the method that chose the range of what arrives, if it is another one
+        """
         found = {}
         for name in names:
+            ranges: dict[str, Range] = {}
+            if recipe != "dynamic":
+                ranges = dict(self._known(method).get(name, {}))
+                if entry is not None and INPUT in ranges:
+                    ranges[INPUT] = self._known(entry)[name].get(INPUT, ranges[INPUT])
             last, floats = self._cuts.ends[name][1] in self._heads, (lead or {}).get(name, ())
-            made = quantised(self._folded[name], ranges.get(name, {}), recipe, last=last, floats=floats)
+            made = quantised(self._folded[name], ranges, recipe, last=last, floats=floats)
             found[name] = made if is_quantised(made) else self._family.models[name]
         return found
 

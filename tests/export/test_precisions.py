@@ -161,6 +161,29 @@ def test_first_products_stay_in_fp32_where_that_is_quicker(case: Case, monkeypat
     assert any("1 of its first products in fp32" in line for line in said)
 
 
+def test_a_stitching_layer_takes_all_that_the_anchor_before_it_gives(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the anchor behind it is best by another method, which would cut off most of what arrives: alone as in the joined route."""
+
+    def torn(*given: object) -> dict[str, dict[str, tuple[float, float]]]:
+        found = calibrate(*given)  # type: ignore[arg-type]
+        bad = [("b.1", "y"), ("b.2", "x")] if given[-1] == "minmax" else [("a.0", "y"), ("a.1", "x"), ("a.0~b.0", "x")]
+        for name, value in bad:
+            low, high = found[name][value]
+            found[name][value] = low / 8, high / 8
+        return found
+
+    monkeypatch.setattr(precisions, "calibrate", torn)
+    made = case.quantised()
+    methods = {trial.anchor: trial.method for trial in made.trials if trial.chosen}
+    assert methods["a"] == "minmax" != methods["b"]
+    route = "a[0-0]>b[1-2]"
+    assert case.error(made, f"{route}@int8") < 0.01
+    values = HELD
+    for name in case.routes[route]:
+        values = case.graphs.run(made.models[name], values)  # type: ignore[attr-defined]
+    assert relative_error(case.logits(route, {}, HELD), values) < 0.01
+
+
 def outlying(model: onnx.ModelProto) -> onnx.ModelProto:
     """A weight in every output channel so large that the others round to nothing, for an input channel that is always zero."""
     for tensor in model.graph.initializer:
