@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from restnet_runtime.ahead import OpenAhead
+from restnet_runtime.arena import Arena
 from restnet_runtime.baseline import Added, Common
 from restnet_runtime.bundle import Bundle
 from restnet_runtime.compile import Compiler
 from restnet_runtime.errors import CompileError, InputError, NotLoadedError
-from restnet_runtime.heap import trim_heap
 from restnet_runtime.ledger import Ledger
 from restnet_runtime.levels import Level, SessionOpener
 from restnet_runtime.measured import MeasuredStore, measure, run_once
@@ -53,9 +53,7 @@ class Executor:
         self._current: Resident | None = None
         self.turn = common.turn
         """Held for a load or a release. Whoever plans one by what is loaded in the process takes it before."""
-        self._large_run_s: float | None = None
-        self._large_run_bytes = 0  # what the arena holds for the largest run of several inputs since it was shrunk
-        self._under_way: dict[int, int] = {}  # by thread: what its run of several inputs needs of the arena
+        self._arena = Arena()
         self._ledger.hold(self._added)
 
     @property
@@ -289,7 +287,7 @@ class Executor:
                 mapped = [resident.compiled for resident in self._residents.values() if resident.compiled is not None]
             if current is None or current.compiled is None or not mapped:
                 return 0
-            self._shrink(current)
+            self._arena.shrink(current, noise(self.bundle))
             idle: dict[Path, set[tuple[int, int]]] = {}  # by file: a route at a lesser level lies in a cache of its own
             for compiled in mapped:
                 for file, extents in compiled.located(compiled.touched).items():
@@ -300,12 +298,11 @@ class Executor:
 
     def settle(self, idle_s: float) -> bool:
         """Give the memory that batches took back to the system, once none has run for `idle_s` seconds. Returns whether it did."""
-        last, current = self._large_run_s, self._current
-        if last is None or current is None or time.perf_counter() - last < idle_s:
+        current = self._current
+        if current is None or not self._arena.take_idle(idle_s):
             return False
-        self._large_run_s = None
         with self.turn:
-            self._shrink(current)
+            self._arena.shrink(current, noise(self.bundle))
         return True
 
     def switch(self, name: str) -> None:
@@ -328,7 +325,8 @@ class Executor:
         started = time.perf_counter()
         try:
             if len(x) > 1:
-                first = self._make_room(resident, x)
+                needed = len(x) * self._ledger.need(resident.route.name).activation_bytes
+                first = self._arena.make_room(resident, x, needed)
                 started = time.perf_counter()
             logits = infer(resident.session, x, shrink=first)
         finally:
@@ -336,10 +334,7 @@ class Executor:
             activity.ended += 1
             resident.ran = True
             if len(x) > 1:
-                self._under_way.pop(threading.get_ident(), None)
-                self._large_run_s = ended
-            if first:
-                self._count_shrunk()
+                self._arena.leave(ended, shrunk=first)
         activity.busy_s += ended - started
         return Answer(logits, resident.route, (ended - started) * 1e3)
 
@@ -404,48 +399,23 @@ class Executor:
         activity, begun = self._activity, self._activity.begun
         quiet = begun == activity.ended
         again = None if resident.compiled is None else lambda: self._opener.open(resident.route, resident.settings)[1]
-        self._count_shrunk()  # measuring does that
+        self._arena.count_shrunk()  # measuring does that
         measured = measure(resident.route, resident.session, again, noise(self.bundle), len(self.bundle.manifest.classes))
         resident.ran = True
         self._ledger.enter(resident, measured, quiet=quiet and activity.begun == begun)
-
-    def _make_room(self, resident: Resident, x: npt.NDArray[np.float32]) -> bool:
-        """Let the arena drop what a run of so many inputs has no use for, so that it holds the largest run, not the sum of all sizes.
-
-        It grows by the block, and a larger run finds no use for the blocks of a smaller one. Nor has the second run of a size for
-        those of the first: only from then on ONNX Runtime takes one block for all tensors. Returns whether this is the first.
-        """
-        needed = len(x) * self._ledger.need(resident.route.name).activation_bytes
-        self._under_way[threading.get_ident()] = needed
-        if needed > self._large_run_bytes:
-            self._large_run_bytes = needed
-            infer(resident.session, x[:1], shrink=True)
-        first = len(x) not in resident.sizes
-        resident.sizes.add(len(x))
-        return first
-
-    def _shrink(self, resident: Resident) -> None:
-        """One run on noise, after which the arena keeps nothing; the next one takes what it needs again. Needs `turn`."""
-        infer(resident.session, noise(self.bundle), shrink=True)
-        self._count_shrunk()
-        trim_heap()
-
-    def _count_shrunk(self) -> None:
-        """The arena holds what runs that are under way need."""
-        self._large_run_bytes = max(tuple(self._under_way.values()), default=0)
 
     def _weigh(self) -> None:
         """Needs `turn`."""
         self._ahead.drop()
         with self._lock:
             residents = list(self._residents.values())
-        self._ledger.weigh(residents, self._large_run_bytes)
+        self._ledger.weigh(residents, self._arena.large_bytes)
 
     def _added(self) -> Added:
         """For the baseline."""
         with self._lock:
             residents = list(self._residents.values())
-        return self._ledger.added(residents, self._large_run_bytes)
+        return self._ledger.added(residents, self._arena.large_bytes)
 
 
 def preparation_order(bundle: Bundle) -> list[str]:

@@ -26,6 +26,7 @@ class Ledger:
         self._needs: dict[str, Need] = {}
         self._timings: dict[str, tuple[int, Timing]] = {}  # with the number of threads
         self._provisional: set[str] = set()
+        self._profiles: dict[str, tuple[tuple[int, Timing], Need, int, RouteProfile]] = {}  # each behind what it was made of
         self.version = 0
         """Of needs and timings: another one where one of them has changed."""
 
@@ -39,8 +40,13 @@ class Ledger:
         timed, need = self._timings.get(name), self._needs.get(name)
         if timed is None or need is None:
             return None
-        threads, timing = timed
-        return RouteProfile(timing.latency_ms, timing.p95_ms, self.overhead_bytes + together([need]), threads)
+        made = self._profiles.get(name)
+        if made is not None and made[0] is timed and made[1] is need and made[2] == self.overhead_bytes:
+            return made[3]
+        (threads, timing), overhead_bytes = timed, self.overhead_bytes
+        found = RouteProfile(timing.latency_ms, timing.p95_ms, overhead_bytes + together([need]), threads)
+        self._profiles[name] = timed, need, overhead_bytes, found
+        return found
 
     def need(self, name: str, mapped: Collection[tuple[str, str]] = ()) -> Need:
         """What a route adds when it is loaded; before its first load a cautious guess from the size of its weights.

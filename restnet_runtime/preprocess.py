@@ -119,8 +119,11 @@ class Preprocessor:
             )
         if len(batch) == 0:
             raise InputError(f"input has shape {values.shape}: an empty batch has no answer")
-        with np.errstate(over="ignore"):
-            single = np.ascontiguousarray(batch, dtype=np.float32)
+        if batch.dtype == np.float32:
+            single = np.ascontiguousarray(batch)
+        else:
+            with np.errstate(over="ignore"):  # takes as long as to look at an image
+                single = np.ascontiguousarray(batch, dtype=np.float32)
         finite = np.isfinite(single)
         if not finite.all():
             where = tuple(int(i) for i in np.argwhere(~finite)[0])

@@ -272,7 +272,7 @@ def test_a_large_run_that_fails_is_not_under_way_any_more(executor, monkeypatch)
         patch.setattr("restnet_runtime.executor.infer", fails)
         with pytest.raises(MemoryError):
             executor.run(x)
-    assert executor._under_way == {}
+    assert executor._arena.large_bytes == 0
     assert executor.settle(0.0), "it may have left something"
     assert len(executor.run(x).logits) == 64
 
@@ -294,12 +294,12 @@ def test_what_a_run_beside_holds_stays_counted(executor) -> None:
         beside.start()
         assert begun.wait(10)
         executor.run(x[:5])
-        held = executor._large_run_bytes
+        held = executor._arena.large_bytes
         release.set()
         beside.join()
     assert held == 64 * executor.need(executor.current.name).activation_bytes
     executor.run(x[:6])
-    assert executor._large_run_bytes == 0
+    assert executor._arena.large_bytes == 0
 
 
 def test_close(executor) -> None:
