@@ -1,6 +1,6 @@
 """Claim: squeezed in its own control group, a server is back inside its budget within seconds, climbs again, fails nothing, and lives.
 
-    python benchmarks/squeeze.py [--family resnet18-50-96px] [--rate 20] [--json FILE] [--page FILE] [--picture FILE]
+    python benchmarks/squeeze.py [--family resnet18-50-96px] [--rate N] [--json FILE] [--page FILE] [--picture FILE]
 
 A real `restnet-serve` in a group of its own (CPU and memory; version 1 or 2) answers a client outside of it, who sends JPEG images at even
 times whatever became of those before, so that lateness counts. Peace; CPU quota 2 -> 0.5 -> 1 -> 2; a neighbour that burns both cores; the
@@ -45,6 +45,9 @@ STEPS = 8
 """Of the memory limit on its way down."""
 READY_S = 120
 PEACE_S = 30
+DEMAND_CORES = 0.5
+"""What runs of the large anchor take: with what is beside them more than the half core that is left at the worst, which bears the small
+one."""
 
 
 @dataclass(frozen=True)
@@ -180,12 +183,14 @@ class Peace:
     latency_ms:  of a request, as the client sees it: the 95th percentile
     own_bytes:   of the server; charged_bytes: of that, what counts for its group: libraries that others have loaded do not
     needs:       by route, what the server takes with it alone, as its profiles say
+    rate:        requests per second
     """
 
     latency_ms: float
     own_bytes: int
     charged_bytes: int
     needs: dict[str, int]
+    rate: float
 
     def limit_bytes(self, small: str, large: str, share: float) -> int:
         """For the group: that share of the way from what the server needs with the small anchor alone to what with the large one."""
@@ -193,7 +198,8 @@ class Peace:
         return int(need - (self.own_bytes - self.charged_bytes))
 
 
-def in_peace(bundle: Bundle, route: str, body: bytes, rate: float, *options: str) -> Peace:
+def in_peace(bundle: Bundle, route: str, body: bytes, rate: float | None, *options: str) -> Peace:
+    """rate: requests per second; by default so many that their runs take `DEMAND_CORES`, as the route was profiled here"""
     forget(bundle.path.parent)
     with boxes("server", "client") as made:
         made["client"].weight(8)
@@ -201,6 +207,9 @@ def in_peace(bundle: Bundle, route: str, body: bytes, rate: float, *options: str
         server = Server(made["server"], bundle, "--pin", route, "--keep-all", *options)
         try:
             server.wait()
+            if rate is None:
+                profile = next(one["profile"] for one in server.get("/routes")["routes"] if one["name"] == route and one["profile"])
+                rate = max(1, round(1e3 * DEMAND_CORES / (profile["latency_ms"] * profile["threads"])))
             client = Client(server.url, body, "image/jpeg", rate)
             client.start()
             time.sleep(PEACE_S)  # long enough to meet what a device that others share has of bad moments
@@ -212,7 +221,7 @@ def in_peace(bundle: Bundle, route: str, body: bytes, rate: float, *options: str
     taken = [one.latency_ms for one in asked if one.ok][int(4 * rate) :]
     run_ms = median(one.run_ms or 0.0 for one in asked)
     print(f"{route} in peace: median {median(taken):.1f} ms, p95 {p95_ms(taken):.1f} ms, its run alone {run_ms:.1f} ms", flush=True)
-    return Peace(p95_ms(taken), own_bytes, charged_bytes, needs)
+    return Peace(p95_ms(taken), own_bytes, charged_bytes, needs, rate)
 
 
 def published(bundle: Bundle, path: Path, table: Path) -> Bundle:
@@ -245,7 +254,7 @@ def picture_to_send(side: int = 224) -> bytes:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--family", choices=sorted(TABLES), default="resnet18-50-96px")
-    parser.add_argument("--rate", type=float, default=20, help="requests per second (%(default)s)")
+    parser.add_argument("--rate", type=float, help="requests per second; by default runs of the large anchor take half a core")
     parser.add_argument("--slack", type=float, default=1.5, help="budget over p95 of the large anchor in peace (%(default)s)")
     parser.add_argument("--budget-ms", type=float, help="instead of --slack")
     parser.add_argument(
@@ -254,6 +263,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="times as long (%(default)s)")
     parser.add_argument("--threads", type=int, help="of a request, fixed; by default the server chooses as it does")
     parser.add_argument("--policies", nargs="+", choices=("restnet", "large", "small"), default=["restnet", "large", "small"])
+    parser.add_argument("--rounds", type=int, default=1, help="of our own policy, of whose times the medians count (%(default)s)")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
@@ -266,7 +276,7 @@ def main() -> None:
         if args.picture:
             from squeeze_plot import plot
 
-            plot(courses, budget_ms, args.picture)
+            plot([course for course in courses if ", round " not in course.name], budget_ms, args.picture)
         if args.page:
             write_page(args.page, result, courses, args.picture)
     except NoGroupError as error:
@@ -288,7 +298,9 @@ def measure(args: argparse.Namespace) -> tuple[list[Course], float, str]:
         peace = in_peace(bundle, large, body, args.rate, "--cache", str(cache), *threads)
         budget_ms = round(args.budget_ms or args.slack * peace.latency_ms, 1)
         plan = Plan(peace.limit_bytes(small, large, args.share), args.seconds)
+        how_many = "as asked for" if args.rate else f"so that runs of {large} take {DEMAND_CORES:g} cores, as profiled"
         said = (
+            f"{peace.rate:g} requests a second ({how_many}); "
             f"budget {budget_ms:g} ms, {args.slack:g} times the {peace.latency_ms:.1f} ms that {large} takes in peace (p95). "
             f"With {small} alone the server needs {peace.needs[small] / 1e6:.0f} MB, "
             f"with {large} {peace.needs[large] / 1e6:.0f} MB; the limit of the group falls to {plan.limit_bytes / 1e6:.0f} MB"
@@ -298,17 +310,21 @@ def measure(args: argparse.Namespace) -> tuple[list[Course], float, str]:
         names = {"restnet": "restnet", "large": f"always large ({large})", "small": f"always small ({small})"}
         accuracies = {route.name: route.accuracy for route in bundle.routes}
         courses = []
-        for policy in args.policies:
+        turns = [policy for policy in args.policies for _ in range(args.rounds if policy == "restnet" else 1)]
+        for index, policy in enumerate(turns):
             options = ("--cache", str(cache), "--budget", f"{budget_ms}ms", *threads, *given[policy])
-            course = squeeze(names[policy], bundle, plan, body, args.rate, *options)
+            again = turns[:index].count(policy)
+            name = f"{names[policy]}, round {again + 1}" if again else names[policy]
+            course = squeeze(name, bundle, plan, body, peace.rate, *options)
             course.accuracies.update(accuracies)
             courses.append(course)
             if args.json:
-                log = args.json.with_suffix(f".{policy}.log")
+                told = f"{policy}{again + 1}" if again else policy
+                log = args.json.with_suffix(f".{told}.log")
                 log.parent.mkdir(parents=True, exist_ok=True)
                 log.write_text(course.log)
                 raw = {"asked": [asdict(one) for one in course.asked], "samples": [asdict(one) for one in course.samples]}
-                args.json.with_suffix(f".{policy}.json").write_text(json.dumps(raw))
+                args.json.with_suffix(f".{told}.json").write_text(json.dumps(raw))
         return courses, budget_ms, said
 
 

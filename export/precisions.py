@@ -210,7 +210,9 @@ class _Work:
                 begins, ends = self._cuts.ends[name]
                 recipe, method = self._chosen[at[ends]]
                 try:
-                    self.models.update(self._quantise([name], recipe, method, entry=self._chosen[at[begins]][1]))
+                    before, by = self._chosen[at[begins]]
+                    entry = by if before != "dynamic" else None  # which ends in no range
+                    self.models.update(self._quantise([name], recipe, method, entry=entry))
                 except ExportError as error:
                     self._say(f"{name} stays in fp32: {error}")
 
@@ -273,7 +275,7 @@ class _Work:
             if recipe != "dynamic":
                 ranges = dict(self._known(method).get(name, {}))
                 if entry is not None and INPUT in ranges:
-                    ranges[INPUT] = self._known(entry)[name].get(INPUT, ranges[INPUT])
+                    ranges[INPUT] = self._known(entry).get(name, {}).get(INPUT, ranges[INPUT])
             last, floats = self._cuts.ends[name][1] in self._heads, (lead or {}).get(name, ())
             made = quantised(self._folded[name], ranges, recipe, last=last, floats=floats)
             found[name] = made if is_quantised(made) else self._family.models[name]

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Arena:
-    """Of the sessions of one executor. Thread safe."""
+    """The accounts of one executor: what its sessions have taken of it. Thread safe."""
 
     def __init__(self) -> None:
         self._large_bytes = 0

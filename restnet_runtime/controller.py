@@ -56,6 +56,7 @@ class Controller:
     servers:      requests that run at once without slowing each other down, as that changes; by default what the settings say
     log_length:   how many switches are kept
     clock, wall:  seconds that never step back, for the policy; seconds since the epoch, for the log
+    cpu_s:        processor time that this process has taken so far; `None` where that says nothing, as with a clock of its own
 
     Every method may be called from any thread. Whoever answers requests reports them by `observe`.
     """
@@ -71,6 +72,7 @@ class Controller:
         log_length: int = 256,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        cpu_s: Callable[[], float] | None = time.process_time,
         pin: str | None = None,
         servers: Callable[[], int] | None = None,
         share: MemoryShare | None = None,
@@ -83,7 +85,7 @@ class Controller:
         self._interval_s = interval_s
         self._clock = clock
         self._wall = wall
-        self._observed = Observed(affinity_cores())
+        self._observed = Observed(affinity_cores(), cpu_s)
         self._traffic = self._observed.traffic
         self._blind = True  # the last reading failed, or there was none
         self._beat = self._looks = 0

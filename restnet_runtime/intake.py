@@ -20,7 +20,7 @@ from restnet_runtime.settings import ServeSettings
 TRY_AGAIN = {"Retry-After": "1"}
 _FRESH_S = 0.1
 """A body that is longer in coming is a slow client's, who is to keep no other out."""
-_REFUSED_PER_S, _LATEST_REFUSAL_S = 100.0, 0.25
+_REFUSED_PER_S, _LATEST_REFUSAL_S = 50.0, 0.25
 
 T = TypeVar("T")
 

@@ -7,8 +7,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 from restnet_runtime.budget import Budget
 from restnet_runtime.ladder import Bounds, Rung
 from restnet_runtime.load import BUSIEST, Load
-from restnet_runtime.quota import BUSIEST as QUOTA_BUSIEST
-from restnet_runtime.quota import longest_run_ms, share_taken
+from restnet_runtime.quota import longest_run_ms, most_taken, share_taken
 from restnet_runtime.reading import Reading
 from restnet_runtime.units import format_bytes, format_macs, format_ms
 
@@ -85,8 +84,11 @@ class Limits:
         self.threads = reading.request_threads or 1
         # Of a profile: by the quota, not by the slowdown, which tells nothing of others once a quota is used up.
         self._quota_ms = math.inf
+        self._beside_cpu_ms = reading.beside_cpu_ms if reading.others_memory_bytes is None else None  # that of other models is in it
+        self._variation = reading.gap_variation
         if self.quota is not None and limit_ms < math.inf:
-            self._quota_ms = longest_run_ms(self.quota, self.threads, reading.requests_per_s, self._limit_ms)
+            rate_per_s = reading.requests_per_s
+            self._quota_ms = longest_run_ms(self.quota, self.threads, rate_per_s, self._limit_ms, self._beside_cpu_ms, self._variation)
         self._credit, self._ceilings = reading.credit, reading.ceilings
         self._longest: dict[float, float] = {}  # by tail, the longest run
         self.bounds = Bounds(macs, self._profiled(self._limit_ms), min(self._exact, self._sensed), unprofiled)
@@ -223,8 +225,12 @@ class Limits:
 
     def _by_quota(self, run_ms: float, quota: float) -> str:
         runs = f"runs of {format_ms(run_ms)} on {self.threads} thread{'s' if self.threads > 1 else ''}"
-        if self.load is not None and (share := share_taken(quota, self.threads, self.load.rate_per_s, run_ms)) > QUOTA_BUSIEST:
-            return f"{self.load.rate_per_s:.3g} requests/s, {runs}, would take {share:.0%} of the CPU quota of {quota:g} cores"
+        cpu_ms, rate_per_s = self._beside_cpu_ms, 0.0 if self.load is None else self.load.rate_per_s
+        share, most = share_taken(quota, self.threads, rate_per_s, run_ms, cpu_ms), most_taken(cpu_ms, self._variation)
+        if share > most:
+            beside = f" and {format_ms(cpu_ms)} of processor time beside each" if cpu_ms else ""
+            taken = f"{share:.0%} of the CPU quota of {quota:g} cores, of which it may be {most:.0%}"
+            return f"{rate_per_s:.3g} requests/s, {runs}{beside}, would take {taken}"
         return f"{runs} would be stopped by the CPU quota of {quota:g} cores, and not end within the limit of {format_ms(self._limit_ms)}"
 
     def _over(self, kind: _Kind, need: float | None, limit: float, note: str = "") -> Iterator[tuple[_Kind, str]]:

@@ -1,8 +1,11 @@
 """Observed: all that requests tell, taken in as they come and put into a reading when there is one."""
 
 import math
+import time
+from collections.abc import Callable
 
 from restnet_runtime.allowance import Allowance
+from restnet_runtime.beside import Beside
 from restnet_runtime.profile import RouteProfile
 from restnet_runtime.reading import Reading
 from restnet_runtime.served import Served
@@ -21,10 +24,10 @@ class Observed:
     served, watch, traffic: how slow, what has just changed, how often
     """
 
-    def __init__(self, cores: int) -> None:
-        """cores: that this process may run on."""
+    def __init__(self, cores: int, cpu_s: Callable[[], float] | None = time.process_time) -> None:
+        """cores: that this process may run on. cpu_s: what it has taken of them so far; `None` where that is not to be asked."""
         self.served, self.watch, self.traffic = Served(cores), Watch(), Traffic()
-        self._allowance, self._stalls = Allowance(), Stalls()
+        self._allowance, self._stalls, self._beside = Allowance(), Stalls(), None if cpu_s is None else Beside(cpu_s)
         self._slowdown: float | None = None  # of now, smoothed
 
     def observe(
@@ -40,6 +43,8 @@ class Observed:
             return False
         self.served.slowdown.observe(ratio, profile.threads)
         self.served.observe(route, latency_ms, profile)
+        if self._beside is not None:
+            self._beside.observe(profile.latency_ms, profile.threads)
         if around_ms > 0:
             self.traffic.surround(around_ms)
         over_ms = latency_ms + around_ms - limit_ms if feasible and limit_ms is not None else -math.inf
@@ -68,6 +73,7 @@ class Observed:
         slowdown = self.watch.slowdown(self._slowdown, now_s)
         tail = self.watch.take(slowdown)
         credit, ceilings = self._allowance.take(now_s, rate)
+        beside_ms = self._beside.take(now_s, self.traffic.arrived) if look and self._beside is not None else reading.beside_cpu_ms
         self.watch.patient = credit is not None and credit > _PATIENT
         seen = reading.updated(
             slowdown=slowdown,
@@ -78,6 +84,7 @@ class Observed:
             gap_variation=variation,
             waiting_ms=waiting_ms,
             around_ms=self.traffic.around_ms(),
+            beside_cpu_ms=beside_ms,
             stall_ms=self._stalls.take(now_s, slowdown),
         )
         return self.served.complete(seen, now_s, look=look)

@@ -122,7 +122,7 @@ class Preprocessor:
         if batch.dtype == np.float32:
             single = np.ascontiguousarray(batch)
         else:
-            with np.errstate(over="ignore"):  # takes as long as to look at an image
+            with np.errstate(over="ignore"):  # to enter it takes as long as to look through an image
                 single = np.ascontiguousarray(batch, dtype=np.float32)
         finite = np.isfinite(single)
         if not finite.all():

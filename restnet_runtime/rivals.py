@@ -63,7 +63,8 @@ class Ours:
     def __init__(self, course: Course, candidates: Sequence[Candidate], budget: Budget, settings: PolicySettings = DEFAULTS) -> None:
         self.name = OURS
         self._device = device = VirtualDevice(course, candidates)
-        self.controller = Controller(device, device, budget, settings=settings, clock=device.clock, wall=device.clock, log_length=4096)
+        clock = device.clock
+        self.controller = Controller(device, device, budget, settings=settings, clock=clock, wall=clock, cpu_s=None, log_length=4096)
         self.beat_s = self.controller.beat_s
         self._names = device.loaded
 

@@ -249,6 +249,7 @@ class ReadingAnswer(_Answer):
     gap_variation: Annotated[float | None, Field(description="of the gaps between them: 0 = a metronome, 1 = at random")] = None
     waiting_ms: Annotated[float | None, Field(description="how long the latest requests waited before they ran")] = None
     around_ms: Annotated[float | None, Field(description="what they take beside waiting and the network: decoding and the like")] = None
+    beside_cpu_ms: Annotated[float | None, Field(description="processor time of a request beside its run")] = None
     stall_ms: Annotated[float | None, Field(description="how long runs stood still, where many were late by that alone")] = None
 
 

@@ -103,7 +103,8 @@ class Rig:
     clock: Clock = field(default_factory=Clock)
 
     def controller(self, budget: Budget | None = None, **options: object) -> Controller:
-        return Controller(self.executor, self.device, budget, clock=self.clock, wall=lambda: self.clock.now_s + 1e9, **options)
+        given = {"wall": lambda: self.clock.now_s + 1e9, "cpu_s": None, **options}
+        return Controller(self.executor, self.device, budget, clock=self.clock, **given)
 
     def run(self, controller: Controller, ticks: int, latency_ms: Callable[[str], float] | None = None) -> list[str]:
         """Ticks a second apart, with one request in each second; the routes that served."""
@@ -549,6 +550,30 @@ def test_a_squeeze_is_seen_between_two_looks_at_the_device(squeezed: Reading) ->
         controller.step()
     assert rig.device.reads <= reads + 1
     assert rig.executor.name != "large"
+
+
+def test_processor_time_beside_runs_is_learnt_and_counts_under_a_quota() -> None:
+    """Ten requests a second of 40 ms on half a core, of which they may take 80 %: with 5 ms beside each they take 90 %, without 80 %."""
+    taken = {}
+    for beside_ms in (0.0, 5.0):
+        rig, cpu_s = Rig(device=Squeezable()), [0.0]
+        controller = rig.controller(Budget(latency_ms=60.0), cpu_s=lambda cpu_s=cpu_s: cpu_s[0])
+        for second in range(6):
+            for _ in range(10):
+                controller.arrive()
+                controller.observe("large", PROFILES["large"].latency_ms)
+                rig.clock.now_s += 0.1
+                cpu_s[0] += (PROFILES["large"].latency_ms * PROFILES["large"].threads + beside_ms) / 1e3
+            assert controller.reading is None or (controller.reading.beside_cpu_ms is None) == (second < 4)
+            controller.tick()
+        assert controller.reading is not None
+        assert controller.reading.beside_cpu_ms == pytest.approx(beside_ms)
+        rig.device.sample = replace(FINE, cpu_quota_cores=0.5)
+        controller.react()
+        assert controller.reading.beside_cpu_ms == pytest.approx(beside_ms), "what is learnt at a look stays until the next"
+        taken[beside_ms] = rig.executor.name
+    assert taken[0.0] == "large"
+    assert taken[5.0] != "large"
 
 
 def test_a_glance_that_fails_changes_nothing() -> None:

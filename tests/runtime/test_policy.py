@@ -714,6 +714,10 @@ loads = st.builds(
     requests_per_s=maybe(st.floats(0.1, 200)),
     gap_variation=maybe(st.floats(0, 4)),
     waiting_ms=maybe(st.floats(0, 200)),
+    cpu_quota_cores=maybe(st.floats(0.1, 4)),
+    request_threads=maybe(st.integers(1, 4)),
+    beside_cpu_ms=maybe(st.floats(0, 50)),
+    others_memory_bytes=maybe(st.just(0)),
 )
 
 
@@ -741,6 +745,7 @@ def test_under_load_there_is_always_an_answer_with_a_reason(family: list[Candida
             " over the limit" in decisions[0].reason
             or "queue" in decisions[0].reason
             or "hold up" in decisions[0].reason
+            or "CPU quota" in decisions[0].reason
             or ("unknown" in decisions[0].reason)
         )
 

@@ -6,7 +6,7 @@ from restnet_runtime.budget import Budget
 from restnet_runtime.ladder import Candidate
 from restnet_runtime.policy import History, choose_for_request, decide
 from restnet_runtime.profile import RouteProfile
-from restnet_runtime.quota import BUSIEST, PERIOD_MS, longest_run_ms, share_taken
+from restnet_runtime.quota import AT_RANDOM, BUSIEST, EVENLY, PERIOD_MS, longest_run_ms, share_taken
 from restnet_runtime.reading import Reading
 from restnet_runtime.routes import Route
 
@@ -19,6 +19,14 @@ def test_all_runs_together_take_a_share_of_the_quota() -> None:
     longest = longest_run_ms(0.5, 1, 10.0, math.inf)
     assert share_taken(0.5, 1, 10.0, longest) == pytest.approx(BUSIEST)
     assert longest_run_ms(0.5, 2, 10.0, math.inf) == pytest.approx(longest / 2), "two threads take twice as much"
+
+
+@pytest.mark.parametrize(("variation", "most"), [(0.0, EVENLY), (1.0, AT_RANDOM), (3.0, AT_RANDOM), (None, AT_RANDOM)])
+def test_what_is_known_to_be_taken_beside_runs_counts_and_then_they_may_take_more(variation: float | None, most: float) -> None:
+    longest = longest_run_ms(0.5, 2, 10.0, math.inf, 4.0, variation)
+    assert share_taken(0.5, 2, 10.0, longest, 4.0) == pytest.approx(most)
+    assert longest > longest_run_ms(0.5, 2, 10.0, math.inf)
+    assert longest_run_ms(0.5, 2, 10.0, math.inf, 50.0, variation) == 0.0, "it takes the quota whole"
 
 
 def test_a_run_ends_within_what_a_period_gives_it_or_waits_for_the_next() -> None:
@@ -36,6 +44,20 @@ def test_a_quota_is_answered_before_any_request_was_slow() -> None:
     after = decide(HALF, limit, [SMALL, LARGE], serving, 0.0)
     assert (before.route, after.route, after.feasible) == ("large", "small", True)
     assert "94% of the CPU quota of 0.5 cores" in after.reason
+
+
+def test_a_route_stays_where_the_quota_bears_it_with_all_that_is_beside_it() -> None:
+    """Runs of the large one take 49 % of it: too much where nothing is known of the rest, and little enough where that is 7 %."""
+    limit, serving = Budget(latency_ms=90.0), History("large", Budget(latency_ms=90.0))
+    families, unknown = [SMALL, LARGE], HALF.updated(cpu_quota_cores=0.95)
+    known = unknown.updated(beside_cpu_ms=11.0)
+    assert decide(unknown, limit, families, serving, 0.0).route == "small"
+    assert decide(known, limit, families, serving, 0.0).route == "large"
+    heavy = decide(known.updated(requests_per_s=8.0, beside_cpu_ms=20.0), limit, families, serving, 0.0)
+    assert heavy.route == "small"
+    assert "8 requests/s, runs of 39 ms on 2 threads and 20 ms of processor time beside each, would take 83% of" in heavy.reason
+    several = decide(known.updated(others_memory_bytes=0), limit, families, serving, 0.0)
+    assert several.route == "small", "other models take processor time too: nothing is known"
 
 
 def test_a_single_run_that_the_quota_stops_is_told() -> None:
