@@ -158,7 +158,7 @@ def look_through(asked: Any) -> None:
     beside = camera.beside_ms(asked, itertools.repeat(SEVEN), 5)
     assert beside > 0
     counts = camera.watch(asked, itertools.repeat(SEVEN), 20, 1000.0, 0.5)
-    assert counts.answered + counts.skipped == 10
+    assert counts.answered + counts.skipped + counts.refused == 10  # the server is given 50 ms for each frame, and may be busy
     assert sum(counts.routes.values()) == counts.answered > 0
     assert asked.predict(SEVEN, 1000.0)["class"] == "7"
 

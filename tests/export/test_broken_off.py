@@ -1,6 +1,7 @@
 """Runs that are broken off, by Ctrl-C, by SIGTERM or by kill -9: what they leave, and how they go on. As a user runs them."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,6 +52,8 @@ def small():
 def large():
     return Net(16)
 """
+STEPS = (6, 9)
+"""Of the phases of `FULL`."""
 FULL = ("--finetune", "full", "--steps", "9", "--stitch-steps", "6", "--flip", "--shift", "1")
 ENDLESS = ("--steps", "100000")
 
@@ -108,19 +111,31 @@ def whole(line: list[str], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return open_bundle(out)
 
 
+def reached(state: Path) -> tuple[int, int]:
+    """(phase, steps of it that are done) of a saved state; beyond the last phase once there is none any more."""
+    try:
+        saved = torch.load(state, weights_only=True)
+    except FileNotFoundError:
+        return len(STEPS), 0
+    return saved["phase"], saved["tuner"]["steps_done"]
+
+
 def killed(line: list[str], out: Path, phase: int) -> int:
-    """Kill a run in that phase of tuning. Returns after which step its state was saved."""
-    state = out.with_name(f"{out.name}.run") / "state.pt"
-    with started(line, *FULL, "--out", str(out)) as run:
-        wait_for(state, run)
-        while torch.load(state, weights_only=True)["phase"] < phase:
-            assert run.poll() is None, run.communicate()
-        run.kill()
-    assert names(out.parent) == [f"{out.name}.run"]
-    left = torch.load(state, weights_only=True)
-    assert left["phase"] == phase
-    steps: int = left["tuner"]["steps_done"]
-    return steps
+    """Kill a run in that phase of tuning. Returns after which step its state was saved, of which there are more to come."""
+    for _ in range(5):  # the steps are short: on a busy machine a run may be over before it is killed
+        state = out.with_name(f"{out.name}.run") / "state.pt"
+        with started(line, *FULL, "--out", str(out)) as run:
+            wait_for(state, run)
+            while reached(state)[0] < phase:
+                assert run.poll() in (None, 0), run.communicate()
+            run.kill()
+        at, steps = reached(state)
+        if at == phase and 0 < steps < STEPS[phase]:
+            assert names(out.parent) == [f"{out.name}.run"]
+            return steps
+        for path in out.parent.iterdir():
+            shutil.rmtree(path)
+    raise AssertionError(f"no run could be killed in phase {phase} of tuning")
 
 
 def check_same(out: Path, whole: Bundle) -> None:
@@ -135,7 +150,6 @@ def test_killed_and_resumed_it_comes_to_the_same_end(
 ) -> None:
     out = tmp_path / "cut"
     steps = killed(line, out, 0)
-    assert 0 < steps < 6
 
     again = [*line, *FULL, "--out", str(out)]
     capsys.readouterr()
@@ -158,7 +172,6 @@ def test_killed_while_everything_is_tuned_and_resumed_it_comes_to_the_same_end(
 ) -> None:
     out = tmp_path / "cut"
     steps = killed(line, out, 1)
-    assert 0 < steps < 9
     assert main([*line, *FULL, "--out", str(out), "--resume"]) == 0
     assert f"going on after step {steps} of 9 of full" in capsys.readouterr().out
     check_same(out, whole)

@@ -31,7 +31,10 @@ from restnet_runtime.routes import in_precision
 from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.settings import ServeSettings
 
-ALONE = {"batching", "contention", "growth", "loader", "measured", "memory", "residency", "sensors", "slowdown", "squeeze"}
+ALONE = {
+    *("batch_room", "batching", "compare", "contention", "growth", "loader", "measured", "memory", "residency", "sensors", "sessions"),
+    *("slowdown", "squeeze"),
+}
 """Files, as test_NAME.py, whose tests look at the time, at memory, or at threads and processes: they have the machine to themselves."""
 
 CLASSES = ("circle", "cross", "square")

@@ -110,7 +110,7 @@ from restnet_runtime.budget import Budget
 from restnet_runtime.engine import Engine
 from restnet_runtime.memory import footprint
 
-settings = BatchSettings("on", 50.0, 8)
+settings = BatchSettings("on", 500.0, 8)
 with Engine.open(sys.argv[1], cache_root=Path(sys.argv[2]), threads=64, interval_s=60.0, batching=settings) as engine:
     engine.loader.join(60)
     executor = engine.executor
@@ -154,7 +154,7 @@ def test_batches_keep_within_the_memory_limit(own_family: Callable[..., Path], t
     assert 7 * MB < seen["per_input"] < 12 * MB
     assert seen["peak"] < seen["limit"]
     if largest == 8:
-        assert seen["peak"] > seen["base"] + 7 * seen["per_input"], "without a limit on them batches would have broken the other one"
+        assert seen["peak"] > seen["base"] + 6 * seen["per_input"], "without a limit on them batches would have broken the other one"
     # What batches left in the arena is not taken for the process's own, or they would allow themselves less and less.
     assert abs(seen["base_after"] - seen["base"]) < 2 * seen["per_input"]
 

@@ -219,8 +219,9 @@ def test_names_of_models_and_routes_are_looked_up_in_lists_only(client: httpx.Cl
 
 
 @pytest.fixture
-def small() -> Iterator[int]:
-    """A server of four connections whose headers may take 0.4 s; yields its port."""
+def small(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A server of four connections whose headers may take 0.4 s, or the parameter; yields its port."""
+    header_s = getattr(request, "param", 0.4)
 
     async def app(scope, receive, send) -> None:
         while scope["path"] != "/refused" and (await receive()).get("more_body"):
@@ -228,7 +229,7 @@ def small() -> Iterator[int]:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    config = uvicorn.Config(app, port=0, http=bounded_protocol(4, 0.4), log_level="critical", lifespan="off", ws="none")
+    config = uvicorn.Config(app, port=0, http=bounded_protocol(4, header_s), log_level="critical", lifespan="off", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -242,7 +243,7 @@ def small() -> Iterator[int]:
 
 def _until_closed(connection: socket.socket) -> tuple[bytes, float]:
     started, received = time.monotonic(), b""
-    connection.settimeout(5)
+    connection.settimeout(15)
     try:
         while chunk := connection.recv(65536):
             received += chunk
@@ -271,6 +272,7 @@ def test_headers_that_trickle_do_not_hold_it_open(small: int) -> None:
     assert 0.3 < time.monotonic() - started < 3
 
 
+@pytest.mark.parametrize("small", [60.0], indirect=True)
 def test_headers_that_never_end_are_not_kept(small: int) -> None:
     with socket.create_connection(("127.0.0.1", small)) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nx: ")
@@ -279,7 +281,7 @@ def test_headers_that_never_end_are_not_kept(small: int) -> None:
                 connection.sendall(b"y" * 10_000)
         received, seconds = _until_closed(connection)
     assert received[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400", b"")  # nothing where the reset was quicker than the answer
-    assert seconds < 0.3
+    assert seconds < 10
 
 
 def test_the_body_of_a_refused_request_is_taken_for_no_headers(small: int) -> None:
@@ -310,20 +312,23 @@ def test_the_second_request_has_the_same_time(small: int) -> None:
     assert (received, 0.3 < seconds < 3) == (b"", True)
 
 
+@pytest.mark.parametrize("small", [60.0], indirect=True)
 def test_more_connections_than_may_be_are_told_so(small: int) -> None:
     held = [socket.create_connection(("127.0.0.1", small)) for _ in range(4)]
-    time.sleep(0.1)
+    time.sleep(0.1)  # those before are accepted first
     with socket.create_connection(("127.0.0.1", small)) as connection:
         received, seconds = _until_closed(connection)
     assert received.startswith(b"HTTP/1.1 503 ")
     assert b"Retry-After: 1" in received
     head, body = received.split(b"\r\n\r\n")
     assert b"Content-Length: %d" % len(body) in head
-    assert seconds < 0.4
+    assert seconds < 10
     for one in held:
         one.close()
-    time.sleep(0.1)
-    assert httpx.get(f"http://127.0.0.1:{small}/", trust_env=False).text == "ok"
+    deadline = time.monotonic() + 20
+    while httpx.get(f"http://127.0.0.1:{small}/", trust_env=False).text != "ok":  # their ends have to be seen first
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _raw(client: httpx.Client, request: bytes) -> bytes:

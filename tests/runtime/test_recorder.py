@@ -1,5 +1,6 @@
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,11 @@ def test_what_is_recorded_can_be_replayed(executor: Executor, tmp_path: Path) ->
             controller.arrive()
             time.sleep(0.002)
     trace = read_trace(tmp_path / "day.csv")
-    assert [moment.t_s for moment in trace.moments[:3]] == pytest.approx([0.0, 0.02, 0.04], abs=0.015)
+    ticks = [moment.t_s / 0.02 for moment in trace.moments]
+    assert ticks == pytest.approx([round(tick) for tick in ticks], abs=0.01), "an interval may be missed on a busy machine, not shifted"
+    assert ticks[0] == 0
+    assert len(ticks) >= 4
+    assert all(after > before for before, after in pairwise(ticks))
     assert sum(moment.requests_per_s for moment in trace.moments) > 0
 
 

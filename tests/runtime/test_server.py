@@ -176,11 +176,11 @@ def test_an_answer_does_not_wait_for_an_acknowledgement(start):
     port = port_of(start())
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         times = []
-        for _ in range(20):
+        for _ in range(60):
             started = time.perf_counter()
             client.get("/healthz").raise_for_status()
             times.append(time.perf_counter() - started)
-    assert sorted(times)[10] < 0.03
+    assert sorted(times[20:])[4] < 0.03, "a few quick ones are enough: without it none is, but for the first on a connection"
 
 
 def test_a_port_that_is_listened_on_cannot_be_had_until_it_is_free():

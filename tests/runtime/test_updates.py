@@ -463,7 +463,7 @@ def test_start_on_a_bundle_that_failed_before_serves_the_version_before(
     serve: Callable[..., Any], bundles: Callable[..., Path], dest: Path
 ) -> None:
     install(dest, bundles("a"))
-    with serve(dest, "--trial-time", "300ms") as server:
+    with serve(dest) as server:  # on trial for a minute, of which a request has to come
         install(dest, bundles("b", broken=True))
         assert server.load().status_code == 200
         assert server.predict().startswith("a-")  # which the new one could not answer
