@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 import onnxruntime as ort
 
 from restnet_runtime.catalog import CompiledRoute
+from restnet_runtime.ending import started
 from restnet_runtime.levels import SessionOpener
 from restnet_runtime.routes import Route
 from restnet_runtime.sessions import SessionSettings
@@ -17,14 +18,14 @@ Opened = tuple[CompiledRoute | None, ort.InferenceSession]
 
 
 class _Opening:
-    """One session that is being opened in a thread of its own."""
+    """One session that is being opened in a thread of its own; where none can be started any more, once it is asked for."""
 
     def __init__(self, settings: SessionSettings, work: Callable[[], Opened]) -> None:
         self.settings, self._work = settings, work
         self._opened: Opened | None = None
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="restnet-opener", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="restnet-opener", daemon=True)
+        self._thread = thread if started(thread) else None
 
     def _run(self) -> None:
         try:
@@ -33,10 +34,13 @@ class _Opening:
             self._error = error
 
     def wait(self) -> None:
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def result(self) -> Opened:
         """What was opened, once it is; raises what opening raised."""
+        if self._thread is None:
+            self._run()
         self.wait()
         if self._opened is None:
             raise self._error or AssertionError("an opening ends with a session or an error")

@@ -5,6 +5,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from restnet_runtime.ending import started
 from restnet_runtime.small_files import read_text
 
 log = logging.getLogger(__name__)
@@ -100,8 +101,8 @@ class Gauge:
             return self._walk(counted)
         if self._due(counted, known[1]) and (self._walking is None or not self._walking.is_alive()):
             self._asked = 0
-            self._walking = threading.Thread(target=self._try_walk, args=(counted,), name="restnet-weigh", daemon=True)
-            self._walking.start()
+            walking = threading.Thread(target=self._try_walk, args=(counted,), name="restnet-weigh", daemon=True)
+            self._walking = walking if started(walking) else None
         return max(0, known[0] + counted.anonymous_bytes - known[1].anonymous_bytes)
 
     def close(self) -> None:

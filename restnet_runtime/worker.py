@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from restnet_runtime.ending import started
 from restnet_runtime.errors import BundleError, CompileError, KilledError, RoomError, StoppedError
 
 IDLE_S = 10.0
@@ -86,9 +87,9 @@ class CompileWorker:
                 raise
             finally:
                 if self._process is not None:
-                    self._timer = threading.Timer(self._idle_s, self._end_idle, (self._process,))
-                    self._timer.daemon = True
-                    self._timer.start()
+                    timer = threading.Timer(self._idle_s, self._end_idle, (self._process,))
+                    timer.daemon = True
+                    self._timer = timer if started(timer) else None  # `close` is to come then
 
     def abort(self) -> None:
         """Kill the process, whatever it is doing, and start none any more. Does not wait for a compile under way."""

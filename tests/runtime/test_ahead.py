@@ -151,3 +151,32 @@ def test_what_was_opened_ahead_is_let_go_before_anything_is_weighed(start, opene
     executor.load("small[0-1]>large[2-4]")
     assert openers[-1].opened[-1] == ("small[0-1]>large[2-4]", threading.current_thread().name)
     executor.close()
+
+
+def test_where_no_thread_can_be_started_any_more_a_session_is_opened_when_it_is_asked_for(
+    opener: Counting, family_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Python 3.12 on that is so once the main thread has ended: here the interpreter's words stand in for it."""
+
+    def ending(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    ahead, route = OpenAhead(opener), family_bundle.route("large")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", ending)
+        ahead.begin(route, ONE)
+        assert opener.opened == []
+        ahead.drop()
+        ahead.begin(route, ONE)
+    x = np.zeros((1, 1, 8, 8), np.float32)
+    assert infer(ahead.open(route, ONE)[1], x).shape == (1, 3)
+    assert [thread for _, thread in opener.opened] == [threading.current_thread().name]
+
+
+def test_a_system_that_has_no_room_for_a_thread_is_told(opener: Counting, family_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", full)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        OpenAhead(opener).begin(family_bundle.route("large"), ONE)
