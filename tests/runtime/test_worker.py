@@ -136,7 +136,7 @@ def test_it_ends_with_its_parent_even_if_a_fork_holds_the_pipes(family_path: Pat
 def test_it_gives_way(compiler: Compiler) -> None:
     """Serving goes first; and when memory runs out, this process is the one to go."""
     with stuck(compiler, "small") as (process, _):
-        assert process.nice() == 10
+        assert process.nice() == min(19, psutil.Process().nice() + 10)
         assert Path(f"/proc/{process.pid}/oom_score_adj").read_text() == "1000\n"
 
 
