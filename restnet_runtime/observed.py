@@ -71,7 +71,9 @@ class Observed:
         """A reading with what requests tell. look: the device has just been looked at."""
         rate, variation, waiting_ms = self.traffic.take(now_s)
         slowdown = self.watch.slowdown(self._slowdown, now_s)
-        tail = self.watch.take(slowdown)
+        tail, stall_ms = self.watch.take(slowdown), self._stalls.take(now_s, slowdown)
+        if tail is not None and stall_ms is not None:
+            tail = self.watch.steady_tail  # the rest is what is added as a stall
         credit, ceilings = self._allowance.take(now_s, rate)
         beside_ms = self._beside.take(now_s, self.traffic.arrived) if look and self._beside is not None else reading.beside_cpu_ms
         self.watch.patient = credit is not None and credit > _PATIENT
@@ -85,6 +87,6 @@ class Observed:
             waiting_ms=waiting_ms,
             around_ms=self.traffic.around_ms(),
             beside_cpu_ms=beside_ms,
-            stall_ms=self._stalls.take(now_s, slowdown),
+            stall_ms=stall_ms,
         )
         return self.served.complete(seen, now_s, look=look)

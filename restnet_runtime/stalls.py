@@ -11,7 +11,7 @@ _WINDOW_S = 2.0
 _LEAST = 20
 _LATE, _LATE_SHARE = 4, 0.05
 """So many of the window's requests, and more than this share: then it is no accident."""
-_GROSS = 1.5
+GROSS = 1.5
 """So many times what was to be expected must one have taken that stood still: less is noise, of which the tail tells."""
 _HOLD_S = 4.0
 
@@ -32,7 +32,7 @@ class Stalls:
         """Milliseconds to reckon with beside a run, for a while after requests were late so; `None`: none."""
         latest = [one for one in list(self._seen) if one[0] > now_s - _WINDOW_S]
         usual = slowdown or 1.0
-        stalls = [ran_ms - usual * profile_ms for _, ran_ms, profile_ms, late in latest if late and ran_ms > _GROSS * usual * profile_ms]
+        stalls = [ran_ms - usual * profile_ms for _, ran_ms, profile_ms, late in latest if late and ran_ms > GROSS * usual * profile_ms]
         if len(latest) >= _LEAST and len(stalls) >= max(_LATE, _LATE_SHARE * len(latest)):
             known = self._stall_ms if now_s < self._until_s else None
             self._stall_ms, self._until_s = max(median(stalls), known or 0.0), now_s + _HOLD_S

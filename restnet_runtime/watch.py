@@ -4,8 +4,11 @@ An alarm when they take longer than is known, their trend, their relief, and the
 """
 
 import math
+from bisect import bisect_right
 from collections import deque
 from statistics import median
+
+from restnet_runtime.stalls import GROSS
 
 TAIL_SHARE = 0.97
 _LEAST = 64
@@ -34,6 +37,8 @@ class Watch:
         self._residuals: deque[float] = deque(maxlen=window)
         self._long = self._very_long = self._far_longer = math.inf
         self._tail: float | None = None
+        self.steady_tail: float | None = None
+        """The tail without the requests that took so much longer that their runs stood still; of those `stalls.py` tells."""
         self._fresh = 0
         self._alarm_s = -math.inf
 
@@ -107,12 +112,19 @@ class Watch:
         if len(self._residuals) >= _LEAST and (self._tail is None or self._fresh >= 32):
             self._fresh = 0
             ordered = sorted(self._residuals)
-            tail = max(1.0, ordered[min(len(ordered) - 1, math.ceil(TAIL_SHARE * len(ordered)))])
+            tail, steady = _tail_of(ordered), _tail_of(ordered[: bisect_right(ordered, GROSS)])
             if self._tail is None or abs(tail - self._tail) > _TAIL_STEP:
                 self._tail = tail
+            if self.steady_tail is None or abs(steady - self.steady_tail) > _TAIL_STEP:
+                self.steady_tail = steady
         usual = slowdown * (self._tail or 1.04 * UNKNOWN_TAIL)
         self._long, self._very_long, self._far_longer = usual * 1.02, usual * 1.06, usual * 1.2
         return self._tail
+
+
+def _tail_of(ordered: list[float]) -> float:
+    """What `TAIL_SHARE` of these ratios over the slowdown stay within, ascending; at least 1."""
+    return max(1.0, ordered[min(len(ordered) - 1, math.ceil(TAIL_SHARE * len(ordered)))]) if ordered else 1.0
 
 
 def _relief(latest: list[tuple[float, float]], shown: float) -> float:

@@ -552,6 +552,23 @@ def test_a_squeeze_is_seen_between_two_looks_at_the_device(squeezed: Reading) ->
     assert rig.executor.name != "large"
 
 
+def test_what_is_added_as_a_stall_is_not_multiplied_too() -> None:
+    """Every tenth run stands still for 80 ms: for so long any route's may, and none takes three times as long."""
+    rig, large_ms = Rig(), PROFILES["large"].latency_ms
+    controller = rig.controller(Budget(latency_ms=100.0))
+    for number in range(200):
+        controller.observe("large", 3 * large_ms if number % 10 == 9 else large_ms)
+        rig.clock.now_s += 0.05
+        if number % 5 == 4:
+            controller.step()
+    reading = controller.reading
+    assert reading is not None
+    assert reading.stall_ms == pytest.approx(2 * large_ms, rel=0.05)
+    assert reading.tail == pytest.approx(1.0)
+    assert controller.decision is not None
+    assert controller.decision.feasible, "a smaller one with the stall is inside"
+
+
 def test_processor_time_beside_runs_is_learnt_and_counts_under_a_quota() -> None:
     """Ten requests a second of 40 ms on half a core, of which they may take 80 %: with 5 ms beside each they take 90 %, without 80 %."""
     taken = {}

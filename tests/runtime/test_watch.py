@@ -21,6 +21,12 @@ def test_the_tail_is_what_most_requests_stay_within() -> None:
     assert watch.take(1.0) == pytest.approx(1.095, abs=0.01)
 
 
+def test_runs_that_stood_still_are_in_the_tail_and_not_in_the_steady_one() -> None:
+    watch = fed(([1.0] * 8 + [1.1, 3.0]) * 20)
+    assert watch.take(1.0) == pytest.approx(3.0)
+    assert watch.steady_tail == pytest.approx(1.1)
+
+
 def test_few_requests_and_those_of_a_change_tell_no_tail() -> None:
     assert fed([1.0] * 20).take(1.0) is None
     watch = fed([2.0] * 200)
