@@ -107,7 +107,7 @@ bench-controller: $(DEV_ENV) ## The controller on made traces, beside what one w
 	$(BIN)/python benchmarks/decision.py --json $(RESULTS)/decision.json
 	$(BIN)/python benchmarks/replay.py --page docs/controller.md --picture docs/replay.png --json build/benchmarks/replay.json
 
-bench-squeeze: $(DEV_ENV) ## A served process really squeezed in its own control group, and docs/squeeze.md; six minutes, as root
+bench-squeeze: $(DEV_ENV) ## A served process really squeezed in its own control group, and docs/squeeze.md; ten minutes, as root
 	$(BIN)/python benchmarks/squeeze.py --threads 2 --rounds 3 --page docs/squeeze.md --picture docs/squeeze.png --json $(RESULTS)/squeeze.json
 
 docs: $(DEV_ENV) ## The documentation as a site in build/site; links within it are checked, those to other sites are listed

@@ -46,8 +46,8 @@ STEPS = 8
 READY_S = 120
 PEACE_S = 30
 DEMAND_CORES = 0.5
-"""What runs of the large anchor take: with what is beside them more than the half core that is left at the worst, which bears the small
-one."""
+"""What runs of the large anchor take: with what is beside them more than the half core that is left at the worst, which just about bears
+the small one."""
 
 
 @dataclass(frozen=True)

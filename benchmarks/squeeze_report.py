@@ -145,7 +145,10 @@ def report(result: Result, courses: Sequence[Course], budget_ms: float) -> None:
         if course.name.startswith(OURS):
             ours.append(rows)
             problems = sorted({one.problem for one in course.asked if one.problem})
-            result.notes += [f"best route in peace: {best}", *(f"problem: {problem}" for problem in problems[:5])]
+            result.notes += [
+                *([] if len(ours) > 1 else [f"best route in peace: {best}"]),
+                *(f"problem: {problem}" for problem in problems[:5]),
+            ]
     if ours:
         result.floors += _floors(ours)
 
@@ -189,8 +192,8 @@ def _floors(rounds: list[list[dict[str, Any]]]) -> list[Floor]:
 
 def _soon(phase: str, what: str, found_s: list[float | None], most_s: float) -> Floor:
     """found_s: of each round; `None`: never."""
-    times_s = sorted(math.inf if one is None else one for one in found_s)
-    middle_s = times_s[len(times_s) // 2]  # of an even number the later one
+    times_s = [math.inf if one is None else one for one in found_s]
+    middle_s = sorted(times_s)[len(times_s) // 2]  # of an even number the later one
     figure = _seconds(middle_s) if len(times_s) == 1 else f"{_seconds(middle_s)} (rounds: {', '.join(map(_seconds, times_s))})"
     return Floor(f"{phase}: {what}", "-", f"<= {most_s:g} s", figure, middle_s <= most_s)
 
@@ -208,7 +211,9 @@ large anchor, and the small one, each pinned (`--pin`). All these groups go befo
 *inside again*: from the beginning of the phase until p95 over a sliding window of {WINDOW_S:g} s is inside the budget and stays there for
 {CALM_S:g} s more; 0 where it never left. *best again*: until the first answer as accurate as the best of the peace. *late*: answers
 over the budget. *accuracy*: mean over the answers of what was published for the route (the weights here are random); *in time*: the same,
-with nothing for an answer that was late or failed. *memory*: the most that the group was charged with. *killed*: by the kernel's own
+with nothing for an answer that was late or failed.
+Of times the median of the rounds is held against the floor, of failures all of them.
+*memory*: the most that the group was charged with. *killed*: by the kernel's own
 counter."""
 
 SURPRISE = """## What the measurement taught

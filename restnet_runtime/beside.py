@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 _LEAST = 8
 """Requests to be looked at together: of fewer it matters too much which end just before, and which just after."""
-_LONGEST_S = 4.0
+_LONGEST_S = 5.0
 """Not over longer: what the server does anyway would be counted as that of the few requests there were."""
-_KEPT, _SURE = 9, 3
-"""Of so many findings a low one is taken, once there are a few: loading and timing routes makes some too high, and nothing too low."""
+_KEPT, _FEWEST = 9, 3
+"""Of so many findings a low one is taken, once there are a few: loading and timing routes makes some too high, few are too low."""
 _VALID_S = 30.0
-_UNSEEN = 0.1
-"""Requests of several inputs and refused ones arrive and are not told of: where they are a larger share than this, all is forgotten."""
+_UNTOLD = 0.1
+"""The share of requests that may arrive without being told of, as those of several inputs and refused ones: where there are more of them
+than that, all that is known is forgotten."""
 
 
 class _Window(NamedTuple):
@@ -34,35 +35,41 @@ class Beside:
     def __init__(self, cpu_s: Callable[[], float]) -> None:
         """cpu_s: processor time of this process, of all threads, so far."""
         self._cpu_s = cpu_s
-        self._runs_ms: deque[float] = deque(maxlen=4096)
+        self._runs: deque[tuple[str, float]] = deque(maxlen=4096)
         self._window: _Window | None = None
-        self._found: deque[tuple[float, float]] = deque(maxlen=_KEPT)  # when, and milliseconds for each request
+        # By route: when, and milliseconds for each request. What a run takes beyond its profile is in it, and more so of long ones.
+        self._found: dict[str, deque[tuple[float, float]]] = {}
 
-    def observe(self, profile_ms: float, threads: int) -> None:
+    def observe(self, route: str, profile_ms: float, threads: int) -> None:
         """One answered request: of its run, what was profiled, and on how many threads."""
-        self._runs_ms.append(profile_ms * threads)
+        self._runs.append((route, profile_ms * threads))
 
     def take(self, now_s: float, arrived: int) -> float | None:
         """Milliseconds for each request, from one thread at a time; `None` where too little is known of late.
 
         now_s: seconds that never step back; arrived: requests since the start
+
+        Of several routes that served lately it is that of the one with most: or what was learnt on a small one would let a large one in,
+        which then learns that there is no room for it.
         """
-        window, count = self._window, len(self._runs_ms)
+        window, answered = self._window, len(self._runs)
         came = 0 if window is None else arrived - window.arrived
         if window is None or came == 0 or now_s - window.since_s > _LONGEST_S:
-            self._begin(now_s, arrived)
-        elif count >= _LEAST or came >= 2 * _LEAST:
-            runs_ms = sum(self._runs_ms.popleft() for _ in range(count))
+            self._runs.clear()
             self._window = _Window(now_s, self._cpu_s(), arrived)
-            if abs(came - count) > max(2.0, _UNSEEN * came):
+        elif answered >= _LEAST or came >= 2 * _LEAST:
+            runs = [self._runs.popleft() for _ in range(answered)]
+            self._window = _Window(now_s, self._cpu_s(), arrived)
+            if abs(came - answered) > max(2.0, _UNTOLD * came):
                 self._found.clear()
             else:
-                self._found.append((now_s, max(0.0, (self._window.cpu_s - window.cpu_s) * 1e3 - runs_ms) / count))
-        while self._found and self._found[0][0] < now_s - _VALID_S:
-            self._found.popleft()
-        each_ms = sorted(each for _, each in self._found)
-        return each_ms[len(each_ms) // 4] if len(each_ms) >= _SURE else None
+                each_ms = ((self._window.cpu_s - window.cpu_s) * 1e3 - sum(run_ms for _, run_ms in runs)) / answered
+                self._found.setdefault(runs[-1][0], deque(maxlen=_KEPT)).append((now_s, max(0.0, each_ms)))
+        known = [self._known(found, now_s) for found in self._found.values()]
+        return max((each_ms for each_ms in known if each_ms is not None), default=None)
 
-    def _begin(self, now_s: float, arrived: int) -> None:
-        self._runs_ms.clear()
-        self._window = _Window(now_s, self._cpu_s(), arrived)
+    def _known(self, found: deque[tuple[float, float]], now_s: float) -> float | None:
+        while found and found[0][0] < now_s - _VALID_S:
+            found.popleft()
+        ordered = sorted(each_ms for _, each_ms in found)
+        return ordered[len(ordered) // 4] if len(ordered) >= _FEWEST else None

@@ -301,7 +301,7 @@ class Controller:
         known = self._ladders
         if behind_ms is None or known is None or reading is None:
             return left_ms
-        quickest_ms = known[1].quickest_ms * (reading.slowdown or 1.0) * (reading.tail or 1.0)
+        quickest_ms = known[1].quickest_ms * (reading.slowdown or 1.0) * (reading.tail or 1.0) + (reading.stall_ms or 0.0)
         shared_ms = limit_ms - behind_ms - quickest_ms
         return min(left_ms, shared_ms) if shared_ms >= quickest_ms else left_ms
 
@@ -389,7 +389,8 @@ class Controller:
             return self._asked, reading if reading is None or alone else reading.updated(others_memory_bytes=None)
         memory_bytes = self._share.budget_bytes
         budget = self._asked if memory_bytes == self._asked.memory_bytes else self._asked.narrowed(Budget(memory_bytes=memory_bytes))
-        return budget, reading if reading is None else reading.updated(others_memory_bytes=others_bytes)
+        # The processor time of this process is that of all models.
+        return budget, reading if reading is None else reading.updated(others_memory_bytes=others_bytes, beside_cpu_ms=None)
 
     def _settings_now(self) -> PolicySettings:
         if self._servers is not None and (servers := max(1, self._servers())) != self._settings.servers:

@@ -1,4 +1,4 @@
-"""Ending: a program may end while threads of ours are at work. `atexit` tells them to stop; until then nothing of theirs is to fail."""
+"""Ending: a program may end while threads of ours are at work. `atexit` tells them to stop; until then they go on, as far as they can."""
 
 import threading
 

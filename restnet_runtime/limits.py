@@ -84,8 +84,7 @@ class Limits:
         self.threads = reading.request_threads or 1
         # Of a profile: by the quota, not by the slowdown, which tells nothing of others once a quota is used up.
         self._quota_ms = math.inf
-        self._beside_cpu_ms = reading.beside_cpu_ms if reading.others_memory_bytes is None else None  # that of other models is in it
-        self._variation = reading.gap_variation
+        self._beside_cpu_ms, self._variation = reading.beside_cpu_ms, reading.gap_variation
         if self.quota is not None and limit_ms < math.inf:
             rate_per_s = reading.requests_per_s
             self._quota_ms = longest_run_ms(self.quota, self.threads, rate_per_s, self._limit_ms, self._beside_cpu_ms, self._variation)
@@ -129,7 +128,8 @@ class Limits:
     def near(self, window_s: int) -> float:
         """The longest profiled latency of a route that would have kept the limit over the last seconds, as many as one of `windows_s`."""
         ceiling = (self._ceilings or {})[window_s]
-        most_ms = self._profiled(self._limit_ms, 1.0 + CAUTION.get(window_s, 0.0), ceiling / self.slowdown)
+        limit_ms = self._limit_ms + self.stall_ms  # what runs stood still for is in the ceiling
+        most_ms = self._profiled(limit_ms, 1.0 + CAUTION.get(window_s, 0.0), ceiling / self.slowdown)
         return min(self.bounds.latency_ms, most_ms)
 
     def crowded(self, rung: Rung) -> bool:

@@ -44,7 +44,7 @@ class Observed:
         self.served.slowdown.observe(ratio, profile.threads)
         self.served.observe(route, latency_ms, profile)
         if self._beside is not None:
-            self._beside.observe(profile.latency_ms, profile.threads)
+            self._beside.observe(route, profile.latency_ms, profile.threads)
         if around_ms > 0:
             self.traffic.surround(around_ms)
         over_ms = latency_ms + around_ms - limit_ms if feasible and limit_ms is not None else -math.inf

@@ -63,7 +63,7 @@ class Reading:
     gap_variation:           local variation of the gaps between them: 0 = a metronome, 1 = at random
     waiting_ms:              how long the latest requests waited before they ran
     around_ms:               what they take beside that and the run of the network: decoding, and making the answer
-    beside_cpu_ms:           processor time that one takes beside its run as profiled; that of other models of the process is in it
+    beside_cpu_ms:           processor time that one takes beside its run as profiled; `None` where there are other models
     stall_ms:                for how long their runs stood still, where many of the latest were late by that alone
     """
 

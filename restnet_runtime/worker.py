@@ -89,7 +89,7 @@ class CompileWorker:
                 if self._process is not None:
                     timer = threading.Timer(self._idle_s, self._end_idle, (self._process,))
                     timer.daemon = True
-                    self._timer = timer if started(timer) else None  # `close` is to come then
+                    self._timer = timer if started(timer) else None  # the program ends: `close` will end the process
 
     def abort(self) -> None:
         """Kill the process, whatever it is doing, and start none any more. Does not wait for a compile under way."""

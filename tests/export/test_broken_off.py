@@ -125,10 +125,12 @@ def killed(line: list[str], out: Path, phase: int) -> int:
     for _ in range(5):  # the steps are short: on a busy machine a run may be over before it is killed
         state = out.with_name(f"{out.name}.run") / "state.pt"
         with started(line, *FULL, "--out", str(out)) as run:
-            wait_for(state, run)
+            while not state.exists() and run.poll() is None:
+                time.sleep(0.005)
             while reached(state)[0] < phase:
                 assert run.poll() in (None, 0), run.communicate()
             run.kill()
+            assert run.wait() in (0, -signal.SIGKILL), run.communicate()
         at, steps = reached(state)
         if at == phase and 0 < steps < STEPS[phase]:
             assert names(out.parent) == [f"{out.name}.run"]

@@ -36,4 +36,5 @@ def test_the_quicker_of_two_times_counts(digits: Bundle) -> None:
 def test_real_times_grow_with_the_network(digits: Bundle) -> None:
     cheapest, dearest = (choose(digits.routes, key=lambda route: route.macs).name for choose in (min, max))
     found = [measure_latencies(digits, [cheapest, dearest]) for _ in range(5)]
-    assert any(0 < one[cheapest] < one[dearest] < 1000 for one in found), found  # any of them may meet a busy moment
+    least = {name: min(one[name] for one in found) for name in (cheapest, dearest)}  # any of them may meet a busy moment
+    assert 0 < least[cheapest] < least[dearest] < 1000

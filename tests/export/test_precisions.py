@@ -83,9 +83,9 @@ class Case:
 
 @pytest.fixture(autouse=True, params=["everything", "products"])
 def quickest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which recipe is the quicker one, whatever this machine is busy with; and no first products in fp32 are.
+    """Timings that are made up, so that nothing depends on what this machine is busy with: this recipe is the quicker one.
 
-    Of each anchor the recipes are timed first, in this order, and then those products.
+    Of each anchor the recipes are timed first, in this order, and then with its first products in fp32, which is never quicker here.
     """
     calls = itertools.count()
 

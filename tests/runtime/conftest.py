@@ -32,8 +32,19 @@ from restnet_runtime.sessions import SessionSettings
 from restnet_runtime.settings import ServeSettings
 
 ALONE = {
-    *("batch_room", "batching", "compare", "contention", "growth", "loader", "measured", "memory", "residency", "sensors", "sessions"),
-    *("slowdown", "squeeze"),
+    "batch_room",
+    "batching",
+    "compare",
+    "contention",
+    "growth",
+    "loader",
+    "measured",
+    "memory",
+    "residency",
+    "sensors",
+    "sessions",
+    "slowdown",
+    "squeeze",
 }
 """Files, as test_NAME.py, whose tests look at the time, at memory, or at threads and processes: they have the machine to themselves."""
 

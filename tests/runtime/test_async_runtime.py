@@ -155,7 +155,7 @@ def test_an_opening_that_nobody_waits_for_any_more_is_undone(cache_root: Path, m
 
     async def visit() -> None:
         opening = asyncio.create_task(AsyncRuntime(cache=cache_root, threads=1).open())
-        while not begun.is_set():
+        while not begun.is_set() and not opening.done():
             await asyncio.sleep(0.002)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):

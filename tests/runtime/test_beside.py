@@ -13,11 +13,11 @@ class Process:
         self.beside = Beside(lambda: self.cpu_s)
         self.beside.take(self.now_s, 0)
 
-    def serve(self, count: int, beside_ms: float, told: int | None = None, seconds: float = 1.0) -> float | None:
+    def serve(self, count: int, beside_ms: float, told: int | None = None, seconds: float = 1.0, route: str = "large") -> float | None:
         """What is known after so many requests in so many seconds. told: of these, how many were answered, with a single input."""
         answered = count if told is None else told
         for _ in range(answered):
-            self.beside.observe(10.0, 2)
+            self.beside.observe(route, 10.0, 2)
         self.arrived += count
         self.now_s += seconds
         self.cpu_s += answered * 20.0 / 1e3 + count * beside_ms / 1e3 + seconds * self._idle_cores
@@ -35,8 +35,9 @@ def test_processor_time_less_that_of_the_runs(process: Process) -> None:
     assert found[2:] == pytest.approx([3.0, 3.0])
 
 
-def test_a_few_requests_a_second_are_looked_at_together(process: Process) -> None:
-    assert [process.serve(3, 5.0) for _ in range(12)][-1] == pytest.approx(5.0)
+def test_two_requests_a_second_are_looked_at_together(process: Process) -> None:
+    """Looks are a little more than a second apart."""
+    assert [process.serve(2, 5.0, seconds=1.02) for _ in range(16)][-1] == pytest.approx(5.0)
 
 
 def test_what_a_server_does_anyway_is_not_that_of_the_few_requests_there_are() -> None:
@@ -52,6 +53,14 @@ def test_a_pause_is_nobodys(process: Process) -> None:
     process.cpu_s += 2.0
     assert process.serve(0, 0.0) == pytest.approx(3.0)
     assert process.serve(20, 3.0) == pytest.approx(3.0)
+
+
+def test_what_was_learnt_on_a_small_route_lets_no_large_one_in_again(process: Process) -> None:
+    """Which takes more, of what its runs take beyond their profile."""
+    for _ in range(4):
+        process.serve(20, 16.0)
+    assert [process.serve(20, 4.0, route="small") for _ in range(20)][-1] == pytest.approx(16.0)
+    assert [process.serve(20, 4.0, route="small") for _ in range(20)][-1] == pytest.approx(4.0), "it has grown old"
 
 
 def test_what_loading_takes_is_left_out(process: Process) -> None:
@@ -94,7 +103,7 @@ def test_processor_time_and_not_that_of_the_clock() -> None:
         time.sleep(0.05)
         sum(range(200_000))
         for _ in range(10):
-            beside.observe(0.0, 1)
+            beside.observe("large", 0.0, 1)
         found = beside.take(float(look), 10 * look)
     assert found is not None
     assert 0 < found < 4.9, "the sleep alone is 5 ms each"

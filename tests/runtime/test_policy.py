@@ -717,7 +717,6 @@ loads = st.builds(
     cpu_quota_cores=maybe(st.floats(0.1, 4)),
     request_threads=maybe(st.integers(1, 4)),
     beside_cpu_ms=maybe(st.floats(0, 50)),
-    others_memory_bytes=maybe(st.just(0)),
 )
 
 

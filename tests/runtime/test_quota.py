@@ -56,8 +56,6 @@ def test_a_route_stays_where_the_quota_bears_it_with_all_that_is_beside_it() -> 
     heavy = decide(known.updated(requests_per_s=8.0, beside_cpu_ms=20.0), limit, families, serving, 0.0)
     assert heavy.route == "small"
     assert "8 requests/s, runs of 39 ms on 2 threads and 20 ms of processor time beside each, would take 83% of" in heavy.reason
-    several = decide(known.updated(others_memory_bytes=0), limit, families, serving, 0.0)
-    assert several.route == "small", "other models take processor time too: nothing is known"
 
 
 def test_a_single_run_that_the_quota_stops_is_told() -> None:
