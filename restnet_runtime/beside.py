@@ -17,8 +17,8 @@ _KEPT, _FEWEST = 9, 3
 """Of so many findings a low one is taken, once there are a few: loading and timing routes makes some too high, few are too low."""
 _VALID_S = 30.0
 _UNTOLD = 0.1
-"""The share of requests that may arrive without being told of, as those of several inputs and refused ones: where there are more of them
-than that, all that is known is forgotten."""
+"""The share of requests that may arrive without being told of, as those of several inputs, refused ones and those that a growing queue
+holds: where there are more of them than that, all that is known is forgotten, and the careful share of `quota.py` stands."""
 
 
 class _Window(NamedTuple):
